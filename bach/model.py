@@ -1,0 +1,165 @@
+"""The network: a backbone, the winner's top, and how saved models are loaded.
+
+A model takes raw RGB 0..255 (batch, 299, 299, 3) and returns four probabilities
+that sum to 1. It is made of Keras's own layers only, so that
+`keras.models.load_model(file)` opens it anywhere, without this package.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import keras
+from keras import layers, ops
+
+from bach.classes import CLASSES
+from bach.patches import NETWORK_SIZE
+from bach.runs import InputError, log
+
+# Kwok 2018, section 4.2.
+DENSE_UNITS = 2048
+DROPOUT = 0.5
+
+
+def build_model(
+    backbone: str = "InceptionResNetV2", weights: str = "imagenet", head: str = "sigmoid"
+) -> keras.Model:
+    """Build a patch classifier.
+
+    Args:
+        backbone: Name of any network in `keras.applications`, or "small": a network
+            with the same feature geometry as Inception-ResNet-v2 (8x8 at stride 32)
+            that trains on a CPU.
+        weights: "imagenet" (downloaded by Keras), "none", or a file: a model saved
+            by these scripts, or weights of the backbone alone (`.weights.h5`).
+        head: "sigmoid" (the paper's: four sigmoids rescaled to sum to 1) or
+            "softmax".
+
+    Returns:
+        Model from float `(batch, 299, 299, 3)` in 0..255 to `(batch, 4)`.
+
+    Raises:
+        InputError: If the backbone is unknown or the weights cannot be had.
+
+    Source: Kwok 2018, section 4.2.
+    """
+    if head not in ("sigmoid", "softmax"):
+        raise InputError(f"--head must be sigmoid or softmax. Received: --head={head}.")
+    inputs = keras.Input((NETWORK_SIZE, NETWORK_SIZE, 3), name="patch")
+    features = _features(inputs, backbone, weights)
+    x = layers.GlobalAveragePooling2D(name="pool")(features)
+    x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
+    x = layers.Dropout(DROPOUT, name="dropout")(x)
+    # float32 also under mixed precision: a sum of four small sigmoids underflows.
+    x = layers.Dense(len(CLASSES), activation=head, dtype="float32", name="classes")(x)
+    if head == "sigmoid":
+        x = x / ops.maximum(ops.sum(x, axis=-1, keepdims=True), 1e-7)
+    model = keras.Model(inputs, x, name=backbone.lower())
+    if os.path.isfile(weights):
+        _load_weights(model, weights)
+    return model
+
+
+def load_model(path: str | os.PathLike) -> keras.Model:
+    """Load a saved model.
+
+    Raises:
+        InputError: If the file is missing or broken, or the model does not take
+            patches to four classes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"No model at {path}.\nTrain one first, or name the run folder that holds it."
+        )
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"The model {path} cannot be loaded ({error}).\n"
+            "The file is damaged or was written by another version of Keras; train it again."
+        ) from error
+    if model.output_shape[-1] != len(CLASSES):
+        raise InputError(
+            f"A model must return {len(CLASSES)} class probabilities.\n"
+            f"Received: {path} with output shape {model.output_shape}."
+        )
+    return model
+
+
+def _features(inputs: keras.KerasTensor, backbone: str, weights: str) -> keras.KerasTensor:
+    if backbone == "small":
+        if weights == "imagenet":
+            raise InputError(
+                "The small backbone has no ImageNet weights.\n"
+                "Received: --backbone=small --weights=imagenet.\nAdd --weights none."
+            )
+        return _small(inputs)
+    function = getattr(keras.applications, backbone, None)
+    if not callable(function):
+        names = [name for name in dir(keras.applications) if name[0].isupper()]
+        raise InputError(
+            f"Unknown backbone.\nReceived: --backbone={backbone}.\n"
+            f"Use small or one of {', '.join(names)}."
+        )
+    # Every application module has its own scaling of 0..255 input.
+    x = sys.modules[function.__module__].preprocess_input(inputs)
+    shape = (NETWORK_SIZE, NETWORK_SIZE, 3)
+    try:
+        network = function(
+            include_top=False,
+            weights="imagenet" if weights == "imagenet" else None,
+            input_shape=shape,
+        )
+    except Exception as error:
+        if weights != "imagenet":
+            raise
+        # Keras raises plain Exception when a download fails.
+        raise InputError(
+            f"The ImageNet weights of {backbone} cannot be downloaded ({error}).\n"
+            "Check the network, or train from scratch with --weights none."
+        ) from error
+    return network(x)
+
+
+def _small(inputs: keras.KerasTensor) -> keras.KerasTensor:
+    """Five unpadded strided convolutions, the later ones with a residual one each.
+
+    The strided layers are unpadded, as in Inception-ResNet-v2, so that 299 px give
+    8x8 features that lie exactly at multiples of 32 px.
+    """
+    x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    for stage, width in enumerate((8, 16, 32, 64, 128)):
+        x = _convolution(x, width, strides=2, padding="valid", name=f"stage{stage}_down")
+        if stage >= 2:
+            branch = _convolution(x, width, strides=1, padding="same", name=f"stage{stage}_conv")
+            x = layers.Add(name=f"stage{stage}_add")([x, branch])
+    return x
+
+
+def _convolution(x, width: int, strides: int, padding: str, name: str) -> keras.KerasTensor:
+    x = layers.Conv2D(
+        width, 3, strides=strides, padding=padding, use_bias=False,
+        kernel_initializer="he_normal", name=name,
+    )(x)  # fmt: skip
+    # Keras's default momentum of 0.99 forgets the first weights only after some
+    # hundred steps; small data sets do not have that many in an epoch.
+    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
+    return layers.Activation("relu", name=f"{name}_relu")(x)
+
+
+def _load_weights(model: keras.Model, file: str) -> None:
+    """Start from a saved model of the same network, or from backbone weights."""
+    try:
+        if file.endswith(".keras"):
+            model.set_weights(load_model(file).get_weights())
+            log.info("weights: all of %s", file)
+            return
+        backbone = next((x for x in model.layers if isinstance(x, keras.Model)), model)
+        backbone.load_weights(file)
+        log.info("weights: backbone from %s", file)
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(
+            f"The weights do not fit the network {model.name}: {error}.\n"
+            f"Received: --weights={file}.\nUse the backbone and head they were trained with."
+        ) from error

@@ -1,0 +1,143 @@
+"""Where patches lie: grids on images and slides, and tables of patches.
+
+A patch table has the columns `image_id, x, y, size, tissue, label`: left, top and
+side in level-0 px (floats on slides), the share of tissue, and the label.
+"""
+
+import numpy as np
+import pandas as pd
+
+from bach.slides import PART_A_MPP
+from bach.tissue import box_means
+
+# Kwok 2018, section 4.1: 1,495-px crops at a step of 99 px, shrunk five times to
+# the 299 px that Inception-ResNet-v2 takes.
+PATCH_SIZE = 1495
+PATCH_STRIDE = 99
+NETWORK_SIZE = 299
+
+# What the network sees, in physical units: the same on photos and on slides.
+PATCH_UM = PATCH_SIZE * PART_A_MPP  # 627.9
+NETWORK_MPP = PATCH_UM / NETWORK_SIZE  # 2.1
+
+# A fifth of the field: gives candidates of the number the paper reports.
+SLIDE_STRIDE_UM = PATCH_UM / 5  # 125.58
+
+COLUMNS = ["image_id", "x", "y", "size", "tissue", "label"]
+
+
+def grid(width: float, height: float, size: float, stride: float) -> np.ndarray:
+    """Left and top edges of patches that cover an image.
+
+    Patches stand every `stride`; the last row and column are moved flush with the
+    edge, so that nothing is left out. An image smaller than a patch has one patch
+    at its corner, which reaches beyond it.
+
+    Args:
+        width, height: Size of the image in px.
+        size: Side of a patch in px.
+        stride: Step between patches in px.
+
+    Returns:
+        Array `(n, 2)` of x, y, row by row; int64 if all arguments are integers,
+        else float64.
+
+    Raises:
+        ValueError: If an argument is not positive.
+
+    Example:
+        >>> len(grid(2048, 1536, 1495, 99))
+        14
+    """
+    for name, value in (("width", width), ("height", height), ("size", size), ("stride", stride)):
+        if not value > 0:
+            raise ValueError(f"{name} must be positive. Received: {name}={value}.")
+
+    def starts(length: float) -> np.ndarray:
+        last = max(length - size, 0)
+        steps = np.arange(0, last, stride)
+        return np.append(steps, last).astype(np.result_type(steps, np.asarray(last)))
+
+    x, y = np.meshgrid(starts(width), starts(height))
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def photo_patches(image_id: str, width: int, height: int, label: int | None) -> pd.DataFrame:
+    """Table of the patches of a photo, 14 for one of 2048x1536 px.
+
+    The share of tissue of a photo is not measured: photos show tissue.
+    """
+    corners = grid(width, height, PATCH_SIZE, PATCH_STRIDE)
+    return _table(image_id, corners, PATCH_SIZE, 1.0, -1 if label is None else label)
+
+
+def slide_patches(
+    image_id: str,
+    width: int,
+    height: int,
+    mpp: float,
+    tissue: np.ndarray,
+    downsample: float,
+    labels: np.ndarray | None = None,
+    stride_um: float = SLIDE_STRIDE_UM,
+) -> pd.DataFrame:
+    """Table of all patches of a slide, with their tissue share and label.
+
+    Args:
+        image_id: Name of the slide.
+        width, height: Size of the slide in level-0 px.
+        mpp: um per level-0 px.
+        tissue: Tissue mask of the whole slide, bool.
+        downsample: Level-0 px per px of `tissue` and `labels`.
+        labels: Label mask of the whole slide, 0..3, or None.
+        stride_um: Step between patches in um.
+
+    Returns:
+        Patch table; coordinates are floats in level-0 px, never rounded. The label
+        is the mean of the annotation over the patch, rounded half up (the share of
+        a patch beyond the slide's edge counts as Normal), or -1 without annotation.
+
+    Source: Kwok 2018, sections 4.3 and 4.4.
+    """
+    size = PATCH_UM / mpp
+    corners = grid(width, height, size, stride_um / mpp).astype(np.float64)
+    share = region_means(tissue, corners, size, downsample)
+    if labels is None:
+        label = np.full(len(corners), -1)
+    else:
+        label = np.floor(region_means(labels, corners, size, downsample) + 0.5).astype(int)
+    return _table(image_id, corners, size, share, label)
+
+
+def region_means(
+    values: np.ndarray, corners: np.ndarray, size: float, downsample: float
+) -> np.ndarray:
+    """Mean of a low-resolution map over square regions given in level-0 px.
+
+    Args:
+        values: Map `(rows, cols)` that covers the whole slide.
+        corners: Array `(n, 2)` of x, y in level-0 px.
+        size: Side of the regions in level-0 px.
+        downsample: Level-0 px per px of the map. Given, not derived from the sizes:
+            a map's last row and column reach beyond the slide by a part of a pixel.
+
+    Returns:
+        float64 array `(n,)`. Area beyond the slide counts as 0.
+    """
+    return box_means(
+        values, corners[:, 0] / downsample, corners[:, 1] / downsample, size / downsample
+    )
+
+
+def _table(image_id, corners, size, tissue, label) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "image_id": image_id,
+            "x": corners[:, 0],
+            "y": corners[:, 1],
+            "size": size,
+            "tissue": tissue,
+            "label": label,
+        },
+        columns=COLUMNS,
+    )

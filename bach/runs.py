@@ -1,0 +1,282 @@
+"""Run folders, logging, errors and the options that all scripts share.
+
+A run folder tells its own story: `run.json` (command, arguments, commit,
+versions, status), `log.txt`, and the tables and pictures of its stage. Files are
+written beside and renamed, so a file that is there is whole. `metrics.json` is
+written last: its presence means that the run is finished.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+log = logging.getLogger("bach")
+
+# Arguments that may differ between a run and its resumption: they say where and
+# whether, not what.
+_FREE_ARGUMENTS = ("resume", "run_dir", "data_dir")
+
+_VERSIONED = (
+    "keras", "tensorflow", "jax", "numpy", "pandas", "opencv-python-headless",
+    "openslide-python", "scikit-image",
+)  # fmt: skip
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used; the message says what to do."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success.
+
+    A crash, a full disk or a kill leaves the old file as it was. The temporary
+    name keeps the suffix, since many writers choose the format by it.
+
+    Example:
+        >>> with atomic_path("table.csv") as temporary:  # doctest: +SKIP
+        ...     frame.to_csv(temporary)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(path.suffixes[-2:])
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)  # mkstemp makes files only their owner can read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_csv(frame, path: str | os.PathLike) -> None:
+    """Write a pandas table without its index, whole or not at all."""
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def add_shared_options(parser: argparse.ArgumentParser, run_dir: str) -> None:
+    """Add the options that all four scripts share.
+
+    Args:
+        parser: The script's parser.
+        run_dir: Default run folder of the script.
+    """
+    parser.add_argument("--data-dir", default="data/BACH", help="folder of the challenge data")
+    parser.add_argument("--run-dir", default=run_dir, help="folder to write the run to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    parser.add_argument(
+        "--limit", type=int, default=None,
+        help="use only so many images a class, or slides (for a quick trial)",
+    )  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+
+
+class Run:
+    """A run folder that is being written.
+
+    Args:
+        args: The script's parsed arguments; must hold `run_dir` and `resume`.
+
+    Attributes:
+        path: The folder.
+        finished: True if the folder holds a finished run with the same arguments
+            (only possible with `--resume`); the script then has nothing to do.
+
+    Raises:
+        InputError: If the folder holds a run and `--resume` was not given, or if
+            `--resume` was given and the run there had other arguments.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.path = Path(args.run_dir)
+        self.arguments = {key: value for key, value in vars(args).items()}
+        self.finished = False
+        self._start = time.monotonic()
+        previous = self._read_previous()
+        if previous is None and self.path.is_dir() and any(self.path.iterdir()):
+            raise InputError(
+                f"The run folder {self.path} is not empty and holds no run.json.\n"
+                f"Received: --run-dir={self.path}.\n"
+                "Name a new folder, so that nothing is overwritten."
+            )
+        if previous is not None:
+            if not args.resume:
+                state = "a finished run" if self._has_metrics() else "an unfinished run"
+                raise InputError(
+                    f"The run folder {self.path} already holds {state}.\n"
+                    f"Received: --run-dir={self.path}.\n"
+                    "Add --resume to go on with it, or name another folder."
+                )
+            self._check_same(previous)
+            self.finished = self._has_metrics()
+        self.path.mkdir(parents=True, exist_ok=True)
+        setup_logging(self.path / "log.txt")
+        if self.finished:
+            log.info("finished already: %s (nothing to do)", self.path)
+        else:
+            if previous is not None:
+                log.info("resuming %s", self.path)
+            self._write_status("running")
+
+    def _has_metrics(self) -> bool:
+        return (self.path / "metrics.json").exists()
+
+    def _read_previous(self) -> dict | None:
+        file = self.path / "run.json"
+        if not file.exists():
+            return None
+        try:
+            return json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{file} is not valid JSON ({error}).\nName another --run-dir, or delete this one."
+            ) from error
+
+    def _check_same(self, previous: dict) -> None:
+        old = previous.get("arguments", {})
+        new = json.loads(json.dumps(self.arguments, default=str))
+        keys = (old.keys() | new.keys()) - set(_FREE_ARGUMENTS)
+        changed = sorted(key for key in keys if old.get(key) != new.get(key))
+        if changed:
+            lines = [
+                f"  --{key.replace('_', '-')}: {old.get(key)} then, {new.get(key)} now"
+                for key in changed
+            ]
+            raise InputError(
+                f"Cannot resume {self.path}: it was started with other arguments.\n"
+                + "\n".join(lines)
+                + "\nUse the same arguments, or name another --run-dir."
+            )
+
+    def _write_status(self, status: str) -> None:
+        write_json(
+            self.path / "run.json",
+            {
+                "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "arguments": self.arguments,
+                "status": status,
+                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                **git_state(),
+                "versions": versions(),
+            },
+        )
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Record in `run.json` how the body ended: finished, interrupted, failed."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._write_status("interrupted")
+            log.warning("interrupted; the same command with --resume goes on")
+            raise
+        except BaseException as error:
+            self._write_status(f"failed: {type(error).__name__}: {error}")
+            raise
+
+    def finish(self, metrics: dict) -> None:
+        """Write the metrics, which marks the run as finished, and name the folder."""
+        self._write_status("finished")
+        write_json(self.path / "metrics.json", metrics)
+        log.info("finished in %s", duration(time.monotonic() - self._start))
+
+
+def git_state() -> dict:
+    """The commit this code was run from and whether it was changed since."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def versions() -> dict:
+    """Versions of Python, the platform and the packages that can change results."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def setup_logging(file: str | os.PathLike | None = None) -> None:
+    """Send the log to stderr and, if given, append it to a file."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if file is not None:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 3.1 s, 4 min 5 s, 2 h 3 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+@contextlib.contextmanager
+def step(text: str) -> Iterator[list[str]]:
+    """Log one line for a step when it ends, with what it adds and its time.
+
+    Example:
+        >>> with step("patches") as notes:
+        ...     notes.append("400 images -> 5,600 patches")
+    """
+    start = time.monotonic()
+    notes: list[str] = []
+    yield notes
+    log.info("%s: %s, %s", text, ", ".join(notes) or "done", duration(time.monotonic() - start))
+
+
+def exit_with(main: Callable[..., int | None]) -> None:
+    """Run a script's `main`; an InputError becomes its message and exit code 2."""
+    if not log.handlers:
+        setup_logging()
+    try:
+        code = main()
+    except InputError as error:
+        print(f"InputError: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code or 0)
