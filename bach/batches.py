@@ -182,6 +182,10 @@ class Batches(keras.utils.PyDataset):
     device applies. Order and parameters depend only on seed, epoch and position:
     not on workers, devices or on whether the run was interrupted.
 
+    Attributes:
+        labels: Label of every patch, int64 `(n,)`, in the order of the stores.
+        order: Positions in `labels` in the order of this epoch's batches.
+
     Args:
         stores: uint8 arrays `(n, 299, 299, 3)`.
         labels: One int array a store, 0..3.
@@ -226,10 +230,10 @@ class Batches(keras.utils.PyDataset):
     def start_epoch(self, epoch: int) -> None:
         """Set the epoch, which decides order and augmentation."""
         self._epoch = epoch
-        self._order = np.arange(len(self._row))
+        self.order = np.arange(len(self._row))
         if self._augmentation is not None:
             rng = np.random.default_rng([self._seed, epoch])
-            self._order = rng.permutation(len(self._row))
+            self.order = rng.permutation(len(self._row))
 
     def on_epoch_end(self) -> None:
         self.start_epoch(self._epoch + 1)
@@ -243,7 +247,7 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int):
         start = index * self.batch_size
-        positions = self._order[start : start + self.batch_size]
+        positions = self.order[start : start + self.batch_size]
         patches = self.patches(positions)
         if self._augmentation is None:
             return (fill_up(patches, self.batch_size),)
@@ -271,3 +275,11 @@ def fill_up(patches: np.ndarray, size: int) -> np.ndarray:
     """Repeat the last patch until a batch has `size` of them."""
     missing = size - len(patches)
     return patches if missing == 0 else np.concatenate([patches, patches[-1:].repeat(missing, 0)])
+
+
+def take_rows(table: pd.DataFrame, limit: int | None) -> np.ndarray:
+    """Row numbers of the patches of at most `limit` images a class (a quick trial)."""
+    if limit is None:
+        return np.arange(len(table))
+    first = table.drop_duplicates("image_id").groupby("label")["image_id"].head(limit)
+    return np.flatnonzero(table["image_id"].isin(first))

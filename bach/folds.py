@@ -143,6 +143,41 @@ def with_patients(table: pd.DataFrame, patients: pd.DataFrame | None) -> pd.Data
     return table.assign(patient=found.astype(str))
 
 
+def join_folds(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> pd.DataFrame:
+    """Give every image of an image table its fold and patient.
+
+    Args:
+        images: Image table.
+        folds: Fold table, see `read_folds`.
+        name: Name of the fold file, for the error.
+
+    Raises:
+        InputError: If an image is in no fold.
+    """
+    keys = images["image_id"].map(image_key)
+    rows = folds.assign(key=folds["image_id"].map(image_key)).set_index("key")
+    missing = images["image_id"][~keys.isin(rows.index)]
+    if len(missing):
+        raise InputError(
+            f"Every image must be in the fold table.\n"
+            f"Received: {name} without {len(missing)} images: {_listed(missing)}.\n"
+            "Make folds for this data set with `python -m bach.folds make`."
+        )
+    return images.assign(
+        patient=rows.loc[keys, "patient"].to_numpy(), fold=rows.loc[keys, "fold"].to_numpy()
+    )
+
+
+def take(images: pd.DataFrame, limit: int | None) -> pd.DataFrame:
+    """Keep at most `limit` images a class, in turn from every fold (a quick trial)."""
+    if limit is None:
+        return images
+    turn = images.groupby(["label", "fold"]).cumcount()
+    first = images.assign(turn=turn).sort_values(["turn", "fold"], kind="stable")
+    kept = first.groupby("label").head(limit).index
+    return images.loc[sorted(kept)].reset_index(drop=True)
+
+
 def leaking_images(folds: pd.DataFrame, patients: pd.DataFrame | None = None) -> pd.DataFrame:
     """Find held-out images whose patient is also in their training part.
 

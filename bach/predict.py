@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,6 +54,35 @@ def load_models(run_dir: str | os.PathLike, folds: Sequence[int] | None = None) 
         )
     log.info("models: %s of %s", ", ".join(f"fold {fold}" for fold in wanted), run_dir)
     return {fold: prepare(load_model(found[fold])) for fold in wanted}
+
+
+class TrainedSlides(frozenset):
+    """Names of the slides a model was trained on; `fingerprint` tells its file apart."""
+
+    fingerprint: dict
+
+
+def trained_slides(run_dir: str | os.PathLike, fold: int) -> TrainedSlides:
+    """The slides whose patches a model was trained on.
+
+    Args:
+        run_dir: As in `load_models`.
+        fold: Key of the model there.
+
+    Returns:
+        Names of slides; empty for models of photos alone. A single `.keras` file is
+        looked up beside it.
+    """
+    run_dir = Path(run_dir)
+    file = run_dir
+    if run_dir.suffix != ".keras":
+        file = run_dir / f"fold_{'none' if fold == -1 else fold}" / "model.keras"
+    listed = file.parent / "slides.json"
+    names = json.loads(listed.read_text())["trained_on"] if listed.exists() else []
+    result = TrainedSlides(names)
+    state = file.stat()
+    result.fingerprint = {"bytes": state.st_size, "changed": state.st_mtime_ns}
+    return result
 
 
 def prepare(model: keras.Model) -> keras.Model:

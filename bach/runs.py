@@ -91,6 +91,55 @@ def add_shared_options(parser: argparse.ArgumentParser, run_dir: str) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
 
 
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of scripts that run a network."""
+    parser.add_argument("--batch-size", type=int, default=64, help="patches a batch, all devices")
+    parser.add_argument(
+        "--devices", type=int, default=0,
+        help="devices to use; 0: all GPUs, or one CPU (more make logical CPU devices)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        help="number format of the network's inner layers",
+    )  # fmt: skip
+
+
+def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
+    """Add the options of the two training scripts; defaults are the paper's."""
+    parser.add_argument(
+        "--backbone", default="InceptionResNetV2",
+        help="a network of keras.applications, or small (trains on a CPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", default="imagenet", help="imagenet, none, or a file to start from"
+    )
+    parser.add_argument(
+        "--head", default="sigmoid", choices=("sigmoid", "softmax"), help="kind of the last layer"
+    )
+    parser.add_argument("--epochs", type=int, default=epochs, help="passes over the patches")
+    parser.add_argument("--learning-rate", type=float, default=0.001, help="of SGD, constant")
+    parser.add_argument("--hue", type=float, default=0.04, help="largest hue shift, in turns")
+    parser.add_argument(
+        "--saturation", type=float, default=0.25, help="largest relative saturation change"
+    )
+    parser.add_argument(
+        "--value", type=float, default=0.25, help="largest relative brightness change"
+    )
+    parser.add_argument(
+        "--bn-patches", type=int, default=1024,
+        help="patches to estimate batch-normalisation statistics from after an epoch; 0: do not",
+    )  # fmt: skip
+    parser.add_argument(
+        "--monitor", default="heldout_loss", help="column of history.csv that decides best.keras"
+    )
+    parser.add_argument(
+        "--keep", default="last", choices=("last", "best"),
+        help="epoch whose model is used; best is chosen on the held-out images, which makes "
+        "their score too good",
+    )  # fmt: skip
+    add_device_options(parser)
+
+
 class Run:
     """A run folder that is being written.
 

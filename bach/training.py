@@ -5,11 +5,14 @@ is finished, `state.npz`: everything that is needed to go on as if nothing had
 happened.
 """
 
+import argparse
 import dataclasses
 import json
 import math
 import os
+import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -19,7 +22,10 @@ from tqdm import tqdm
 
 from bach import devices
 from bach.augment import Augment, Augmentation
-from bach.batches import Batches
+from bach.batches import Batches, PatchStore
+from bach.classes import CLASSES
+from bach.model import build_model, load_model
+from bach.pictures import contact_sheet, write_png
 from bach.predict import predict_batches, prepare
 from bach.runs import InputError, atomic_path, duration, log, write_csv
 
@@ -83,6 +89,7 @@ def train(
     else:
         _check_untrained_loss(model, training)
     training.start_epoch(done)
+    _draw_batch(training, folder / "batch.png")
     callbacks = [_Progress(training, settings.epochs)]
     if settings.bn_patches:
         callbacks.append(RefreshBatchNorm(model, training, settings))
@@ -99,6 +106,75 @@ def train(
             shuffle=False,  # Batches shuffles, by seed and epoch
         )
     return pd.DataFrame(checkpoint.history)
+
+
+def train_fold(
+    args: argparse.Namespace,
+    folder: Path,
+    fold: int,
+    parts: Sequence[tuple[PatchStore, np.ndarray]],
+    heldout: tuple[PatchStore, np.ndarray] | None,
+) -> np.ndarray | None:
+    """Build and train the model of one fold, or load what is there of it.
+
+    Writes `model.keras` (the last or the best epoch, by `--keep`) and, last,
+    `heldout.npy`. A finished fold is not trained again.
+
+    Args:
+        args: Arguments of a training script, see `runs.add_training_options`.
+        folder: The fold's folder.
+        fold: Number of the fold; seeds it.
+        parts: Stores to train on, each with the rows to use.
+        heldout: Store and rows held out, or None.
+
+    Returns:
+        Probabilities of the held-out patches `(n, 4)`, or None without any.
+    """
+    done = folder / "heldout.npy"
+    if done.exists():
+        log.info("fold %s: finished before", folder.name.removeprefix("fold_"))
+        return None if heldout is None else np.load(done)
+    # Seeded by fold, so that a fold does not depend on those trained before it in
+    # the same process.
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(args.seed * 1000 + fold + 1)
+    with devices.scope():
+        model = build_model(args.backbone, args.weights, args.head)
+    settings = Settings(
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        bn_patches=args.bn_patches,
+        monitor=args.monitor,
+        augmentation=Augmentation(args.hue, args.saturation, args.value),
+        seed=args.seed * 1000 + fold + 1,
+    )
+
+    def batches(chosen, augmentation=None) -> Batches:
+        return Batches(
+            [store.patches for store, _ in chosen],
+            [store.table["label"].to_numpy() for store, _ in chosen],
+            [rows for _, rows in chosen],
+            args.batch_size,
+            settings.seed,
+            augmentation,
+        )
+
+    held = None if heldout is None else batches([heldout])
+    images = None if heldout is None else heldout[0].table["image_id"].to_numpy()[heldout[1]]
+    train(model, batches(parts, settings.augmentation), held, images, settings, folder)
+    kept = folder / f"{args.keep}.keras"
+    if heldout is None:
+        kept = folder / "last.keras"
+    with atomic_path(folder / "model.keras") as temporary:
+        shutil.copyfile(kept, temporary)
+    probs = np.zeros((0, len(CLASSES)), np.float32)
+    if heldout is not None:
+        # Through the saved file, so that what is reported is what it will do.
+        probs = predict_batches(prepare(load_model(folder / "model.keras")), held, len(held.labels))
+    with atomic_path(done) as temporary, temporary.open("wb") as stream:
+        np.save(stream, probs)
+    (folder / "state.npz").unlink(missing_ok=True)  # large, and of no use any more
+    return None if heldout is None else probs
 
 
 def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[str, float]:
@@ -348,3 +424,14 @@ def _check_untrained_loss(model: keras.Model, training: Batches) -> None:
     probs = np.asarray(model.predict_on_batch(patches))
     loss = float(-np.log(np.clip(probs[np.arange(count), training.labels[:count]], 1e-7, 1)).mean())
     log.info("loss before training: %.3f (untrained four-class network: ln 4 = 1.386)", loss)
+
+
+def _draw_batch(training: Batches, file: Path) -> None:
+    """Draw the first batch as the network sees it, augmentation included."""
+    (patches, parameters), _ = training[0]
+    count = min(len(patches), 32)
+    seen = keras.ops.convert_to_numpy(Augment()([patches[:count], parameters[:count]]))
+    labels = training.labels[training.order[:count]]
+    write_png(
+        file, contact_sheet(np.rint(seen).astype(np.uint8), [CLASSES[label] for label in labels])
+    )

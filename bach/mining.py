@@ -1,0 +1,147 @@
+"""Hard example mining: the patches of slides that a model gets most wrong."""
+
+import numpy as np
+import pandas as pd
+
+from bach.annotations import label_mask, read_regions
+from bach.classes import CLASSES, PROB_COLUMNS
+from bach.data import annotation_path
+from bach.patches import SLIDE_STRIDE_UM, slide_patches
+from bach.runs import log
+from bach.slides import Slide
+from bach.tissue import tissue_mask
+
+# Masks and class maps of slides have about this scale: level 2 (16 level-0 px) of
+# the challenge's slides.
+MAP_MPP = 16 * 0.467
+
+MIN_TISSUE = 0.05  # Kwok 2018, section 4.3: patches with less are dropped
+MIN_TISSUE_HARD = 0.70  # section 4.5: of hard examples
+HARDEST = 0.40  # section 4.5: share of patches that are candidates
+HARD_EXAMPLES = 5900  # section 4.5: drawn in all
+
+
+def difficulty(label, predicted, prob):
+    """Score how wrong a patch prediction is, for hard example mining.
+
+    Class distance on the scale normal 0 ... invasive 3, weighted by the confidence
+    of the wrong answer; 0 means correct.
+
+    Args:
+        label: True class, 0..3; a number or an array.
+        predicted: Predicted class, 0..3.
+        prob: Probability of the predicted class, 0..1.
+
+    Returns:
+        Difficulty, 0..3: a float, or an array where arrays were given.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> round(difficulty(3, 1, 0.9), 6)
+        1.8
+
+    Source: Kwok 2018, section 4.5.
+    """
+    label, predicted, prob = (np.asarray(value, np.float64) for value in (label, predicted, prob))
+    for name, value, top in (
+        ("label", label, len(CLASSES) - 1),
+        ("predicted", predicted, len(CLASSES) - 1),
+        ("prob", prob, 1),
+    ):
+        # A little more than 1 is float rounding of a probability.
+        if not ((value >= 0) & (value <= top + 1e-6)).all():
+            raise ValueError(f"{name} must lie in 0..{top}. Received: {name}={value}.")
+    result = np.abs(label - predicted) * prob
+    return float(result) if result.ndim == 0 else result
+
+
+def map_downsample(mpp: float) -> int:
+    """Level-0 px per px of masks and class maps: 16 on the challenge's slides."""
+    return max(1, round(MAP_MPP / mpp))
+
+
+def slide_masks(slide: Slide) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
+    """Thumbnail, tissue mask and label mask of a slide, all of one size.
+
+    Returns:
+        Thumbnail uint8 `(h, w, 3)`; tissue bool `(h, w)`; labels uint8 0..3
+        `(h, w)`, or None without annotation; level-0 px per px of all three.
+
+    Raises:
+        InputError: If slide or annotation cannot be read.
+    """
+    downsample = map_downsample(slide.mpp)
+    thumbnail = slide.thumbnail(downsample * slide.mpp)
+    labels = None
+    annotation = annotation_path(slide.path)
+    if annotation is not None:
+        labels = label_mask(read_regions(annotation), slide.width, slide.height, downsample)
+    return thumbnail, tissue_mask(thumbnail), labels, downsample
+
+
+def mining_patches(
+    slide: Slide,
+    tissue: np.ndarray,
+    labels: np.ndarray,
+    downsample: int,
+    stride_um: float = SLIDE_STRIDE_UM,
+) -> pd.DataFrame:
+    """Patch table of a slide, without patches of less than 5% tissue."""
+    table = slide_patches(
+        slide.name, slide.width, slide.height, slide.mpp, tissue, downsample, labels, stride_um
+    )
+    return table[table["tissue"] >= MIN_TISSUE].reset_index(drop=True)
+
+
+def add_difficulty(table: pd.DataFrame) -> pd.DataFrame:
+    """Add `predicted` and `difficulty` to a patch table with the `prob_` columns."""
+    probs = table[list(PROB_COLUMNS)].to_numpy()
+    predicted = probs.argmax(axis=1) if len(table) else np.zeros(0, int)
+    prob = probs[np.arange(len(table)), predicted]
+    return table.assign(
+        predicted=predicted, difficulty=difficulty(table["label"].to_numpy(), predicted, prob)
+    )
+
+
+def hardest(table: pd.DataFrame, share: float = HARDEST, seed: int = 0) -> pd.DataFrame:
+    """The given share of patches with the greatest difficulty, over all slides together.
+
+    Args:
+        table: Patch table with `difficulty`.
+        share: Share to keep, 0..1.
+        seed: Breaks ties, which a model that is right on most patches has many of.
+
+    Returns:
+        The candidates, hardest first.
+    """
+    order = np.random.default_rng(seed).permutation(len(table))
+    shuffled = table.iloc[order].sort_values("difficulty", ascending=False, kind="stable")
+    return shuffled.head(round(share * len(table))).reset_index(drop=True)
+
+
+def draw_evenly(candidates: pd.DataFrame, count: int = HARD_EXAMPLES, seed: int = 0):
+    """Draw hard examples, a quarter of them from each class.
+
+    A class with fewer candidates than a quarter gives all it has, and the log says
+    so; the others do not make up for it.
+
+    Args:
+        candidates: Patch table with `label`.
+        count: How many in all.
+        seed: Seed of the draw.
+
+    Returns:
+        Patch table, in the order of slide and position.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for label, name in enumerate(CLASSES):
+        rows = np.flatnonzero(candidates["label"] == label)
+        quarter = count // len(CLASSES) + (label < count % len(CLASSES))
+        if len(rows) < quarter:
+            log.warning("%s: only %d candidates for %d hard examples", name, len(rows), quarter)
+        drawn.append(rng.permutation(rows)[:quarter])
+    table = candidates.iloc[np.concatenate(drawn)]
+    return table.sort_values(["image_id", "y", "x"], kind="stable").reset_index(drop=True)

@@ -1,0 +1,131 @@
+"""Pictures for people: contact sheets, masks with grids, overlays with a legend."""
+
+import os
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from bach.classes import CLASSES, COLORS
+from bach.runs import atomic_path
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_LEGEND_HEIGHT = 34
+
+
+def write_png(path: str | os.PathLike, rgb: np.ndarray) -> None:
+    """Write a uint8 `(height, width, 3)` RGB picture as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        if not cv2.imwrite(str(temporary), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)):
+            raise OSError(f"{path} could not be written.")
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray], texts: Sequence[str], columns: int = 8, side: int = 150
+) -> np.ndarray:
+    """Lay pictures out on a white sheet, each with a text below.
+
+    Args:
+        images: uint8 pictures `(h, w, 3)`; shown `side` px high.
+        texts: One short text each.
+        columns: Pictures in a row.
+        side: Height of a picture on the sheet in px.
+
+    Returns:
+        uint8 `(height, width, 3)`, RGB.
+    """
+    gap, line = 6, 16
+    width = max((round(i.shape[1] * side / i.shape[0]) for i in images), default=side)
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    sheet = np.full(
+        (max(rows, 1) * (side + line + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8
+    )
+    for index, (image, text) in enumerate(zip(images, texts, strict=True)):
+        x = gap + index % columns * (width + gap)
+        y = gap + index // columns * (side + line + gap)
+        shown = round(image.shape[1] * side / image.shape[0])
+        sheet[y : y + side, x : x + shown] = cv2.resize(
+            np.ascontiguousarray(image), (shown, side), interpolation=cv2.INTER_AREA
+        )
+        cv2.putText(sheet, text, (x, y + side + 12), _FONT, 0.38, (30, 30, 30), 1, cv2.LINE_AA)
+    return sheet
+
+
+def mask_and_grid(
+    thumbnail: np.ndarray,
+    tissue: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    downsample: float,
+) -> np.ndarray:
+    """Draw the outline of the tissue and the patches that were kept.
+
+    Args:
+        thumbnail: uint8 `(height, width, 3)`.
+        tissue: Mask of the same height and width.
+        boxes: Array `(n, 3)` of x, y, size in level-0 px.
+        labels: Class of each box, 0..3; decides its colour.
+        downsample: Level-0 px per thumbnail px.
+    """
+    picture = thumbnail.copy()
+    picture[~tissue] = (picture[~tissue] * 0.75 + 255 * 0.25).astype(np.uint8)
+    outlines, _ = cv2.findContours(tissue.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(picture, outlines, -1, (0, 0, 0), 1)
+    for (x, y, size), label in zip(boxes / downsample, labels, strict=True):
+        # The middle fifth: whole patches overlap so much that they hide each other.
+        left, top = round(x + 0.4 * size), round(y + 0.4 * size)
+        right, bottom = round(x + 0.6 * size), round(y + 0.6 * size)
+        cv2.rectangle(picture, (left, top), (right, bottom), COLORS[int(label)], 1)
+    return np.concatenate([picture, legend(picture.shape[1])])
+
+
+def overlay(thumbnail: np.ndarray, class_map: np.ndarray, opacity: float = 0.45) -> np.ndarray:
+    """Colour a thumbnail by a class map of the same size; Normal stays clear.
+
+    Args:
+        thumbnail: uint8 `(height, width, 3)`.
+        class_map: uint8 `(height, width)`, 0..3.
+        opacity: Share of the class colour where the class is not Normal.
+
+    Returns:
+        uint8 picture with a legend below.
+    """
+    colors = np.array(COLORS, np.float32)[class_map]
+    share = np.where(class_map[..., None] > 0, opacity, 0.0)
+    picture = np.rint(thumbnail * (1 - share) + colors * share).astype(np.uint8)
+    for label in range(1, len(CLASSES)):
+        outlines, _ = cv2.findContours(
+            (class_map == label).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE
+        )
+        cv2.drawContours(picture, outlines, -1, COLORS[label], 1)
+    return np.concatenate([picture, legend(picture.shape[1])])
+
+
+def legend(width: int) -> np.ndarray:
+    """A strip with the four class colours and names: uint8 `(34, width, 3)`."""
+    strip = np.full((_LEGEND_HEIGHT, width, 3), 255, np.uint8)
+    place = width // len(CLASSES)
+    for label, name in enumerate(CLASSES):
+        x = label * place + 8
+        cv2.rectangle(strip, (x, 9), (x + 16, 25), COLORS[label], -1)
+        scale = min(0.5, place / 180)
+        cv2.putText(strip, name, (x + 22, 22), _FONT, scale, (30, 30, 30), 1, cv2.LINE_AA)
+    return strip
+
+
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one height next to each other, a white gap between."""
+    gap = np.full((pictures[0].shape[0], 8, 3), 255, np.uint8)
+    parts = [pictures[0]]
+    for picture in pictures[1:]:
+        parts += [gap, picture]
+    return np.concatenate(parts, axis=1)
+
+
+def heat_colors(heatmap: np.ndarray) -> np.ndarray:
+    """A float heatmap 0..1 in colours: uint8 `(height, width, 3)`, RGB."""
+    bgr = cv2.applyColorMap(
+        np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_MAGMA
+    )
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

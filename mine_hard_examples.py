@@ -1,0 +1,177 @@
+"""Step 2: find the patches of Part B slides that the Part A models get most wrong.
+
+Reads    --data-dir (annotated slides), --model-dir (run of train_part_a.py)
+Writes   runs/hard_examples/slides/NAME.csv     every patch with at least 5% tissue
+         runs/hard_examples/slides/NAME.png     tissue mask and grid
+         runs/hard_examples/candidates.csv      the hardest 40%
+         runs/hard_examples/hard_examples.csv   drawn evenly over the classes
+         runs/hard_examples/patches/            their pixels, for train_final.py
+         runs/hard_examples/hardest.png, metrics.json, run.json, log.txt
+
+    python mine_hard_examples.py --data-dir data/BACH --model-dir runs/part_a
+
+Paper (Kwok 2018): 28,000 / 4,500 / 1,500 / 19,700 candidates, 5,900 hard examples.
+"""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+
+from bach.classes import CLASSES, PROB_COLUMNS
+from bach.data import part
+from bach.mining import (
+    HARD_EXAMPLES,
+    HARDEST,
+    MIN_TISSUE_HARD,
+    add_difficulty,
+    draw_evenly,
+    hardest,
+    mining_patches,
+    slide_masks,
+)
+from bach.patches import SLIDE_STRIDE_UM
+from bach.pictures import contact_sheet, mask_and_grid, write_png
+from bach.runs import (
+    InputError,
+    Run,
+    add_device_options,
+    add_shared_options,
+    exit_with,
+    log,
+    step,
+    write_csv,
+)
+from bach.slides import Slide
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_shared_options(parser, run_dir="runs/hard_examples")
+    add_device_options(parser)
+    parser.add_argument("--model-dir", default="runs/part_a", help="run folder of the models")
+    parser.add_argument(
+        "--stride-um", type=float, default=SLIDE_STRIDE_UM, help="step between patches in um"
+    )
+    parser.add_argument(
+        "--hardest", type=float, default=HARDEST, help="share of the patches that are candidates"
+    )
+    parser.add_argument(
+        "--hard-examples", type=int, default=HARD_EXAMPLES, help="patches to draw in all"
+    )
+    parser.add_argument(
+        "--mpp", type=float, default=None, help="um per pixel of the slides, if they do not say"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    slides = part(args.data_dir, "B", args.limit)
+    run = Run(args)
+    if run.finished:
+        print(run.path)
+        return
+    with run.watch():
+        # 1. The Part A models; their mean is what is mined with.
+        from bach import devices  # loads the framework, which --help must not
+        from bach.batches import cut_slides
+        from bach.predict import load_models
+
+        devices.start(args.devices, args.seed, args.precision)
+        models = list(load_models(args.model_dir).values())
+
+        # 2. Slide by slide: tissue, patches, labels, predictions.
+        failures = []
+        for row in slides.itertuples():
+            try:
+                predict_one(row, models, args, run)
+            except InputError as error:
+                log.error("%s failed: %s", row.image_id, error)
+                failures.append(f"{row.image_id}: {error}")
+        if failures:
+            raise InputError(
+                "\n".join(failures) + "\nThe other slides are done. Mend or remove these, then "
+                "run the same command with --resume."
+            )
+        tables = [pd.read_csv(run.path / "slides" / f"{i}.csv") for i in slides["image_id"]]
+        table = pd.concat(tables, ignore_index=True)
+
+        # 3. Difficulty, the hardest, an even draw.
+        table = add_difficulty(table[table["tissue"] >= MIN_TISSUE_HARD].reset_index(drop=True))
+        candidates = hardest(table, args.hardest, args.seed)
+        chosen = draw_evenly(candidates, args.hard_examples, args.seed)
+        if chosen.empty:
+            raise InputError(
+                f"No patch of {len(slides)} slides has {MIN_TISSUE_HARD:.0%} tissue.\n"
+                f"Look at the masks in {run.path / 'slides'}."
+            )
+        write_csv(candidates, run.path / "candidates.csv")
+        write_csv(chosen, run.path / "hard_examples.csv")
+        count = _class_counts(candidates)
+        log.info("candidates: %s of %s patches", _listed(count), f"{len(table):,}")
+        log.info("hard examples: %s", _listed(_class_counts(chosen)))
+
+        # 4. Their pixels, and a look at the worst.
+        paths = dict(zip(slides["image_id"], slides["path"], strict=True))
+        store = cut_slides(chosen, paths, run.path / "patches", args.mpp)
+        draw_hardest(store, run)
+        wrong = table["predicted"] != table["label"]
+        run.finish(
+            {
+                "patches": len(table),
+                "patch_accuracy": float(1 - wrong.mean()),
+                "candidates": count,
+                "hard_examples": _class_counts(chosen),
+                "slides": slides["image_id"].tolist(),
+            }
+        )
+    print(run.path)
+
+
+def predict_one(row, models: list, args: argparse.Namespace, run: Run) -> None:
+    """Write the patch table of one slide with predictions, and its picture."""
+    from bach.predict import predict_slide
+
+    file = run.path / "slides" / f"{row.image_id}.csv"
+    if file.exists():  # written whole, so it is finished
+        return
+    with step(row.image_id) as notes, Slide(row.path, mpp=args.mpp) as slide:
+        thumbnail, tissue, labels, downsample = slide_masks(slide)
+        table = mining_patches(slide, tissue, labels, downsample, args.stride_um)
+        # Patches with less tissue cannot become hard examples: they are listed, not
+        # predicted.
+        used = (table["tissue"] >= MIN_TISSUE_HARD).to_numpy()
+        probs = np.full((len(table), len(PROB_COLUMNS)), np.nan, np.float32)
+        probs[used] = predict_slide(models, slide, table[used], args.batch_size)
+        table = table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True)))
+        boxes = table.loc[used, ["x", "y", "size"]].to_numpy()
+        picture = mask_and_grid(thumbnail, tissue, boxes, table.loc[used, "label"], downsample)
+        write_png(file.with_suffix(".png"), picture)
+        write_csv(table, file)
+        notes.append(f"{tissue.mean():.0%} tissue -> {len(table):,} patches")
+        notes.append(f"{used.sum():,} with {MIN_TISSUE_HARD:.0%} tissue predicted")
+
+
+def draw_hardest(store, run: Run, count: int = 48) -> None:
+    """Write a sheet of the hardest patches, with true and predicted class."""
+    worst = store.table.sort_values("difficulty", ascending=False).head(count)
+    texts = [
+        f"{CLASSES[row.label]} as {CLASSES[row.predicted]} {row.difficulty:.1f}"
+        for row in worst.itertuples()
+    ]
+    write_png(run.path / "hardest.png", contact_sheet(store.patches[worst.index], texts))
+
+
+def _class_counts(table: pd.DataFrame) -> dict[str, int]:
+    return {name: int((table["label"] == label).sum()) for label, name in enumerate(CLASSES)}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return " / ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+if __name__ == "__main__":
+    exit_with(main)
