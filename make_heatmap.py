@@ -99,17 +99,18 @@ def main(argv: list[str] | None = None) -> int:
     with run.watch():
         # 1. The models, and the slides each was trained on.
         from bach import devices  # loads the framework, which --help must not
-        from bach.predict import load_models, trained_slides
+        from bach.predict import load_models, model_file, trained_slides
 
         devices.start(args.devices, args.seed, args.precision)
         models = load_models(args.model_dir)
-        seen = {fold: trained_slides(args.model_dir, fold) for fold in models}
+        files = {fold: model_file(args.model_dir, fold) for fold in models}
+        seen = {fold: trained_slides(file) for fold, file in files.items()}
 
         # 2. Slide by slide; one that fails does not stop the rest.
         results, failures = [], {}
         for row in slides.itertuples():
             try:
-                results.append(one_slide(row, models, seen, args, run))
+                results.append(one_slide(row, models, files, seen, args, run))
             except InputError as error:
                 log.error("%s failed: %s", row.image_id, error)
                 failures[row.image_id] = str(error)
@@ -152,7 +153,9 @@ def list_slides(args: argparse.Namespace) -> pd.DataFrame:
     return table.head(args.limit).reset_index(drop=True) if args.limit else table
 
 
-def one_slide(row, models: dict, seen: dict, args: argparse.Namespace, run: Run) -> dict:
+def one_slide(
+    row, models: dict, files: dict, seen: dict, args: argparse.Namespace, run: Run
+) -> dict:
     """Make and write everything of one slide, or read it if that was done before."""
     from bach.predict import predict_slide
 
@@ -161,7 +164,7 @@ def one_slide(row, models: dict, seen: dict, args: argparse.Namespace, run: Run)
     chosen = unseen or list(models)
     key = {
         "file": _fingerprint(row.path),
-        "models": {str(fold): seen[fold].fingerprint for fold in chosen},
+        "models": {str(fold): _fingerprint(files[fold]) for fold in chosen},
     }
     done = run.path / "slides" / f"{name}.json"
     if done.exists():
@@ -278,7 +281,8 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def _fingerprint(path: str) -> dict:
+def _fingerprint(path: str | Path) -> dict:
+    """What changes when a file does."""
     if not Path(path).is_file():
         raise InputError(f"No such slide: {path}.\nReceived: path={path}.\nCheck the name.")
     state = Path(path).stat()

@@ -56,33 +56,22 @@ def load_models(run_dir: str | os.PathLike, folds: Sequence[int] | None = None) 
     return {fold: prepare(load_model(found[fold])) for fold in wanted}
 
 
-class TrainedSlides(frozenset):
-    """Names of the slides a model was trained on; `fingerprint` tells its file apart."""
+def model_file(run_dir: str | os.PathLike, fold: int) -> Path:
+    """File of a model of a run, by its key in `load_models`."""
+    run_dir = Path(run_dir)
+    if run_dir.suffix == ".keras":
+        return run_dir
+    return run_dir / f"fold_{'none' if fold == -1 else fold}" / "model.keras"
 
-    fingerprint: dict
 
-
-def trained_slides(run_dir: str | os.PathLike, fold: int) -> TrainedSlides:
-    """The slides whose patches a model was trained on.
+def trained_slides(file: Path) -> frozenset[str]:
+    """Names of the slides a model was trained on; empty for models of photos alone.
 
     Args:
-        run_dir: As in `load_models`.
-        fold: Key of the model there.
-
-    Returns:
-        Names of slides; empty for models of photos alone. A single `.keras` file is
-        looked up beside it.
+        file: The model's file; the list lies beside it.
     """
-    run_dir = Path(run_dir)
-    file = run_dir
-    if run_dir.suffix != ".keras":
-        file = run_dir / f"fold_{'none' if fold == -1 else fold}" / "model.keras"
     listed = file.parent / "slides.json"
-    names = json.loads(listed.read_text())["trained_on"] if listed.exists() else []
-    result = TrainedSlides(names)
-    state = file.stat()
-    result.fingerprint = {"bytes": state.st_size, "changed": state.st_mtime_ns}
-    return result
+    return frozenset(json.loads(listed.read_text())["trained_on"] if listed.exists() else ())
 
 
 def prepare(model: keras.Model) -> keras.Model:

@@ -329,3 +329,25 @@ def exit_with(main: Callable[..., int | None]) -> None:
     except KeyboardInterrupt:
         code = 130
     sys.exit(code or 0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m bach.runs compare RUN_A RUN_B` and `python -m bach.runs table RUN...`."""
+    from bach import comparison  # not at the top: it imports this module
+
+    tools = {"compare": comparison.main_compare, "table": comparison.main_table}
+    parser = argparse.ArgumentParser(
+        prog="python -m bach.runs", description="Compare finished runs. Each tool has its --help."
+    )
+    parser.add_argument("tool", choices=tools, help="compare two runs, or a table of any number")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="run folders and options")
+    args = parser.parse_args(argv)
+    return tools[args.tool](args.arguments)
+
+
+if __name__ == "__main__":
+    # As a program this file is the module `__main__`; the errors to catch are those
+    # of `bach.runs`.
+    from bach import runs
+
+    runs.exit_with(runs.main)

@@ -1,0 +1,29 @@
+# make demo        the whole pipeline on trial data (about ten minutes on two cores)
+# make test        all tests
+# make lint        ruff
+# make bench       measurements behind the README's figures
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint bench
+
+demo: $(VENV)/installed
+	$(RUN) -m bach.demo
+
+test: $(VENV)/installed
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(VENV)/installed
+	@for file in benchmarks/*.py; do echo "$$file"; $(RUN) $$file --quick || exit 1; done
+
+$(VENV)/installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

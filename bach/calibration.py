@@ -1,0 +1,434 @@
+"""Do the probabilities mean what they say? Reliability, and one temperature to mend it.
+
+    python -m bach.calibration runs/part_a
+
+Reads    RUN/predictions.csv (out-of-fold, with the column fold, or --folds)
+Writes   RUN/calibration.json, RUN/reliability.png
+
+A network tends to be too sure. One temperature for all probabilities mends that
+without changing any answer. What is reported is honest: the predictions of a fold
+are scaled by the temperature of the other folds. What is stored, for new images, is
+fitted on all. The last line on stdout is the result as JSON.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from bach.classes import CLASSES, PROB_COLUMNS
+from bach.metrics import image_key, read_labels, to_json
+from bach.runs import InputError, atomic_path, exit_with, log, write_json
+
+# Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599),
+# section 2 (reliability, ECE with 15 bins in section 5) and 4.2 (temperature).
+BINS = 15
+
+# Beyond these the fit has run away: all answers are right (the best temperature is
+# 0), or they are no better than chance (it is infinite).
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+
+# Probabilities of exactly 0 have no logarithm. Softmax in float32 gives them.
+_SMALLEST = 1e-7
+
+
+# Figures
+
+
+def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> pd.DataFrame:
+    """Compare how sure the answers are with how often they are right.
+
+    Args:
+        probs: Probabilities, `(images, 4)`.
+        labels: True classes, 0..3, `(images,)`.
+        bins: Number of bins of equal width; a bin holds the images whose largest
+            probability is above `low` and up to `high`.
+
+    Returns:
+        Table of `low, high, count, confidence, accuracy`, a row a bin; the last two
+        are nan in an empty bin.
+
+    Raises:
+        ValueError: If shapes do not fit, or a value is not finite.
+
+    Source: Guo et al. 2017, section 2.
+    """
+    probs, labels = _checked(probs, labels)
+    if bins < 1:
+        raise ValueError(f"bins must be 1 or more. Received: bins={bins}.")
+    confidence = probs.max(axis=1) if len(probs) else np.zeros(0)
+    right = probs.argmax(axis=1) == labels if len(probs) else np.zeros(0, bool)
+    edges = np.linspace(0, 1, bins + 1)
+    number = np.searchsorted(edges[1:-1], confidence, side="left")
+    count = np.bincount(number, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        sums = [np.bincount(number, values, minlength=bins) for values in (confidence, right)]
+        means = [values / count for values in sums]
+    return pd.DataFrame(
+        {
+            "low": edges[:-1], "high": edges[1:], "count": count,
+            "confidence": means[0], "accuracy": means[1],
+        }
+    )  # fmt: skip
+
+
+def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """Mean distance between confidence and accuracy over the bins, weighted by count.
+
+    It is biased upwards where images are few: bins then stray by chance.
+
+    Args:
+        probs, labels, bins: See `reliability`.
+
+    Returns:
+        The error, 0..1; nan without images.
+
+    Source: Guo et al. 2017, equation 3.
+    """
+    table = reliability(probs, labels, bins)
+    total = table["count"].sum()
+    if not total:
+        return float("nan")
+    gaps = (table["accuracy"] - table["confidence"]).abs().fillna(0.0)
+    return float((gaps * table["count"]).sum() / total)
+
+
+def negative_log_likelihood(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cross-entropy in nats; ln 4 = 1.386 for a network that knows nothing.
+
+    Args:
+        probs, labels: See `reliability`.
+    """
+    probs, labels = _checked(probs, labels)
+    if not len(probs):
+        return float("nan")
+    picked = np.take_along_axis(probs, labels[:, None], axis=1)
+    return float(-np.log(np.maximum(picked, _SMALLEST)).mean())
+
+
+def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """Make probabilities less (above 1) or more (below 1) sure; answers stay.
+
+    p^(1/T), rescaled to sum to 1: the same as dividing the logits of a softmax.
+
+    Args:
+        probs: Probabilities, `(..., 4)`; nan stays nan.
+        temperature: T, above 0.
+
+    Returns:
+        Array of the same shape; float32 stays float32.
+
+    Raises:
+        ValueError: If the temperature is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive. Received: temperature={temperature}.")
+    probs = np.asarray(probs)
+    if not np.issubdtype(probs.dtype, np.floating):
+        probs = probs.astype(np.float64)
+    # Relative to the largest, so that small temperatures cannot underflow to 0/0.
+    scaled = (probs / probs.max(axis=-1, keepdims=True)) ** probs.dtype.type(1 / temperature)
+    return scaled / scaled.sum(axis=-1, keepdims=True)
+
+
+def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Find the temperature under which the true classes are most likely.
+
+    The likelihood has a single maximum in 1/T, so a scalar search finds it.
+
+    Args:
+        probs: Probabilities, `(n, 4)`, of images that the network did not train on.
+        labels: True classes, 0..3, `(n,)`; or counts of each true class, `(n, 4)`,
+            where a row stands for many pixels.
+
+    Returns:
+        The temperature, within `MIN_TEMPERATURE` and `MAX_TEMPERATURE` (a warning is
+        logged if it ends there); 1 if there is nothing to fit.
+
+    Raises:
+        ValueError: If shapes do not fit, or a value is not finite.
+
+    Source: Guo et al. 2017, section 4.2.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2:
+        counts = labels.astype(np.float64)
+        probs, _ = _checked(probs, np.zeros(len(labels), int))
+    else:
+        probs, labels = _checked(probs, labels)
+        counts = np.eye(len(CLASSES))[labels]
+    weights = counts.sum(axis=1)
+    if not weights.sum():
+        return 1.0
+    logits = np.log(np.maximum(probs, _SMALLEST))
+    # The part of the true classes is linear in 1/T; only the norm is computed anew.
+    true_part = float((counts * logits).sum())
+
+    def loss(log_temperature: float) -> float:
+        inverse = np.exp(-log_temperature)
+        norm = float(weights @ logsumexp(logits * inverse, axis=1))
+        return (norm - inverse * true_part) / weights.sum()
+
+    ends = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
+    found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
+    if min(abs(found.x - ends)) < 1e-3:
+        log.warning(
+            "the temperature ran to its limit %.2f: all answers are right, or none better than "
+            "chance; too little to fit one on", np.exp(found.x),
+        )  # fmt: skip
+    return float(np.exp(found.x))
+
+
+def leave_fold_out(
+    probs: np.ndarray, labels: np.ndarray, folds: np.ndarray
+) -> tuple[np.ndarray, dict[int, float]]:
+    """Scale the predictions of every fold by the temperature of the other folds.
+
+    Args:
+        probs, labels: See `reliability`; out-of-fold predictions.
+        folds: Fold of every image, integers, `(images,)`.
+
+    Returns:
+        Scaled probabilities `(images, 4)` and {fold: temperature used on it}.
+
+    Raises:
+        ValueError: If there are fewer than two folds.
+    """
+    probs, labels = _checked(probs, labels)
+    folds = np.asarray(folds)
+    names = np.unique(folds).tolist()
+    if len(names) < 2:
+        raise ValueError(f"There must be two folds or more. Received: {names}.")
+    scaled, temperatures = np.empty_like(probs), {}
+    for fold in names:
+        inside = folds == fold
+        temperatures[fold] = fit_temperature(probs[~inside], labels[~inside])
+        scaled[inside] = apply_temperature(probs[inside], temperatures[fold])
+    return scaled, temperatures
+
+
+def _checked(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    probs, labels = np.asarray(probs, np.float64), np.asarray(labels)
+    if probs.ndim != 2 or probs.shape[1] != len(CLASSES) or labels.shape != (len(probs),):
+        raise ValueError(
+            "probs must be (images, 4) and labels (images,). "
+            f"Received: probs.shape={probs.shape}, labels.shape={labels.shape}."
+        )
+    if not np.isfinite(probs).all() or (probs < 0).any():
+        raise ValueError("Probabilities must be finite and not negative. Received others.")
+    if labels.size and not np.isin(labels, range(len(CLASSES))).all():
+        raise ValueError(f"Labels must be 0..3. Received: {np.unique(labels)}.")
+    return probs, labels.astype(int)
+
+
+# The picture
+
+
+def draw_reliability(tables: dict[str, pd.DataFrame]) -> np.ndarray:
+    """Draw reliability tables side by side.
+
+    A bar is the share of right answers in a bin, the thin line on it the mean
+    confidence, the diagonal what a calibrated network would do; the strip below
+    shows how many images a bin holds.
+
+    Args:
+        tables: {title: table of `reliability`}.
+
+    Returns:
+        uint8 `(height, width, 3)`, RGB.
+    """
+    side, margin, strip, gap = 400, 60, 60, 14
+    panels = []
+    for title, table in tables.items():
+        height = margin + side + gap + strip + margin
+        picture = np.full((height, side + 2 * margin, 3), 255, np.uint8)
+        left, bottom = margin, margin + side
+
+        def corner(x: float, y: float, left: int = left, bottom: int = bottom) -> tuple[int, int]:
+            return round(left + x * side), round(bottom - y * side)
+
+        base = bottom + gap + strip
+        fullest = max(int(table["count"].max()), 1) if len(table) else 1
+        for row in table[table["count"] > 0].itertuples():
+            cv2.rectangle(
+                picture, corner(row.low, row.accuracy), corner(row.high, 0), (86, 180, 233), -1
+            )
+            cv2.rectangle(
+                picture, corner(row.low, row.accuracy), corner(row.high, 0), (255, 255, 255), 1
+            )
+            cv2.line(
+                picture, corner(row.low, row.confidence), corner(row.high, row.confidence),
+                (190, 30, 45), 2,
+            )  # fmt: skip
+            top = base - max(1, round(strip * row.count / fullest))
+            ends = (corner(row.low, 0)[0] + 1, top), (corner(row.high, 0)[0] - 1, base)
+            cv2.rectangle(picture, *ends, (150, 150, 150), -1)
+        cv2.line(picture, corner(0, 0), corner(1, 1), (90, 90, 90), 1, cv2.LINE_AA)
+        cv2.rectangle(picture, corner(0, 1), corner(1, 0), (0, 0, 0), 1)
+        cv2.line(picture, (left, base), (left + side, base), (0, 0, 0), 1)
+        for tick in (0, 0.25, 0.5, 0.75, 1):
+            _text(picture, f"{tick:g}", (corner(tick, 0)[0] - 12, base + 18))
+            _text(picture, f"{tick:g}", (8, corner(0, tick)[1] + 5))
+        _text(picture, title, (left, 22))
+        _text(picture, "blue: share right   red: confidence   gray: images", (left, 44), 0.42)
+        _text(picture, "largest probability", (left + side // 2 - 70, base + 42))
+        panels.append(picture)
+    return np.hstack(panels)
+
+
+def _text(
+    picture: np.ndarray, text: str, position: tuple[int, int], scale: float = 0.5
+) -> None:
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    cv2.putText(picture, text, position, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+# The tool
+
+
+def read_predictions(
+    run: str | Path, folds: str | Path | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read the out-of-fold probabilities of a run.
+
+    Args:
+        run: Run folder with `predictions.csv`.
+        folds: Fold table; None to use the column `fold` of the predictions. Images
+            that it does not hold out (fold -1, or not listed) are left out.
+
+    Returns:
+        Probabilities `(images, 4)`, labels `(images,)` and folds `(images,)`.
+
+    Raises:
+        InputError: If the predictions cannot be read, or lack probabilities, true
+            labels, or two folds.
+    """
+    path = Path(run) / "predictions.csv"
+    labels = read_labels(path, "truth").set_index("key")["label"]
+    table = pd.read_csv(path, dtype={"image_id": str}, encoding="utf-8-sig")
+    if not {"image_id", *PROB_COLUMNS} <= set(table.columns):
+        raise InputError(
+            f"{path} must have the columns image_id, {', '.join(PROB_COLUMNS)}.\n"
+            f"Received: {', '.join(table.columns)}.\nName a run of train_part_a.py."
+        )
+    keys = table["image_id"].map(image_key)
+    if folds is not None:
+        from bach.folds import read_folds
+
+        known = read_folds(folds)
+        known = dict(zip(known["image_id"].map(image_key), known["fold"], strict=True))
+        fold = np.array([known.get(key, -1) for key in keys], int)
+    elif "fold" in table.columns:
+        fold = pd.to_numeric(table["fold"], errors="coerce").fillna(-1).to_numpy(int)
+    else:
+        raise InputError(
+            f"{path} must have the column fold, to score each fold by the others.\n"
+            f"Received: {', '.join(table.columns)}.\n"
+            "Name the fold table with --folds, for example folds/part_a.csv."
+        )
+    held_out = fold >= 0
+    if len(set(fold[held_out])) < 2:
+        raise InputError(
+            "There must be predictions of two folds or more.\n"
+            f"Received: {int(held_out.sum())} images of folds {sorted(set(fold[held_out]))}.\n"
+            "Train all folds, then calibrate."
+        )
+    if not held_out.all():
+        log.warning("left out, of no fold: %d images", int((~held_out).sum()))
+    probs = table[list(PROB_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    if not np.isfinite(probs[held_out]).all():
+        raise InputError(
+            f"The probabilities in {path} must be numbers.\nReceived others.\nPredict anew."
+        )
+    truth = labels[keys].to_numpy()
+    return probs[held_out], truth[held_out], fold[held_out]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bach.calibration", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("run_dir", help="run folder with out-of-fold predictions.csv")
+    parser.add_argument(
+        "--folds", default=None, help="fold table (default: the column fold of the predictions)"
+    )
+    parser.add_argument("--bins", type=int, default=BINS, help="bins of the reliability table")
+    args = parser.parse_args(argv)
+    if args.bins < 1:
+        parser.error(f"--bins must be 1 or more. Received: {args.bins}.")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    run = Path(args.run_dir)
+
+    # 1. Out-of-fold predictions.
+    probs, labels, folds = read_predictions(run, args.folds)
+
+    # 2. Each fold by the temperature of the others; one of all for new images.
+    scaled, temperatures = leave_fold_out(probs, labels, folds)
+    temperature = fit_temperature(probs, labels)
+
+    # 3. Figures.
+    tables = {"before": reliability(probs, labels, args.bins)}
+    tables["after"] = reliability(scaled, labels, args.bins)
+    result = {"temperature": temperature, "images": len(labels), "bins": args.bins}
+    for name, values in (("before", probs), ("after", scaled)):
+        result[f"ece_{name}"] = expected_calibration_error(values, labels, args.bins)
+        result[f"nll_{name}"] = negative_log_likelihood(values, labels)
+    result["temperature_of_fold"] = {str(fold): value for fold, value in temperatures.items()}
+    print(format_result(result, tables["before"], tables["after"]))
+
+    # 4. The picture, and the file that is written last.
+    picture = draw_reliability(
+        {f"{name}: ECE {result[f'ece_{name}']:.3f}": table for name, table in tables.items()}
+    )
+    with atomic_path(run / "reliability.png") as temporary:
+        cv2.imwrite(str(temporary), picture[..., ::-1])
+    write_json(run / "calibration.json", result)
+    print(to_json(result))
+    return 0
+
+
+def format_result(result: dict, before: pd.DataFrame, after: pd.DataFrame) -> str:
+    """Lay the figures out to be read."""
+    lines = [
+        f"{result['images']} images, each scaled by the temperature of the other folds",
+        "",
+        f"{'largest prob':<14}" + f"{'images':>8}{'sure':>8}{'right':>8}" * 2,
+    ]
+    for old, new in zip(before.itertuples(), after.itertuples(), strict=True):
+        if old.count or new.count:
+            cells = "".join(
+                f"{row.count:>8}{_number(row.confidence):>8}{_number(row.accuracy):>8}"
+                for row in (old, new)
+            )
+            lines.append(f"{f'{old.low:.2f} - {old.high:.2f}':<14}{cells}")
+    used = ", ".join(f"{fold}: {t:.3f}" for fold, t in result["temperature_of_fold"].items())
+    lines += [
+        "",
+        f"{'':<28}{'before':>8}{'after':>8}",
+        f"{'calibration error (ECE)':<28}{result['ece_before']:>8.4f}{result['ece_after']:>8.4f}",
+        f"{'mean cross-entropy, nats':<28}{result['nll_before']:>8.4f}{result['nll_after']:>8.4f}",
+        f"temperature {result['temperature']:.3f} on all folds, for new images (used on fold {used})",
+    ]
+    if result["images"] < 20 * result["bins"]:
+        lines.append(
+            f"note: {result['images']} images in {result['bins']} bins; the calibration error "
+            "is mostly chance, read the cross-entropy"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    exit_with(main)

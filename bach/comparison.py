@@ -1,0 +1,532 @@
+"""Is this run better than that one? And where do our runs stand beside published ones?
+
+    python -m bach.runs compare runs/new runs/old
+    python -m bach.runs table runs/part_a runs/heatmap > leaderboard.md
+
+One target figure decides: the accuracy of Part A, or the score of Part B (mean over
+slides). The others guide. `compare` asks the same images of both runs, so that what
+is hard for both does not blur the difference; its last line on stdout is JSON.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bach.intervals import (
+    ACCURACIES,
+    FEW_UNITS,
+    SAMPLES,
+    accuracy_from_sums,
+    accuracy_interval,
+    accuracy_sums,
+    bootstrap,
+    format_interval,
+    patient_units,
+    score_from_sums,
+    score_interval,
+    slide_sums,
+    unit_sums,
+)
+from bach.metrics import image_key, read_labels, to_json
+from bach.runs import InputError, log
+
+_KWOK = "Kwok 2018, ICIAR, LNCS 10882, pp. 931-940"
+_BACH = "Aresta et al. 2019, arXiv:1808.04277"
+_EVA = "eva leaderboard (kaiko-ai/eva), frozen features"
+_CROSS = "3-fold cross-validation, patients not kept apart"
+_SPLIT = "single 75/25 split, patches"
+_HIDDEN_A = "hidden test, 100 images"
+_HIDDEN_B = "hidden test, 10 slides"
+_EVA_SPLIT = "patient-aware split of Part A"
+
+
+def _published(part: str, name: str, measured_on: str, source: str, **figures: float) -> dict:
+    return {"part": part, "name": name, "measured_on": measured_on, "source": source, **figures}
+
+
+# Every published number that the leaderboard shows, with where it is from. The keys
+# of the figures are those of `ACCURACIES`, and `score` for Part B (mean over slides
+# as far as is known).
+PUBLISHED = (
+    _published("A", "winner, Inception-ResNet-v2", _HIDDEN_A, _BACH, accuracy=0.87),
+    _published(
+        "A", "winner, Inception-ResNet-v2", _CROSS, _KWOK, accuracy=0.79, binary_accuracy=0.91
+    ),
+    _published("A", "winner, Inception-v3", _SPLIT, _KWOK, accuracy=0.74, binary_accuracy=0.85),
+    _published("A", "winner, Inception-v4", _SPLIT, _KWOK, accuracy=0.71, binary_accuracy=0.82),
+    _published("A", "winner, VGG19", _SPLIT, _KWOK, accuracy=0.70, binary_accuracy=0.81),
+    _published("A", "UNI2-h", _EVA_SPLIT, _EVA, balanced_accuracy=0.915),
+    _published("A", "Midnight-12k", _EVA_SPLIT, _EVA, balanced_accuracy=0.904),
+    _published("A", "Virchow2", _EVA_SPLIT, _EVA, balanced_accuracy=0.883),
+    _published("A", "UNI", _EVA_SPLIT, _EVA, balanced_accuracy=0.785),
+    _published("A", "Prov-GigaPath", _EVA_SPLIT, _EVA, balanced_accuracy=0.759),
+    _published("A", "Phikon-v2", _EVA_SPLIT, _EVA, balanced_accuracy=0.732),
+    _published("B", "winner", _HIDDEN_B, _BACH, score=0.6929),
+    _published("B", "second place", _HIDDEN_B, _BACH, score=0.5527),
+    _published("B", "third place", _HIDDEN_B, _BACH, score=0.5230),
+    _published("B", "winner", "A01-A10, in sample (trained on them)", _KWOK, score=0.75),
+    _published("B", "always Benign", "A01-A10", _KWOK, score=0.60),
+)
+
+# Score of always predicting Benign on each labelled slide, all pixels (Kwok's talk at
+# PyCon HK 2018): what a run must beat slide by slide.
+ALWAYS_BENIGN = {
+    "A01": 0.65, "A02": 0.60, "A03": 0.66, "A04": 0.44, "A05": 0.61,
+    "A06": 0.61, "A07": 0.54, "A08": 0.66, "A09": 0.62, "A10": 0.62,
+}  # fmt: skip
+
+_TARGETS = {"A": "accuracy", "B": "score"}
+_GUIDES = {"A": ("balanced_accuracy", "binary_accuracy"), "B": ("score_pooled",)}
+
+
+# Reading runs
+
+
+def read_images(run: str | os.PathLike, patients: str | os.PathLike | None = None) -> pd.DataFrame:
+    """Read the image predictions of a run.
+
+    Args:
+        run: Run folder with `predictions.csv`.
+        patients: CSV with `image_id` and `patient`; None to use the column
+            `patient` of the predictions. Where neither is there, images count as
+            if independent (logged).
+
+    Returns:
+        Table of `image_id` (reduced to its key), `label`, `predicted` (0..3) and
+        `patient` (empty where unknown).
+
+    Raises:
+        InputError: If the predictions cannot be read or have no true label.
+    """
+    path = Path(run) / "predictions.csv"
+    truth = read_labels(path, "truth").set_index("key")["label"]
+    table = read_labels(path, "predictions")[["key", "label"]]
+    table.columns = ["image_id", "predicted"]
+    table["label"] = truth[table["image_id"]].to_numpy()
+    known = _read_patients(patients if patients is not None else path, patients is not None)
+    table["patient"] = [known.get(key, "") for key in table["image_id"]]
+    if not table["patient"].any():
+        log.warning("%s: no patient is known, images count as if independent", path)
+    return table[["image_id", "label", "predicted", "patient"]]
+
+
+def _read_patients(path: str | os.PathLike, required: bool) -> dict[str, str]:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(
+            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
+        ) from error
+    if not {"image_id", "patient"} <= set(table.columns):
+        if not required:
+            return {}
+        raise InputError(
+            f"{path} must have the columns image_id and patient.\n"
+            f"Received: {', '.join(table.columns)}.\nName the patient table, or leave it out."
+        )
+    names = table["patient"].str.strip()
+    return dict(zip(table["image_id"].map(image_key), names, strict=True))
+
+
+def read_slides(run: str | os.PathLike) -> dict[str, dict]:
+    """Read the scored slides of a `make_heatmap.py` run.
+
+    Args:
+        run: Run folder with `slides/<slide>.json`.
+
+    Returns:
+        {slide: {"counts": int64 (4, 4), rows the true class; "in_sample": bool,
+        whether the model was trained on it}}, sorted by name. Slides without truth,
+        which hold no counts, are left out.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    found = {}
+    for path in sorted((Path(run) / "slides").glob("*.json")):
+        try:
+            slide = json.loads(path.read_text(encoding="utf-8"))
+            counts = slide.get("counts")
+            if counts is None:
+                continue
+            counts = np.array(counts, np.int64).reshape(4, 4)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"{path} must hold the record of a slide, with counts of 4 x 4.\n"
+                f"Received: {error}.\nMake the heatmaps again."
+            ) from error
+        found[path.stem] = {"counts": counts, "in_sample": bool(slide.get("in_sample", False))}
+    return found
+
+
+def _parts(run: str | os.PathLike) -> list[str]:
+    """The parts that a run has predictions of."""
+    run = Path(run)
+    parts = []
+    if _holds_images(run / "predictions.csv"):
+        parts.append("A")
+    if (run / "slides").is_dir() and any((run / "slides").glob("*.json")):
+        parts.append("B")
+    if not parts:
+        inside = sorted(path.name for path in run.iterdir()) if run.is_dir() else None
+        contains = "no such folder" if inside is None else f"contains: {', '.join(inside) or '-'}"
+        raise InputError(
+            f"{run} must be a run with predictions.csv of images (Part A) or slides/*.json "
+            "(Part B).\n"
+            f"Received: {run} ({contains}).\n"
+            "Name a run folder of train_part_a.py or make_heatmap.py; the hard examples that "
+            "train_final.py holds out are no estimate of anything."
+        )
+    return parts
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether there are predictions, of images and not of patches."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig") as lines:
+        return not {"x", "y"} <= set(lines.readline().strip().split(","))
+
+
+# Comparing two
+
+
+def compare(
+    run_a: str | os.PathLike,
+    run_b: str | os.PathLike,
+    patients: str | os.PathLike | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> dict:
+    """Compare two runs on the images, or slides, that both predicted.
+
+    Patients (slides for Part B) are drawn anew and both runs are scored on the same
+    draw: a paired bootstrap. Slides that a model was trained on are left out. Run A
+    is "better" than run B if the interval of the difference lies above 0, "worse" if
+    below, and else the two are "not distinguishable", which is no proof that they
+    are equal. With fewer than five units they always are.
+
+    Args:
+        run_a: Run folder, the one that the answer is about.
+        run_b: Run folder to compare it with.
+        patients: See `read_images`.
+        samples, seed: See `bach.intervals.bootstrap`.
+
+    Returns:
+        `part` ("A" or "B"; B if both runs have both); `run_a`, `run_b`; `metric`,
+        the target; `verdict`; `a`, `b` (the figure of each on the common images);
+        `difference` (A minus B, an interval as of `bootstrap`); `guides` ({figure:
+        {"a", "b", "difference"}}); `common`, `only_a`, `only_b` (numbers of images
+        or slides).
+
+    Raises:
+        InputError: If a run cannot be read, the two have no image in common, or
+            disagree about its true label.
+    """
+    common = [part for part in ("B", "A") if part in _parts(run_a) and part in _parts(run_b)]
+    if not common:
+        raise InputError(
+            "The two runs must have predictions of the same part.\n"
+            f"Received: {run_a} of Part {_parts(run_a)[0]}, {run_b} of Part {_parts(run_b)[0]}.\n"
+            "Compare two training runs, or two heatmap runs."
+        )
+    part = common[0]
+    pair = _pair_images(run_a, run_b, patients) if part == "A" else _pair_slides(run_a, run_b)
+    sums_a, sums_b, unit, counts = pair
+    width = sums_a.shape[1]
+    both = np.hstack([sums_a, sums_b])
+
+    def figure(metric: str) -> dict:
+        of = _figure(metric)
+        difference = bootstrap(
+            both, lambda sums: of(sums[..., :width]) - of(sums[..., width:]), samples, seed,
+            unit=unit,
+        )  # fmt: skip
+        a, b = (float(of(sums.sum(axis=0))) for sums in (sums_a, sums_b))
+        return {"a": a, "b": b, "difference": difference}
+
+    target = figure(_TARGETS[part])
+    return {
+        "part": part,
+        "run_a": str(run_a),
+        "run_b": str(run_b),
+        "metric": _TARGETS[part],
+        "verdict": verdict(target["difference"]),
+        **target,
+        "guides": {metric: figure(metric) for metric in _GUIDES[part]},
+        **counts,
+    }
+
+
+def verdict(difference: dict) -> str:
+    """Say better, worse or not distinguishable, from the interval of a difference."""
+    low, high = difference["low"], difference["high"]
+    if low is None or difference["units"] < FEW_UNITS or low <= 0 <= high:
+        return "not distinguishable"
+    return "better" if low > 0 else "worse"
+
+
+def _figure(metric: str) -> Callable[[np.ndarray], np.ndarray]:
+    if metric in ACCURACIES:
+        return lambda sums: accuracy_from_sums(sums, metric)
+    return lambda sums: score_from_sums(sums, pooled=metric == "score_pooled")
+
+
+def _pair_images(
+    run_a: str | os.PathLike, run_b: str | os.PathLike, patients: str | os.PathLike | None
+) -> tuple[np.ndarray, np.ndarray, str, dict]:
+    a, b = read_images(run_a, patients), read_images(run_b, patients)
+    table = a.merge(b, on="image_id", suffixes=("_a", "_b"))
+    _require_common(len(table), "image", run_a, run_b)
+    differ = table[table["label_a"] != table["label_b"]]
+    if len(differ):
+        shown = ", ".join(differ["image_id"].head(10))
+        raise InputError(
+            "The two runs must have the same true labels.\n"
+            f"Received others for {len(differ)} of {len(table)} images: {shown}.\n"
+            "One of them was trained on other labels; compare runs of the same truth."
+        )
+    # Whichever of the two knows the patient.
+    table["patient"] = table["patient_a"].where(table["patient_a"] != "", table["patient_b"])
+    numbers, unit = patient_units(table)
+    unit = unit if "+" in unit else unit.split(" ", 1)[1]
+    sums = [
+        unit_sums(accuracy_sums(table["label_a"], table[f"predicted_{side}"]), numbers)
+        for side in "ab"
+    ]
+    counts = {"common": len(table), "only_a": len(a) - len(table), "only_b": len(b) - len(table)}
+    return sums[0], sums[1], unit, counts
+
+
+def _pair_slides(
+    run_a: str | os.PathLike, run_b: str | os.PathLike
+) -> tuple[np.ndarray, np.ndarray, str, dict]:
+    a, b = read_slides(run_a), read_slides(run_b)
+    slides = sorted(a.keys() & b.keys())
+    _require_common(len(slides), "slide", run_a, run_b)
+    seen = [slide for slide in slides if a[slide]["in_sample"] or b[slide]["in_sample"]]
+    if seen:
+        log.warning("left out, a model was trained on them: %s", ", ".join(seen))
+        slides = [slide for slide in slides if slide not in seen]
+        _require_common(len(slides), "slide that no model was trained on", run_a, run_b)
+    for slide in slides:
+        shares = [side[slide]["counts"].sum(axis=1) for side in (a, b)]
+        shares = [share / max(share.sum(), 1) for share in shares]
+        if np.abs(shares[0] - shares[1]).max() > 0.01:
+            log.warning("%s: the true classes of the two runs differ by over 1%%", slide)
+    sums_a, sums_b = (slide_sums([side[s]["counts"] for s in slides]) for side in (a, b))
+    defined = (sums_a[:, 1] > 0) & (sums_b[:, 1] > 0)
+    counts = {
+        "common": int(defined.sum()), "only_a": len(a.keys() - b.keys()),
+        "only_b": len(b.keys() - a.keys()),
+    }  # fmt: skip
+    if not defined.all():
+        left_out = [slide for slide, there in zip(slides, defined, strict=True) if not there]
+        log.warning("left out, no score in one of the runs: %s", ", ".join(left_out))
+        _require_common(counts["common"], "slide with a score", run_a, run_b)
+    return sums_a[defined], sums_b[defined], "slides", counts
+
+
+def _require_common(count: int, what: str, run_a: object, run_b: object) -> None:
+    if not count:
+        raise InputError(
+            f"The two runs must have a {what} in common.\n"
+            f"Received: none in {run_a} and {run_b}.\n"
+            "Compare runs on the same folds; the join is by image id."
+        )
+
+
+def format_comparison(result: dict) -> str:
+    """Lay the result of `compare` out to be read."""
+    difference = result["difference"]
+    what = "images" if result["part"] == "A" else "slides"
+    lines = [
+        f"A: {result['run_a']}",
+        f"B: {result['run_b']}",
+        f"{result['common']} {what} in common "
+        f"({result['only_a']} only in A, {result['only_b']} only in B: left out)",
+        "",
+        f"{'figure':<20}{'A':>8}{'B':>8}  A - B",
+    ]
+    rows = {f"{result['metric']} (target)": result, **result["guides"]}
+    for name, row in rows.items():
+        lines.append(
+            f"{name:<20}{row['a']:>8.4f}{row['b']:>8.4f}  {format_interval(row['difference'], 4)}"
+        )
+    answer = result["verdict"]
+    joined = " from" if answer == "not distinguishable" else " than"
+    lines += ["", f"A is {answer}{joined} B ({result['metric']})"]
+    if difference["warning"]:
+        lines.append(f"note: {difference['warning']}")
+    return "\n".join(lines)
+
+
+# The leaderboard
+
+
+def table(runs: Sequence[str | os.PathLike], patients: str | os.PathLike | None = None) -> str:
+    """Lay own runs out beside the published figures.
+
+    Args:
+        runs: Run folders. Each has a row in the table of every part that it
+            predicted.
+        patients: See `read_images`.
+
+    Returns:
+        Markdown: a table for each part that occurs (both if there are no runs), own
+        runs first, best first; then the published figures, marked as such. They
+        were measured on other images, so they are no ranking.
+
+    Raises:
+        InputError: If a run cannot be read.
+    """
+    own: dict[str, list[tuple]] = {"A": [], "B": []}
+    for run in runs:
+        for part in _parts(run):
+            row = _row_a(run, patients) if part == "A" else _row_b(run)
+            own[part].append(row)
+    parts = [part for part in own if own[part]] or list(own)
+    return "\n\n".join(_markdown(part, own[part]) for part in parts)
+
+
+def _row_a(run: str | os.PathLike, patients: str | os.PathLike | None) -> tuple:
+    images = read_images(run, patients)
+    intervals = [accuracy_interval(images, metric) for metric in ACCURACIES]
+    cells = [format_interval(interval, 3) for interval in intervals]
+    return intervals[0]["value"], _row(run, cells, f"{len(images)} images")
+
+
+def _row_b(run: str | os.PathLike) -> tuple:
+    slides = read_slides(run)
+    honest = {name: record for name, record in slides.items() if not record["in_sample"]}
+    in_sample = bool(slides) and not honest
+    counts = {name: record["counts"] for name, record in (honest or slides).items()}
+    intervals = [score_interval(counts, pooled) for pooled in (False, True)]
+    cells = [format_interval(interval, 3) for interval in intervals]
+    named = f"{len(counts)} slides" + (", in sample (trained on them)" if in_sample else "")
+    beaten = [
+        slide for slide, count in counts.items()
+        if slide in ALWAYS_BENIGN and slide_sums([count])[0, 0] > ALWAYS_BENIGN[slide]
+    ]  # fmt: skip
+    if counts.keys() & ALWAYS_BENIGN.keys():
+        named += f"; above always Benign on {len(beaten)}"
+    return intervals[0]["value"], _row(run, cells, named)
+
+
+def _row(run: str | os.PathLike, cells: list[str], measured_on: str) -> list[str]:
+    run = Path(run)
+    record = _read_record(run)
+    commit = (record.get("commit") or "-")[:7] + ("*" if record.get("dirty") else "")
+    name = run.name or str(run)
+    if not (run / "metrics.json").exists():
+        name += " (unfinished)"
+    command = record.get("command")
+    return [
+        name,
+        str(_argument(run, "backbone") or "-"),
+        str(_argument(run, "epochs") or "-"),
+        *cells,
+        measured_on,
+        commit,
+        f"`{command}`" if command else "-",
+    ]
+
+
+def _read_record(run: Path) -> dict:
+    try:
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # predictions made elsewhere have no record
+    return record if isinstance(record, dict) else {}
+
+
+def _argument(run: Path, name: str, depth: int = 3) -> object:
+    """An argument of a run, or of the run whose model it used."""
+    arguments = _read_record(run).get("arguments") or {}
+    if arguments.get(name) is not None:
+        return arguments[name]
+    for value in arguments.values() if depth else ():
+        if not isinstance(value, str) or Path(value) == run:
+            continue
+        if (Path(value) / "run.json").is_file():
+            found = _argument(Path(value), name, depth - 1)
+            if found is not None:
+                return found
+    return None
+
+
+def _markdown(part: str, own: list[tuple]) -> str:
+    figures = ACCURACIES if part == "A" else ("score", "score_pooled")
+    titles = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "binary_accuracy": "carcinoma or not",
+        "score": "score (mean over slides)",
+        "score_pooled": "score (pooled)",
+    }
+    header = [
+        "run", "backbone", "epochs", *(titles[figure] for figure in figures), "measured on",
+        "commit", "command or source",
+    ]  # fmt: skip
+    order = sorted(own, key=lambda row: -np.inf if row[0] is None else row[0], reverse=True)
+    rows = [row for _, row in order]
+    for entry in PUBLISHED:
+        if entry["part"] == part:
+            values = [f"{entry[f]:.4g}" if f in entry else "-" for f in figures]
+            rows.append(
+                [f"*published: {entry['name']}*", "-", "-", *values, entry["measured_on"], "-",
+                 entry["source"]]
+            )  # fmt: skip
+    lines = [
+        f"Part {part}. In brackets the 95% interval and what it rests on. Published figures were "
+        "measured on other images: compare with care.",
+        "",
+        _line(header),
+        _line(["---"] * len(header)),
+        *map(_line, rows),
+    ]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+# The tools, called by bach.runs
+
+
+def _parser(tool: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m bach.runs {tool}", description=description)
+    parser.add_argument(
+        "--patients", default=None,
+        help="CSV of image_id and patient (default: the column patient of predictions.csv)",
+    )  # fmt: skip
+    return parser
+
+
+def main_compare(argv: Sequence[str] | None = None) -> int:
+    parser = _parser("compare", "Say whether run A is better than run B.")
+    parser.add_argument("run_a", help="run folder that the answer is about")
+    parser.add_argument("run_b", help="run folder to compare it with")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="bootstrap resamples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    args = parser.parse_args(argv)
+    if args.samples < 1:
+        raise InputError(f"There must be resamples.\nReceived: --samples={args.samples}.")
+    result = compare(args.run_a, args.run_b, args.patients, args.samples, args.seed)
+    print(format_comparison(result))
+    print(to_json(result))
+    return 0
+
+
+def main_table(argv: Sequence[str] | None = None) -> int:
+    parser = _parser("table", "Print a leaderboard of runs beside published figures (Markdown).")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
+    args = parser.parse_args(argv)
+    print(table(args.runs, args.patients))
+    return 0

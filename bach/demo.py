@@ -1,0 +1,179 @@
+"""The whole pipeline on trial data: every command as a user would type it.
+
+    python -m bach.demo
+
+Leaves its data in `data/toy` and its runs in `runs/demo`. Started again after an
+interruption, it goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bach.runs import InputError, duration, exit_with
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path("data/toy")
+RUNS = Path("runs/demo")
+REAL_SLIDE = Path("docs/slides/cmu-1-small-region.svs")
+
+# From scratch, on a small network: no weights are downloaded, and a CPU will do.
+NETWORK = ["--backbone", "small", "--weights", "none", "--learning-rate", "0.02"]
+
+
+def commands() -> list[list[str]]:
+    """Every command of the demo, in order, as words after `python`."""
+    folds_a, folds_b = DATA / "part_a_folds.csv", DATA / "part_b_folds.csv"
+    data = ["--data-dir", DATA]
+
+    def make_folds(part: str, folds: int, out: Path, *more) -> list:
+        words = ["-m", "bach.folds", "make", *data, "--part", part, "--folds", folds, "--out", out]
+        return [*words, *more]
+
+    part_a = ["--run-dir", RUNS / "part_a"]
+    steps = [
+        ["-m", "bach.toy", DATA],
+        ["-m", "bach.data", DATA],
+        make_folds("a", 3, folds_a, "--patients", DATA / "patients.csv"),
+        ["-m", "bach.folds", "check", folds_a, "--patients", DATA / "patients.csv"],
+        make_folds("b", 2, folds_b),
+        ["train_part_a.py", *data, *part_a, "--folds", folds_a, *NETWORK, "--epochs", 12],
+        [
+            "mine_hard_examples.py", *data, "--run-dir", RUNS / "hard_examples",
+            "--model-dir", RUNS / "part_a", "--hard-examples", 800,
+        ],
+        [
+            "train_final.py", *data, "--run-dir", RUNS / "final", "--part-a-dir", RUNS / "part_a",
+            "--hard-examples-dir", RUNS / "hard_examples", "--folds", folds_b, *NETWORK,
+            "--epochs", 8,
+        ],
+        [
+            "make_heatmap.py", *data, "--run-dir", RUNS / "heatmaps",
+            "--model-dir", RUNS / "final",
+        ],
+        [
+            "-m", "bach.submission", "part-a", *data, "--model-dir", RUNS / "part_a",
+            "--out", RUNS / "submission_part_a.csv",
+        ],
+        ["-m", "bach.submission", "part-b", "--run-dir", RUNS / "heatmaps", "--out",
+         RUNS / "submission_part_b"],
+        [
+            "-m", "bach.metrics", "part-a", "--predictions", RUNS / "submission_part_a.csv",
+            "--truth", DATA / "truth/part_a.csv",
+        ],
+        [
+            "-m", "bach.metrics", "part-b", "--predicted", RUNS / "submission_part_b",
+            "--truth", DATA / "truth/part_b",
+        ],
+        [
+            "make_heatmap.py", "--slides", REAL_SLIDE, "--run-dir", RUNS / "heatmaps_real",
+            "--model-dir", RUNS / "final",
+        ],
+    ]  # fmt: skip
+    return [[str(word) for word in words] for words in steps]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bach.demo", description="Run the whole pipeline on trial data."
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parse_args(argv)
+    start = time.monotonic()
+    os.chdir(ROOT)
+    outputs = {}
+    for words in commands():
+        name = words[1] if words[0] == "-m" else words[0]
+        if words[:2] == ["-m", "bach.toy"]:
+            make_toy()
+            continue
+        if (
+            words[:3] == ["-m", "bach.folds", "make"]
+            and Path(words[words.index("--out") + 1]).exists()
+        ):
+            continue
+        if name.endswith(".py"):
+            words = (
+                [*words, "--resume"]
+                if Path(words[words.index("--run-dir") + 1]).exists()
+                else words
+            )
+        if name == "bach.submission" and Path(words[-1]).exists():
+            continue
+        outputs[" ".join(words[1:3])] = call(words)
+    table(outputs, time.monotonic() - start)
+
+
+def make_toy() -> None:
+    """Write the trial data beside and rename, so that a killed demo starts over."""
+    if DATA.exists():
+        print(f"# {DATA} is there already", flush=True)
+        return
+    partial = DATA.with_name("toy.partial")
+    if partial.exists():
+        import shutil
+
+        shutil.rmtree(partial)
+    call(["-m", "bach.toy", str(partial)], shown=["-m", "bach.toy", str(DATA)])
+    partial.rename(DATA)
+
+
+def call(words: list[str], shown: list[str] | None = None) -> str:
+    """Print a command, run it, and return the last line of its output."""
+    print(f"\n$ python {' '.join(shown or words)}", flush=True)
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    last = ""
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last = line.strip() or last
+    if process.wait() != 0:
+        raise InputError(
+            f"The command above ended with exit code {process.returncode}.\n"
+            "Its last lines say why; `make demo` goes on from there."
+        )
+    return last
+
+
+def table(outputs: dict[str, str], seconds: float) -> None:
+    """Print what came out, beside chance and baseline."""
+
+    def metrics(run: str) -> dict:
+        return json.loads((RUNS / run / "metrics.json").read_text())
+
+    part_a, heatmaps = metrics("part_a"), metrics("heatmaps")
+    test_a = json.loads(outputs["bach.metrics part-a"])
+    test_b = json.loads(outputs["bach.metrics part-b"])
+    rows = [
+        ("Part A, out of fold, four-class accuracy", part_a["accuracy"], "chance 0.25"),
+        ("Part A, out of fold, carcinoma or not", part_a["binary_accuracy"], "chance 0.50"),
+        ("Part A, hidden test set, four-class accuracy", test_a["accuracy"], "chance 0.25"),
+        (
+            "Part B, slides held out, score", heatmaps["score"],
+            f"always benign {heatmaps['baseline']:.3f}",
+        ),
+        (
+            "Part B, hidden test set, score", test_b["score"],
+            f"always benign {test_b['baseline']['score']:.3f}",
+        ),
+    ]  # fmt: skip
+    print(f"\n{'':47}{'result':>8}   beside")
+    for name, value, beside in rows:
+        print(f"{name:47}{value:8.3f}   {beside}")
+    print(
+        f"\nLook at {RUNS}/part_a/fold_0/batch.png, {RUNS}/hard_examples/slides/*.png,\n"
+        f"{RUNS}/heatmaps/overlays/*.png and {RUNS}/heatmaps_real/overlays/*.png.\n"
+        f"Demo finished in {duration(seconds)}.\n{RUNS}"
+    )
+
+
+if __name__ == "__main__":
+    exit_with(main)

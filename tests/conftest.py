@@ -1,0 +1,29 @@
+"""Data that several test files share."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the scripts and the package are not installed
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """A small trial data set with folds: 24 photos of 6 patients, 2 + 1 slides."""
+    from bach import folds
+    from bach.toy import make_data_set
+
+    path = tmp_path_factory.mktemp("toy") / "data"
+    make_data_set(
+        path, patients=6, images=6, test_images=2, slides=2, test_slides=1,
+        slide_size=(4800, 3200), workers=2,
+    )  # fmt: skip
+    make = ["make", "--data-dir", str(path), "--folds"]
+    folds.main([*make, "3", "--part", "a", "--patients", f"{path}/patients.csv",
+                "--out", f"{path}/part_a.csv"])  # fmt: skip
+    folds.main([*make, "2", "--part", "b", "--out", f"{path}/part_b.csv"])
+    return path

@@ -1,0 +1,114 @@
+"""Finding and checking the challenge data."""
+
+import shutil
+
+import numpy as np
+import pytest
+from bach import data
+from bach.classes import CLASSES, parse_label
+from bach.runs import InputError
+from PIL import Image
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A tiny true layout: two photos a class, of the true size."""
+    root = tmp_path / "BACH" / data.TRAIN_FOLDER / "Photos"
+    rng = np.random.default_rng(0)
+    lines = []
+    for name, prefix in zip(CLASSES, ("n", "b", "is", "iv"), strict=True):
+        (root / name).mkdir(parents=True)
+        for number in (1, 2):
+            coarse = rng.integers(0, 255, (24, 32, 3), np.uint8)
+            image = Image.fromarray(coarse).resize((2048, 1536), Image.Resampling.NEAREST)
+            image.save(root / name / f"{prefix}{number:03d}.png")
+            lines.append(f"{prefix}{number:03d}.tif,{name}")
+    (root / data.GROUND_TRUTH).write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_class_names_are_read_in_every_spelling_of_the_challenge():
+    for text, label in (
+        ("Carcinoma in situ", 2), ("In situ carcinoma", 2), ("Invasive carcinoma", 3),
+        ("benign", 1), ("NORMAL", 0), ("in-situ", 2), ("InSitu", 2), ("tumour", None),
+    ):  # fmt: skip
+        assert parse_label(text) == label
+
+
+def test_the_data_set_is_found_from_the_folder_above_and_from_itself(photos):
+    above, itself = photos.parent.parent, photos.parent
+    for folder in (above, itself):
+        table = data.find_data(folder)
+        assert table["image_id"].tolist() == [
+            "n001", "n002", "b001", "b002", "is001", "is002", "iv001", "iv002",
+        ]  # fmt: skip
+        assert table["label"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert set(table["width"]) == {2048}
+        assert set(table["mpp"]) == {0.42}
+
+
+def test_a_clean_data_set_has_no_problem(photos, capsys):
+    assert data.main([str(photos.parent)]) == 0
+    assert "8 files, 0 problems" in capsys.readouterr().out
+
+
+def test_the_trial_data_are_found_whole_and_without_problem(toy):
+    table, problems = data.check_data(toy)
+    assert problems == []
+    assert table.groupby("part").size().to_dict() == {"A": 24, "A-test": 8, "B": 2, "B-test": 1}
+
+
+def test_every_kind_of_problem_is_listed(photos, capsys):
+    shutil.copy(photos / "Normal/n001.png", photos / "Benign/b009.png")
+    darker = np.asarray(Image.open(photos / "InSitu/is001.png")) // 2
+    Image.fromarray(darker).save(photos / "InSitu/is007.png")
+    (photos / "Invasive/iv001.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((10, 12, 3), np.uint8)).save(photos / "Invasive/iv005.png")
+    Image.new("L", (2048, 1536), 3).save(photos / "Normal/n006.png")
+    (photos / "Normal/n002.png").rename(photos / "Normal/b002b.png")
+    (photos / data.GROUND_TRUTH).open("a").write("is002.tif,Invasive\nx,Cat\n")
+    assert data.main([str(photos.parent)]) == 1
+    out = capsys.readouterr().out
+    for expected in (
+        "exact duplicates", "near duplicates (correlation", "iv001.png cannot be read",
+        "iv005.png: 12x10 px instead of 2048x1536", "iv005.png: the image is blank",
+        "n006.png in mode L", "the name says Benign, the folder Normal",
+        "b009.png: not in microscopy_ground_truth.csv",
+        "is002.png: microscopy_ground_truth.csv says Invasive, the folder InSitu",
+        "no class in 'x,Cat'", "lists n002, which is not on disk",
+    ):  # fmt: skip
+        assert expected in out, expected
+
+
+def test_slides_without_scale_and_bad_annotations_are_problems(toy, tmp_path):
+    from bach.toy import write_slide
+
+    folder = tmp_path / data.TRAIN_FOLDER / "WSI"
+    folder.mkdir(parents=True)
+    write_slide(folder / "A01.svs", np.zeros((300, 300, 3), np.uint8), mpp=None)
+    (folder / "A02.svs").write_bytes(b"nothing")
+    write_slide(folder / "A03.svs", np.zeros((300, 300, 3), np.uint8))
+    (folder / "A03.xml").write_text("<Annotations><Annotation></Annotations>")
+    _, problems = data.check_data(tmp_path)
+    assert "A01.svs is readable but states no usable scale" in problems[0]
+    assert "A02.svs is unreadable" in problems[1]
+    assert "A03.xml" in problems[2]
+    assert len(problems) == 3
+
+
+def test_an_empty_or_absent_folder_is_an_error_that_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r"no folder[\s\S]*bach.toy"):
+        data.find_data(tmp_path / "absent")
+    (tmp_path / "archive.zip").touch()
+    with pytest.raises(InputError, match=r"contains: 'archive.zip'[\s\S]*Unpack"):
+        data.find_data(tmp_path)
+
+
+def test_limit_keeps_so_many_images_a_class(photos):
+    assert data.part(photos.parent, "A", limit=1)["image_id"].tolist() == [
+        "n001", "b001", "is001", "iv001",
+    ]  # fmt: skip
+
+
+def test_files_are_sorted_as_people_count():
+    assert sorted(["test10.tif", "test2.tif"], key=data.natural_key) == ["test2.tif", "test10.tif"]

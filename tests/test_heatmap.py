@@ -1,0 +1,87 @@
+"""From patch predictions to maps, without a network."""
+
+import numpy as np
+import pytest
+from bach.heatmap import (
+    areas_mm2,
+    cells_to_map,
+    grid_shape,
+    heatmap_patches,
+    stitch,
+    to_classes,
+    to_heatmap,
+)
+
+MPP = 0.467
+STEP_UM = 125.58
+STEP = STEP_UM / MPP
+
+
+def test_cells_cover_the_slide_to_its_far_corner():
+    width, height = 42113, 62625
+    rows, cols = grid_shape(width, height, STEP)
+    assert cols * STEP >= width > (cols - 1) * STEP
+    assert rows * STEP >= height > (rows - 1) * STEP
+
+
+def test_patches_are_centred_on_their_cells_everywhere():
+    tissue = np.ones((3915, 2633), bool)
+    table = heatmap_patches("A01", 42113, 62625, MPP, tissue, 16, STEP_UM)
+    assert len(table) == np.prod(grid_shape(42113, 62625, STEP))
+    centre = table["x"] + table["size"] / 2
+    assert np.abs(centre - (table["col"] + 0.5) * STEP).max() < 1e-6
+    centre = table["y"] + table["size"] / 2
+    assert np.abs(centre - (table["row"] + 0.5) * STEP).max() < 1e-6
+
+
+def test_a_slide_without_tissue_has_no_patch_and_an_empty_map():
+    table = heatmap_patches("A01", 5000, 4000, MPP, np.zeros((250, 313), bool), 16, STEP_UM)
+    assert table.empty
+    probs = stitch(table, np.zeros((0, 4)), (3, 4))
+    assert np.isnan(probs).all()
+    assert (to_heatmap(probs) == 0).all()
+    assert (to_classes(to_heatmap(probs)) == 0).all()
+
+
+def test_a_slide_smaller_than_a_cell_has_one():
+    table = heatmap_patches("A01", 100, 90, MPP, np.ones((6, 7), bool), 16, STEP_UM)
+    assert grid_shape(100, 90, STEP) == (1, 1)
+    assert table.empty  # the patch around it holds under 5% tissue
+    table = heatmap_patches("A01", 600, 600, MPP, np.ones((38, 38), bool), 16, STEP_UM)
+    assert len(table) == 9
+
+
+def test_the_heatmap_is_the_expected_class_divided_by_3():
+    probs = np.array([[[1, 0, 0, 0], [0, 0, 0, 1], [0.25, 0.25, 0.25, 0.25]]], np.float32)
+    assert to_heatmap(probs)[0].tolist() == pytest.approx([0, 1, 0.5])
+
+
+def test_thresholds_belong_to_the_class_they_begin():
+    values = np.array([0, 0.3499, 0.35, 0.6999, 0.70, 0.7499, 0.75, 1.0], np.float32)
+    assert to_classes(values).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert to_classes(values, (0.25, 0.5, 0.75)).tolist() == [0, 1, 1, 2, 2, 2, 3, 3]
+    with pytest.raises(ValueError, match="three ascending"):
+        to_classes(values, (0.5, 0.4, 0.7))
+
+
+def test_cells_are_spread_over_the_map_without_drift():
+    rows, cols = grid_shape(42113, 62625, STEP)[::-1]
+    rows, cols = grid_shape(42113, 62625, STEP)
+    values = np.arange(rows * cols).reshape(rows, cols)
+    spread = cells_to_map(values, STEP, 16, (3915, 2633))
+    assert spread[0, 0] == 0
+    assert spread[-1, -1] == values[-1, -1]
+    for row, col in ((1000, 2000), (3914, 5), (7, 2632)):
+        cell = values[int((row + 0.5) * 16 / STEP), int((col + 0.5) * 16 / STEP)]
+        assert spread[row, col] == cell
+
+
+def test_areas_are_in_mm2_and_glass_is_no_normal_tissue():
+    class_map = np.zeros((100, 100), np.uint8)
+    class_map[:10] = 3
+    tissue = np.zeros((100, 100), bool)
+    tissue[:50] = True
+    areas = areas_mm2(class_map, tissue, 20, 0.5)  # a pixel is 10 um
+    assert areas["Invasive"] == pytest.approx(0.1)
+    assert areas["Normal"] == pytest.approx(0.4)
+    assert areas["Benign"] == 0

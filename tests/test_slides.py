@@ -1,0 +1,170 @@
+"""Slides: exact regions at any scale, and every way a file can be wrong."""
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from bach.runs import InputError
+from bach.slides import Slide
+from bach.toy import write_slide
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (40, 52, 3), np.uint8)
+    return cv2.resize(small, (832, 640), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="module")
+def path(pixels, tmp_path_factory):
+    path = tmp_path_factory.mktemp("slides") / "one.svs"
+    write_slide(path, pixels, mpp=0.467)
+    return path
+
+
+def _area_mean(pixels, x, y, width, height, factor):
+    """Area averaging worked out one result pixel at a time; white outside."""
+    result = np.zeros((height, width, 3))
+    room = 200
+    padded = np.pad(
+        pixels.astype(float), ((room, room), (room, room), (0, 0)), constant_values=255
+    )
+
+    def share(start, count):
+        edges = np.arange(count)
+        low = np.maximum(edges, start)
+        return np.clip(np.minimum(edges + 1, start + factor) - low, 0, None)
+
+    for row in range(height):
+        tall = share(y + row * factor + room, padded.shape[0])
+        for col in range(width):
+            wide = share(x + col * factor + room, padded.shape[1])
+            result[row, col] = np.einsum("i,j,ijc->c", tall, wide, padded) / factor**2
+    return result
+
+
+def test_a_slide_tells_its_size_and_scale(path):
+    with Slide(path) as slide:
+        assert (slide.width, slide.height) == (832, 640)
+        assert slide.mpp == pytest.approx(0.467)
+        assert slide.name == "one"
+
+
+def test_level_0_regions_are_the_pixels_themselves(path, pixels):
+    with Slide(path) as slide:
+        assert np.array_equal(slide.read(100, 200, 64, 48), pixels[200:248, 100:164])
+
+
+@pytest.mark.parametrize(("x", "y"), [(100, 200), (100.5, 200.25), (-7.3, -4.1), (811.2, 629.9)])
+@pytest.mark.parametrize("factor", [1.7, 2.0])
+def test_shrinking_is_exact_area_averaging_at_fractional_places(path, pixels, x, y, factor):
+    with Slide(path) as slide:
+        seen = slide.read(x, y, 9, 7, mpp=0.467 * factor)
+    expected = _area_mean(pixels, x, y, 9, 7, factor)
+    assert np.abs(seen - expected).max() <= 0.51
+
+
+def test_a_pyramid_level_gives_what_level_0_gives(path, pixels):
+    with Slide(path) as slide:
+        seen = slide.read(40.0, 80.0, 20, 30, mpp=0.467 * 8)  # from the level of factor 4
+    expected = _area_mean(pixels, 40.0, 80.0, 20, 30, 8)
+    assert np.abs(seen - expected).max() <= 1.1  # the level itself was rounded
+
+
+def test_beyond_the_edge_a_slide_is_white(path):
+    with Slide(path) as slide:
+        assert (slide.read(-500, -500, 50, 50) == 255).all()
+        assert (slide.read(832, 0, 10, 10, mpp=2.0) == 255).all()
+
+
+def test_enlarging_a_smooth_picture_keeps_its_places(tmp_path):
+    ramp = np.repeat(np.arange(0, 256, 4, np.uint8)[None, :, None], 64, axis=0).repeat(3, axis=2)
+    write_slide(tmp_path / "ramp.svs", np.ascontiguousarray(ramp), factors=(1,))
+    with Slide(tmp_path / "ramp.svs") as slide:
+        seen = slide.read(10, 10, 20, 20, mpp=0.467 / 2)[0, :, 0].astype(float)
+    expected = (10 + (np.arange(20) + 0.5) / 2 - 0.5) * 4
+    assert np.abs(seen - expected).max() <= 0.51
+
+
+def test_large_regions_are_read_in_blocks_that_leave_no_seam(path, monkeypatch):
+    with Slide(path) as slide:
+        whole = slide.read(3.3, 1.7, 200, 150, mpp=1.1)
+        monkeypatch.setattr("bach.slides._BLOCK_PIXELS", 5000)
+        blocks = slide.read(3.3, 1.7, 200, 150, mpp=1.1)
+    assert np.abs(whole.astype(int) - blocks).max() <= 1
+
+
+def test_the_thumbnail_covers_the_whole_slide(path):
+    with Slide(path) as slide:
+        assert slide.thumbnail(0.467 * 16).shape == (40, 52, 3)
+        assert slide.thumbnail(0.467 * 15).shape == (43, 56, 3)
+
+
+def test_a_level_whose_size_was_cut_off_has_a_whole_downsample(tmp_path):
+    pixels = np.full((643, 1027, 3), 200, np.uint8)
+    pixels[640:, :] = 0
+    write_slide(tmp_path / "odd.svs", pixels)
+    with Slide(tmp_path / "odd.svs") as slide:
+        assert slide._downsamples == [1.0, 4.0, 16.0]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_photos_open_as_slides_with_a_given_scale(tmp_path, pixels, suffix):
+    path = tmp_path / f"photo{suffix}"
+    cv2.imwrite(str(path), pixels[..., ::-1])
+    with Slide(path, mpp=0.42) as slide:
+        assert (slide.width, slide.height, slide.mpp) == (832, 640, 0.42)
+        difference = np.abs(slide.read(0, 0, 832, 640).astype(int) - pixels)
+        assert difference.max() == 0 or suffix == ".jpg"
+        assert difference.mean() < 3
+
+
+def test_a_slide_without_scale_is_refused_with_the_remedy_and_runs_with_mpp(tmp_path, pixels):
+    write_slide(tmp_path / "none.svs", pixels, mpp=None)
+    with pytest.raises(InputError, match=r"no usable scale[\s\S]*--mpp"):
+        Slide(tmp_path / "none.svs")
+    with Slide(tmp_path / "none.svs", mpp=0.5) as slide:
+        assert slide.mpp == 0.5
+
+
+def test_an_impossible_scale_is_not_believed(tmp_path, pixels):
+    tifffile.imwrite(
+        tmp_path / "dpi.tif", pixels, tile=(256, 256), resolution=(72, 72), resolutionunit="INCH"
+    )
+    with pytest.raises(InputError, match=r"352.* um/px"):
+        Slide(tmp_path / "dpi.tif")
+    with pytest.raises(InputError, match="between 0.05 and 5"):
+        Slide(tmp_path / "dpi.tif", mpp=467)
+
+
+def test_the_tiff_resolution_is_used_where_it_is_plausible(tmp_path, pixels):
+    per_cm = 1e4 / 0.5
+    tifffile.imwrite(
+        tmp_path / "cm.tif", pixels, tile=(256, 256), resolution=(per_cm, per_cm),
+        resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    with Slide(tmp_path / "cm.tif") as slide:
+        assert slide.mpp == pytest.approx(0.5, rel=1e-4)
+
+
+def test_what_is_no_slide_is_called_unreadable(tmp_path):
+    (tmp_path / "broken.svs").write_bytes(b"this is no TIFF" * 60)
+    with pytest.raises(InputError, match=r"broken.svs is unreadable[\s\S]*900 bytes"):
+        Slide(tmp_path / "broken.svs")
+    with pytest.raises(InputError, match="No such slide"):
+        Slide(tmp_path / "absent.svs")
+
+
+def test_a_truncated_slide_is_called_damaged(tmp_path, path):
+    data = path.read_bytes()
+    (tmp_path / "cut.svs").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(InputError, match="damaged|truncated"), Slide(tmp_path / "cut.svs") as slide:
+        slide.check()
+
+
+def test_reading_a_closed_slide_is_an_error(path):
+    slide = Slide(path)
+    slide.close()
+    with pytest.raises(ValueError, match="closed"):
+        slide.read(0, 0, 4, 4)
