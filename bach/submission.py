@@ -486,9 +486,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_ids(check_b, "test slides")
     check_b.add_argument("--run-dir", help="heatmap run whose slides to expect instead")
     for command in (part_a, check_a):
-        command.add_argument("--dialect", choices=DIALECTS, default=DIALECTS[0], help="see above")
+        command.add_argument(
+            "--dialect",
+            choices=DIALECTS,
+            default=DIALECTS[0],
+            help="rows `test0.tif,Benign`, or `case,class,P(Normal)...` with classes 1..4",
+        )
     for command in (part_b, check_b):
-        command.add_argument("--template", help="JSON file, see above and `template`")
+        command.add_argument("--template", help="JSON file as printed by the command template")
         command.add_argument(
             "--allow-uniform", action="store_true", help="let maps of a single class pass"
         )
@@ -539,9 +544,12 @@ def _write_part_a(args: argparse.Namespace, out: Path) -> None:
     else:
         table = read_predictions(args.predictions)
     given = args.predictions and Path(args.predictions).resolve()
+    replaced = out.exists()
     with step(f"part a -> {out}") as notes:
         write_part_a(table, out, args.dialect, ids, store=predictions_path(out).resolve() != given)
-        notes.append(f"{len(table)} images, dialect {args.dialect}")
+        notes.append(
+            f"{len(table)} images, dialect {args.dialect}" + ", old file replaced" * replaced
+        )
 
 
 def _write_part_b(args: argparse.Namespace, out: Path) -> None:
@@ -551,9 +559,10 @@ def _write_part_b(args: argparse.Namespace, out: Path) -> None:
         slides = {slide: size or slides.get(slide) for slide, size in read_ids(args.ids).items()}
     elif args.data_dir is not None:
         slides = _test_slides(args.data_dir)
+    replaced = out.is_file()
     with step(f"part b -> {out}") as notes:
         write_part_b(class_maps, out, template, slides, args.allow_uniform)
-        notes.append(f"{len(class_maps)} class maps")
+        notes.append(f"{len(class_maps)} class maps" + ", old file replaced" * replaced)
 
 
 def _check_part_a(args: argparse.Namespace) -> list[str]:

@@ -1,0 +1,128 @@
+"""The network: what goes in, what comes out, and that its files open anywhere."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from bach import devices
+from bach.model import build_model, load_model
+from bach.runs import InputError
+
+
+@pytest.fixture(scope="module")
+def small():
+    keras.utils.set_random_seed(0)
+    return build_model("small", "none")
+
+
+@pytest.fixture(scope="module")
+def patches():
+    return np.random.default_rng(0).integers(0, 256, (6, 299, 299, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "softmax"])
+def test_probabilities_sum_to_1(patches, head):
+    probs = build_model("small", "none", head).predict_on_batch(patches)
+    assert probs.shape == (6, 4)
+    assert np.allclose(probs.sum(axis=1), 1, atol=1e-5)
+    assert (probs >= 0).all()
+
+
+def test_the_sigmoid_head_is_four_sigmoids_divided_by_their_sum(small, patches):
+    raw = keras.Model(small.inputs, small.get_layer("classes").output).predict_on_batch(patches)
+    assert np.allclose(
+        small.predict_on_batch(patches), raw / raw.sum(axis=1, keepdims=True), atol=1e-6
+    )
+    assert small.get_layer("dense").units == 2048
+    assert small.get_layer("dropout").rate == 0.5
+
+
+def test_an_untrained_network_has_a_loss_of_about_ln_4(small, patches):
+    probs = small.predict_on_batch(patches)
+    losses = [-np.log(probs[:, label]).mean() for label in range(4)]
+    assert np.mean(losses) == pytest.approx(np.log(4), abs=0.15)
+
+
+def test_the_small_backbone_has_the_geometry_of_inception_resnet_v2():
+    keras.backend.clear_session()
+    pools = []
+    for backbone in ("small", "InceptionResNetV2"):
+        model = build_model(backbone, "none")
+        pools.append(model.get_layer("pool").input.shape[1:3])
+    assert pools[0] == pools[1] == (8, 8)
+
+
+def test_a_saved_model_opens_without_this_package(small, patches, tmp_path):
+    small.save(tmp_path / "model.keras")
+    np.save(tmp_path / "patches.npy", patches)
+    code = (
+        "import keras, numpy as np\n"
+        "model = keras.models.load_model('model.keras')\n"
+        "np.save('probs.npy', model.predict_on_batch(np.load('patches.npy')))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    assert np.allclose(
+        np.load(tmp_path / "probs.npy"), small.predict_on_batch(patches), atol=1e-6
+    )
+
+
+def test_any_network_of_keras_applications_is_a_backbone(patches):
+    for backbone in ("MobileNetV3Small", "NASNetMobile"):
+        probs = build_model(backbone, "none").predict_on_batch(patches)
+        assert np.allclose(probs.sum(axis=1), 1, atol=1e-4)
+        keras.backend.clear_session()
+
+
+def test_preprocessing_is_that_of_the_application():
+    model = build_model("VGG16", "none")
+    scaled = keras.Model(model.inputs, model.get_layer("vgg16").input)
+    gray = np.full((1, 299, 299, 3), 200, np.float32)
+    expected = keras.applications.vgg16.preprocess_input(gray.copy())
+    assert scaled.output.shape[1:] == (299, 299, 3)
+    outer = model.layers[: model.layers.index(model.get_layer("vgg16"))]
+    seen = keras.Model(model.inputs, model.get_layer("vgg16")._inbound_nodes[-1].input_tensors[0])
+    assert len(outer) > 1
+    assert np.allclose(seen.predict_on_batch(gray), expected)
+
+
+def test_weights_of_a_saved_model_are_where_training_starts(small, patches, tmp_path):
+    small.save(tmp_path / "model.keras")
+    again = build_model("small", str(tmp_path / "model.keras"))
+    assert np.allclose(again.predict_on_batch(patches), small.predict_on_batch(patches), atol=1e-6)
+
+
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="Unknown backbone"):
+        build_model("Inception9", "none")
+    with pytest.raises(InputError, match="no ImageNet weights"):
+        build_model("small", "imagenet")
+    with pytest.raises(InputError, match="sigmoid or softmax"):
+        build_model("small", "none", "relu")
+    with pytest.raises(InputError, match="neither"):
+        build_model("small", "absent.keras")
+    with pytest.raises(InputError, match="No model at"):
+        load_model(tmp_path / "absent.keras")
+    (tmp_path / "bad.keras").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(tmp_path / "bad.keras")
+
+
+def test_refreshed_statistics_are_those_of_the_training_patches():
+    inputs = keras.Input((4,))
+    norm = keras.layers.BatchNormalization(momentum=0.9)
+    dropped = keras.layers.Dropout(0.5)
+    model = keras.Model(inputs, dropped(norm(inputs)))
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(5, 2, (32, 4)).astype(np.float32) for _ in range(7)]
+    state = keras.ops.convert_to_numpy(dropped.non_trainable_variables[0])
+    devices.refresh_batch_norm(model, batches)
+    decay = 0.9 ** np.arange(6, -1, -1)
+    share = decay / decay.sum()
+    expected = sum(w * batch.mean(axis=0) for w, batch in zip(share, batches, strict=True))
+    assert np.allclose(norm.moving_mean, expected, atol=1e-5)
+    expected = sum(w * batch.var(axis=0) for w, batch in zip(share, batches, strict=True))
+    assert np.allclose(norm.moving_variance, expected, rtol=1e-4)
+    # Nothing else has moved: the random stream of training goes on undisturbed.
+    assert np.array_equal(state, dropped.non_trainable_variables[0])
