@@ -22,8 +22,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from bach.classes import CLASSES, PROB_COLUMNS
+from bach.folds import read_folds
 from bach.metrics import image_key, read_labels, to_json
-from bach.runs import InputError, atomic_path, exit_with, log, write_json
+from bach.pictures import write_png
+from bach.runs import InputError, exit_with, log, write_json
 
 # Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599),
 # section 2 (reliability, ECE with 15 bins in section 5) and 4.2 (temperature).
@@ -281,9 +283,7 @@ def draw_reliability(tables: dict[str, pd.DataFrame]) -> np.ndarray:
     return np.hstack(panels)
 
 
-def _text(
-    picture: np.ndarray, text: str, position: tuple[int, int], scale: float = 0.5
-) -> None:
+def _text(picture: np.ndarray, text: str, position: tuple[int, int], scale: float = 0.5) -> None:
     font = cv2.FONT_HERSHEY_SIMPLEX
     cv2.putText(picture, text, position, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
 
@@ -318,8 +318,6 @@ def read_predictions(
         )
     keys = table["image_id"].map(image_key)
     if folds is not None:
-        from bach.folds import read_folds
-
         known = read_folds(folds)
         known = dict(zip(known["image_id"].map(image_key), known["fold"], strict=True))
         fold = np.array([known.get(key, -1) for key in keys], int)
@@ -389,8 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     picture = draw_reliability(
         {f"{name}: ECE {result[f'ece_{name}']:.3f}": table for name, table in tables.items()}
     )
-    with atomic_path(run / "reliability.png") as temporary:
-        cv2.imwrite(str(temporary), picture[..., ::-1])
+    write_png(run / "reliability.png", picture)
     write_json(run / "calibration.json", result)
     print(to_json(result))
     return 0
@@ -416,7 +413,8 @@ def format_result(result: dict, before: pd.DataFrame, after: pd.DataFrame) -> st
         f"{'':<28}{'before':>8}{'after':>8}",
         f"{'calibration error (ECE)':<28}{result['ece_before']:>8.4f}{result['ece_after']:>8.4f}",
         f"{'mean cross-entropy, nats':<28}{result['nll_before']:>8.4f}{result['nll_after']:>8.4f}",
-        f"temperature {result['temperature']:.3f} on all folds, for new images (used on fold {used})",
+        f"temperature {result['temperature']:.3f} on all folds, for new images "
+        f"(on each fold that of the others: {used})",
     ]
     if result["images"] < 20 * result["bins"]:
         lines.append(

@@ -45,6 +45,10 @@ def build_model(
     """
     if head not in ("sigmoid", "softmax"):
         raise InputError(f"--head must be sigmoid or softmax. Received: --head={head}.")
+    if weights not in ("imagenet", "none") and not os.path.isfile(weights):
+        raise InputError(
+            f"--weights is neither imagenet nor none nor a file.\nReceived: --weights={weights}."
+        )
     inputs = keras.Input((NETWORK_SIZE, NETWORK_SIZE, 3), name="patch")
     features = _features(inputs, backbone, weights)
     x = layers.GlobalAveragePooling2D(name="pool")(features)

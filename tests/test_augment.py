@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from bach.augment import Augment, Augmentation, shift_hsv
 from skimage.color import hsv2rgb, rgb2hsv
+
+from bach.augment import Augment, Augmentation, shift_hsv
 
 NEUTRAL = [0, 0, 0, 0, 1, 1]
 
@@ -55,7 +56,9 @@ def test_gray_stays_gray_whatever_the_shift():
 def test_drawn_parameters_lie_in_their_ranges_and_are_seeded():
     drawn = Augmentation(0.1, 0.2, 0.3).draw(np.random.default_rng(0), 4000)
     assert set(np.unique(drawn[:, :3])) == {0, 1}
-    for column, (low, high) in zip(drawn[:, 3:].T, ((-0.1, 0.1), (0.8, 1.2), (0.7, 1.3)), strict=True):
+    for column, (low, high) in zip(
+        drawn[:, 3:].T, ((-0.1, 0.1), (0.8, 1.2), (0.7, 1.3)), strict=True
+    ):
         assert low <= column.min() < low + 0.01
         assert high - 0.01 < column.max() <= high
     again = Augmentation(0.1, 0.2, 0.3).draw(np.random.default_rng(0), 4000)

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+
 from bach.augment import Augmentation
 from bach.batches import (
     Batches,

@@ -4,10 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from bach import data
 from bach.classes import CLASSES, parse_label
 from bach.runs import InputError
-from PIL import Image
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from bach.heatmap import (
     areas_mm2,
     cells_to_map,

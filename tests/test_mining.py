@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+
 from bach.mining import add_difficulty, difficulty, draw_evenly, hardest, map_downsample
 
 

@@ -6,6 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+
 from bach import devices
 from bach.model import build_model, load_model
 from bach.runs import InputError
@@ -63,9 +64,7 @@ def test_a_saved_model_opens_without_this_package(small, patches, tmp_path):
         "np.save('probs.npy', model.predict_on_batch(np.load('patches.npy')))\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    assert np.allclose(
-        np.load(tmp_path / "probs.npy"), small.predict_on_batch(patches), atol=1e-6
-    )
+    assert np.allclose(np.load(tmp_path / "probs.npy"), small.predict_on_batch(patches), atol=1e-6)
 
 
 def test_any_network_of_keras_applications_is_a_backbone(patches):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from bach.patches import (
     NETWORK_MPP,
     PATCH_SIZE,

@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+
 from bach import runs
 
 
@@ -14,9 +15,14 @@ def _args(path, resume=False, **more):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "table.csv"
     file.write_text("old")
-    with pytest.raises(RuntimeError), runs.atomic_path(file) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail_halfway():
+        with runs.atomic_path(file) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+
 from bach.runs import InputError
 from bach.slides import Slide
 from bach.toy import write_slide
@@ -27,9 +28,7 @@ def _area_mean(pixels, x, y, width, height, factor):
     """Area averaging worked out one result pixel at a time; white outside."""
     result = np.zeros((height, width, 3))
     room = 200
-    padded = np.pad(
-        pixels.astype(float), ((room, room), (room, room), (0, 0)), constant_values=255
-    )
+    padded = np.pad(pixels.astype(float), ((room, room), (room, room), (0, 0)), constant_values=255)
 
     def share(start, count):
         edges = np.arange(count)
@@ -134,7 +133,7 @@ def test_an_impossible_scale_is_not_believed(tmp_path, pixels):
     )
     with pytest.raises(InputError, match=r"352.* um/px"):
         Slide(tmp_path / "dpi.tif")
-    with pytest.raises(InputError, match="between 0.05 and 5"):
+    with pytest.raises(InputError, match=r"between 0\.05 and 5"):
         Slide(tmp_path / "dpi.tif", mpp=467)
 
 
@@ -159,7 +158,10 @@ def test_what_is_no_slide_is_called_unreadable(tmp_path):
 def test_a_truncated_slide_is_called_damaged(tmp_path, path):
     data = path.read_bytes()
     (tmp_path / "cut.svs").write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(InputError, match="damaged|truncated"), Slide(tmp_path / "cut.svs") as slide:
+    with (
+        pytest.raises(InputError, match=r"damaged|truncated"),
+        Slide(tmp_path / "cut.svs") as slide,
+    ):
         slide.check()
 
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+
 from bach import training
 from bach.augment import Augmentation
 from bach.batches import Batches

@@ -1,0 +1,316 @@
+"""The four scripts as a user runs them, on the trial data."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import make_heatmap
+import mine_hard_examples
+import train_final
+import train_part_a
+from bach.classes import PROB_COLUMNS
+from bach.metrics import part_b_score, read_class_map
+from bach.runs import InputError
+from bach.toy import write_annotation_xml, write_slide
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORK = ["--backbone", "small", "--weights", "none", "--learning-rate", "0.02"]
+
+
+def _part_a(toy, run, *more):
+    return [
+        "--data-dir", str(toy), "--folds", f"{toy}/part_a.csv", "--run-dir", str(run), *NETWORK,
+        "--epochs", "1", "--batch-size", "16", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(toy, tmp_path_factory):
+    """All four scripts, run once in order."""
+    path = tmp_path_factory.mktemp("runs")
+    train_part_a.main(_part_a(toy, path / "part_a", "--limit", "3"))
+    mine_hard_examples.main(
+        ["--data-dir", str(toy), "--run-dir", f"{path}/hard", "--model-dir", f"{path}/part_a",
+         "--hard-examples", "40", "--stride-um", "300"]
+    )  # fmt: skip
+    train_final.main(
+        ["--data-dir", str(toy), "--run-dir", f"{path}/final", "--part-a-dir", f"{path}/part_a",
+         "--hard-examples-dir", f"{path}/hard", "--folds", f"{toy}/part_b.csv", *NETWORK,
+         "--epochs", "1", "--batch-size", "16"]
+    )  # fmt: skip
+    make_heatmap.main(
+        ["--data-dir", str(toy), "--run-dir", f"{path}/heatmaps", "--model-dir", f"{path}/final",
+         "--step-um", "300"]
+    )  # fmt: skip
+    return path
+
+
+def test_part_a_predicts_every_image_once_by_the_model_that_did_not_see_it(toy, runs):
+    table = pd.read_csv(runs / "part_a/predictions.csv")
+    assert len(table) == 12
+    assert not table["image_id"].duplicated().any()
+    folds = pd.read_csv(toy / "part_a.csv").set_index("image_id")["fold"]
+    assert (table["fold"] == folds[table["image_id"]].to_numpy()).all()
+    assert np.allclose(table[list(PROB_COLUMNS)].sum(axis=1), 1, atol=1e-4)
+    patches = pd.read_csv(runs / "part_a/patch_predictions.csv")
+    assert len(patches) == 12 * 14
+    means = patches.groupby("image_id")[list(PROB_COLUMNS)].mean()
+    seen = table.set_index("image_id")[list(PROB_COLUMNS)]
+    assert np.allclose(means.loc[seen.index], seen, atol=1e-5)
+
+
+def test_every_run_folder_tells_its_story(runs):
+    for name in ("part_a", "hard", "final", "heatmaps"):
+        story = json.loads((runs / name / "run.json").read_text())
+        assert story["status"] == "finished"
+        assert "--data-dir" in story["command"] or story["arguments"]["data_dir"]
+        assert (runs / name / "log.txt").stat().st_size > 0
+        assert (runs / name / "metrics.json").exists()
+    for file in ("model.keras", "best.keras", "last.keras", "history.csv", "batch.png"):
+        assert (runs / "part_a/fold_0" / file).exists()
+    assert not (runs / "part_a/fold_0/state.npz").exists()
+
+
+def test_mining_stores_candidates_hard_examples_and_their_pixels(runs):
+    hard = runs / "hard"
+    candidates = pd.read_csv(hard / "candidates.csv")
+    chosen = pd.read_csv(hard / "hard_examples.csv")
+    metrics = json.loads((hard / "metrics.json").read_text())
+    assert len(candidates) == round(0.4 * metrics["patches"])
+    assert candidates["difficulty"].is_monotonic_decreasing
+    assert (candidates["tissue"] >= 0.7).all()
+    assert len(np.load(hard / "patches/patches.npy", mmap_mode="r")) == len(chosen) > 0
+    every = pd.concat(pd.read_csv(file) for file in sorted((hard / "slides").glob("*.csv")))
+    assert every["tissue"].min() >= 0.05
+    keys = ["image_id", "x", "y"]
+    assert len(chosen.merge(every, on=keys)) == len(chosen)
+    for file in ("hardest.png", "slides/A01.png", "slides/A02.png"):
+        assert (hard / file).stat().st_size > 1000
+
+
+def test_no_patch_of_a_held_out_slide_is_in_its_training(toy, runs):
+    folds = pd.read_csv(toy / "part_b.csv").set_index("image_id")["fold"]
+    for fold in (0, 1):
+        file = runs / f"final/fold_{fold}/slides.json"
+        trained_on = json.loads(file.read_text())["trained_on"]
+        assert set(folds[trained_on]) == {1 - fold}
+
+
+def test_heatmaps_hold_everything_and_agree_with_the_scorer(toy, runs):
+    heat = runs / "heatmaps"
+    folds = pd.read_csv(toy / "part_b.csv").set_index("image_id")["fold"]
+    scores = json.loads((heat / "metrics.json").read_text())
+    for name in ("A01", "A02"):
+        story = json.loads((heat / f"slides/{name}.json").read_text())
+        assert story["models"] == [str(folds[name])]
+        assert not story["in_sample"]
+        values = np.load(heat / f"heatmaps/{name}.npy")
+        assert values.dtype == np.float32
+        assert 0 <= values.min() <= values.max() <= 1
+        predicted = read_class_map(heat / f"class_maps/{name}.png")
+        truth = read_class_map(heat / f"truth/{name}.png")
+        assert predicted.shape == truth.shape == (200, 300)
+        assert scores["per_slide"][name] == pytest.approx(part_b_score(predicted, truth))
+    test_slide = next((heat / "slides").glob("test*.json"))
+    assert json.loads(test_slide.read_text())["models"] == ["0", "1"]
+    assert "score" not in json.loads(test_slide.read_text())
+
+
+def test_running_again_is_refused_and_resuming_a_finished_run_does_nothing(toy, runs, capsys):
+    with pytest.raises(InputError, match="finished run"):
+        train_part_a.main(_part_a(toy, runs / "part_a", "--limit", "3"))
+    before = (runs / "part_a/predictions.csv").stat().st_mtime_ns
+    train_part_a.main(_part_a(toy, runs / "part_a", "--limit", "3", "--resume"))
+    assert (runs / "part_a/predictions.csv").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.strip().endswith("part_a")
+
+
+def test_a_split_that_leaks_is_refused_before_anything_is_written(toy, tmp_path):
+    folds = pd.read_csv(toy / "part_a.csv")
+    folds["fold"] = np.arange(len(folds)) % 3
+    folds.to_csv(tmp_path / "leaky.csv", index=False)
+    with pytest.raises(InputError, match="patient"):
+        train_part_a.main(_part_a(toy, tmp_path / "run", "--folds", str(tmp_path / "leaky.csv")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_single_model_on_all_slides_scores_them_as_in_sample_only(toy, runs, tmp_path):
+    train_final.main(
+        ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/final", "--limit", "1",
+         "--part-a-dir", f"{runs}/part_a", "--hard-examples-dir", f"{runs}/hard",
+         "--folds", f"{toy}/part_b.csv", *NETWORK, "--epochs", "1", "--fold", "none"]
+    )  # fmt: skip
+    make_heatmap.main(
+        ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/heat", "--part", "B", "--limit", "1",
+         "--model-dir", f"{tmp_path}/final", "--step-um", "400"]
+    )  # fmt: skip
+    metrics = json.loads((tmp_path / "heat/metrics.json").read_text())
+    assert "score" not in metrics
+    assert list(metrics["in_sample"]) == ["A01"]
+
+
+@pytest.fixture(scope="module")
+def red_model(tmp_path_factory):
+    """A Keras model that calls a patch Invasive if its middle is red, else Normal."""
+    inputs = keras.Input((299, 299, 3))
+    middle = keras.layers.Cropping2D(145)(inputs)
+    mean = keras.layers.GlobalAveragePooling2D()(middle)
+    probs = keras.layers.Dense(4, activation="softmax", name="probs")(mean)
+    model = keras.Model(inputs, probs)
+    # Logit of Invasive: green below 100 (the tissue has 180, the square 20).
+    kernel = np.zeros((3, 4), np.float32)
+    kernel[1, 3] = -1
+    model.get_layer("probs").set_weights([kernel, np.array([0, -99, -99, 100], np.float32)])
+    path = tmp_path_factory.mktemp("red") / "red.keras"
+    model.save(path)
+    return path
+
+
+def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path):
+    width, height, side = 8123, 6047, 1400  # sizes that divide by nothing
+    pixels = np.full((height, width, 3), (235, 180, 215), np.uint8)
+    pixels[:, : width // 3] = 245  # glass
+    pixels[-side:, -side:] = (200, 20, 60)
+    write_slide(tmp_path / "corner.svs", pixels)
+    square = [(width - side, height - side), (width, height - side), (width, height),
+              (width - side, height)]  # fmt: skip
+    write_annotation_xml(
+        tmp_path / "corner.xml",
+        [{"label": 3, "points": np.array(square, float), "is_hole": False}],
+        0.467,
+        "text",
+    )
+    make_heatmap.main(
+        ["--slides", str(tmp_path / "corner.svs"), "--model-dir", str(red_model),
+         "--run-dir", str(tmp_path / "run"), "--step-um", "67.2"]
+    )  # fmt: skip
+    class_map = read_class_map(tmp_path / "run/class_maps/corner.png")
+    truth = read_class_map(tmp_path / "run/truth/corner.png")
+    assert set(np.unique(class_map)) == {0, 3}
+    rows, cols = np.nonzero(class_map == 3)
+    step = 67.2 / 0.467 / 16  # in map px
+    assert abs(rows.min() - (height - side) / 16) <= step
+    assert abs(cols.min() - (width - side) / 16) <= step
+    assert (rows.max(), cols.max()) == (class_map.shape[0] - 1, class_map.shape[1] - 1)
+    assert len(rows) == (rows.max() - rows.min() + 1) * (cols.max() - cols.min() + 1)
+    assert part_b_score(class_map, truth) > 0.85
+
+
+def test_a_slide_that_fails_leaves_the_others_done(red_model, tmp_path, capsys):
+    pixels = np.full((1600, 1600, 3), (235, 180, 215), np.uint8)
+    pixels[:, :400] = 245
+    write_slide(tmp_path / "noscale.svs", pixels, mpp=None)
+    (tmp_path / "broken.svs").write_bytes(b"no TIFF")
+    write_slide(tmp_path / "good.svs", pixels)
+    write_slide(tmp_path / "white.svs", np.full((1600, 1600, 3), 255, np.uint8))
+    names = [str(tmp_path / f"{n}.svs") for n in ("noscale", "broken", "good", "white")]
+    command = ["--slides", *names, "--model-dir", str(red_model), "--run-dir"]
+    with pytest.raises(InputError, match=r"2 of 4 slides failed[\s\S]*--mpp[\s\S]*unreadable"):
+        make_heatmap.main([*command, str(tmp_path / "run")])
+    assert (tmp_path / "run/class_maps/good.png").exists()
+    assert not read_class_map(tmp_path / "run/class_maps/white.png").any()
+    assert not (tmp_path / "run/metrics.json").exists()
+    # With the remedy, and the broken one replaced, the same run goes on to its end.
+    write_slide(tmp_path / "noscale.svs", pixels, mpp=0.5)
+    write_slide(tmp_path / "broken.svs", pixels)
+    done = (tmp_path / "run/slides/good.json").stat().st_mtime_ns
+    make_heatmap.main([*command, str(tmp_path / "run"), "--resume"])
+    assert (tmp_path / "run/slides/good.json").stat().st_mtime_ns == done
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["slides"] == 4
+
+
+def _run(words, **options):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+
+
+def test_a_model_trained_on_two_devices_opens_as_a_plain_model(toy, tmp_path):
+    process = _run(
+        ["train_part_a.py", *_part_a(toy, tmp_path / "run", "--limit", "3", "--fold", "0",
+                                     "--devices", "2")]
+    )  # fmt: skip
+    out, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, out
+    assert "devices: 2 CPU" in out
+    model = keras.models.load_model(tmp_path / "run/fold_0/model.keras")
+    table = pd.read_csv(tmp_path / "run/patch_predictions.csv")
+    store = np.load(tmp_path / "run/patches/patches.npy", mmap_mode="r")
+    rows = pd.read_csv(tmp_path / "run/patches/patches.csv")
+    held = rows["image_id"].isin(table["image_id"]).to_numpy()
+    probs = model.predict_on_batch(store[held].astype(np.float32))
+    assert np.allclose(probs, table[list(PROB_COLUMNS)], atol=1e-4)
+
+
+def _kill_when(words, ready, timeout=400):
+    """Start a command and SIGKILL it as soon as `ready()` holds."""
+    process = _run(words)
+    end = time.monotonic() + timeout
+    while not ready():
+        assert process.poll() is None, f"ended before it was killed: {process.stdout.read()}"
+        assert time.monotonic() < end, "never got ready"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_training_killed_in_its_second_fold_ends_as_if_it_had_not_been(toy, tmp_path):
+    def command(name, *more):
+        words = _part_a(toy, tmp_path / name, "--limit", "3", *more)
+        words[words.index("--epochs") + 1] = "2"
+        return ["train_part_a.py", *words]
+
+    state = tmp_path / "killed/fold_1/state.npz"
+    _kill_when(command("killed"), state.exists)
+    assert not (tmp_path / "killed/metrics.json").exists()
+    resumed = _run(command("killed", "--resume"))
+    whole = _run(command("whole"))
+    out, _ = resumed.communicate(timeout=500)
+    assert resumed.returncode == 0, out
+    assert "fold 0: finished before" in out
+    assert "going on after epoch 1 of 2" in out
+    out, _ = whole.communicate(timeout=500)
+    assert whole.returncode == 0, out
+    one, other = (pd.read_csv(tmp_path / n / "predictions.csv") for n in ("killed", "whole"))
+    pd.testing.assert_frame_equal(one, other, atol=1e-4)
+
+
+def test_the_other_three_scripts_go_on_after_a_kill(toy, runs, tmp_path):
+    data = ["--data-dir", toy]
+    cases = {
+        "mine_hard_examples.py": (
+            [*data, "--model-dir", runs / "part_a", "--hard-examples", 40, "--stride-um", 300],
+            "slides/A01.csv", "hard_examples.csv", runs / "hard",
+        ),
+        "train_final.py": (
+            [*data, "--part-a-dir", runs / "part_a", "--hard-examples-dir", runs / "hard",
+             "--folds", f"{toy}/part_b.csv", *NETWORK, "--epochs", 1, "--batch-size", 16],
+            "fold_0/state.npz", "predictions.csv", runs / "final",
+        ),
+        "make_heatmap.py": (
+            [*data, "--model-dir", runs / "final", "--step-um", 300],
+            "slides/A01.json", "slides.csv", runs / "heatmaps",
+        ),
+    }  # fmt: skip
+    for script, (words, sign, result, reference) in cases.items():
+        run = tmp_path / script
+        _kill_when([script, *words, "--run-dir", run], (run / sign).exists)
+        assert not (run / "metrics.json").exists()
+        process = _run([script, *words, "--run-dir", run, "--resume"])
+        out, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, out
+        one, other = pd.read_csv(run / result), pd.read_csv(reference / result)
+        pd.testing.assert_frame_equal(one, other, atol=1e-3)
+        shutil.rmtree(run)
