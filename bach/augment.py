@@ -1,23 +1,25 @@
-"""Random changes of training patches, drawn on the host, made on the device.
+"""Random changes of training patches: exact orientations and HSV shifts.
 
-The host draws a few numbers a patch from a seed, so that the random stream needs no
-state: it is the same on any backend, on any number of devices, and after a resume.
+The parameters are drawn from a seed, and the random stream needs no state: it is
+the same on any backend, on any number of devices, and after a resume.
+
+Made on the host, in the threads that read patches ahead: on a CPU, OpenCV's HSV
+conversion is over ten times as fast as the same arithmetic in a TensorFlow graph.
 """
 
 import dataclasses
 
-import keras
+import cv2
 import numpy as np
-from keras import ops
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """Ranges of the random changes made to training patches.
 
-    Flips and quarter turns are always exact and all eight orientations equally
-    likely. Kwok 2018 says "random HSV shifts" without numbers; the defaults are
-    those of Liu et al. 2017 (hue 0.04, saturation 0.25, brightness 64/255).
+    All eight orientations of the square are exact and equally likely. Kwok 2018
+    says "random HSV shifts" without numbers; the defaults are those of Liu et al.
+    2017 (hue 0.04, saturation 0.25, brightness 64/255).
 
     Attributes:
         hue: Largest shift of the hue, in turns of the colour circle.
@@ -42,60 +44,37 @@ class Augmentation:
         return np.concatenate([flips, shifts], axis=1).astype(np.float32)
 
 
-class Augment(keras.layers.Layer):
-    """Applies drawn parameters to a batch of square patches.
+def change(patch: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """Turn and recolour a patch.
 
-    Takes `[patches, parameters]`: uint8 or float `(batch, side, side, 3)` in 0..255
-    and the result of `Augmentation.draw`; returns float32 patches in 0..255.
-    Belongs to the training step only and is never part of a saved model.
-    """
-
-    def call(self, inputs):
-        patches, parameters = inputs
-        # Turned while still uint8: a quarter of the memory traffic of float32.
-        for axis, turned in enumerate(
-            (
-                lambda x: ops.transpose(x, (0, 2, 1, 3)),
-                lambda x: ops.flip(x, axis=2),
-                lambda x: ops.flip(x, axis=1),
-            )
-        ):
-            choose = ops.reshape(parameters[:, axis] > 0.5, (-1, 1, 1, 1))
-            patches = ops.where(choose, turned(patches), patches)
-        hue, saturation, value = (
-            ops.reshape(parameters[:, axis], (-1, 1, 1)) for axis in (3, 4, 5)
-        )
-        return shift_hsv(ops.cast(patches, "float32"), hue, saturation, value)
-
-
-def shift_hsv(rgb, hue, saturation, value):
-    """Shift hue, scale saturation and value.
-
-    Factors, not offsets, for saturation: an offset would paint glass, whose hue is
-    noise, in colour.
+    Saturation and value are scaled, not shifted: a shift would paint glass, whose
+    hue is noise, in colour.
 
     Args:
-        rgb: float tensor `(batch, height, width, 3)` in 0..255.
-        hue: Shift in turns of the colour circle, `(batch, 1, 1)`.
-        saturation, value: Factors, `(batch, 1, 1)`; results are clipped to 0..1.
+        patch: uint8 `(side, side, 3)`, RGB.
+        parameters: One row of `Augmentation.draw`.
 
     Returns:
-        Tensor like `rgb`.
+        uint8 `(side, side, 3)`.
     """
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    top = ops.maximum(ops.maximum(red, green), blue)
-    chroma = top - ops.minimum(ops.minimum(red, green), blue)
-    divisor = ops.maximum(chroma, 1e-6)
-    sector = ops.where(
-        top == red,
-        (green - blue) / divisor,
-        ops.where(top == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
-    )
-    sector = sector + 6 * hue
-    new_top = ops.clip(top * value, 0, 255)
-    new_chroma = new_top * ops.clip(chroma / ops.maximum(top, 1e-6) * saturation, 0, 1)
-    channels = []
-    for offset in (5, 3, 1):
-        k = ops.mod(sector + offset, 6)
-        channels.append(new_top - new_chroma * ops.clip(ops.minimum(k, 4 - k), 0, 1))
-    return ops.stack(channels, axis=-1)
+    if parameters[0]:
+        patch = cv2.transpose(patch)
+    if parameters[1]:
+        patch = cv2.flip(patch, 1)
+    if parameters[2]:
+        patch = cv2.flip(patch, 0)
+    hue, saturation, value = (float(x) for x in parameters[3:])
+    if (hue, saturation, value) == (0, 1, 1):
+        return np.ascontiguousarray(patch)
+    levels = np.arange(256)
+    # One table per channel; hue goes round in 256 steps (the _FULL conversions).
+    table = np.stack(
+        [
+            (levels + round(hue * 256)) % 256,
+            np.clip(np.rint(levels * saturation), 0, 255),
+            np.clip(np.rint(levels * value), 0, 255),
+        ],
+        axis=-1,
+    ).astype(np.uint8)[None]
+    hsv = cv2.LUT(cv2.cvtColor(np.ascontiguousarray(patch), cv2.COLOR_RGB2HSV_FULL), table)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.augment import Augmentation
+from bach.augment import Augmentation, change
 from bach.classes import CLASSES
 from bach.data import read_photo
 from bach.patches import NETWORK_SIZE, PATCH_SIZE, photo_patches
@@ -178,9 +178,8 @@ def _write_store(
 class Batches(keras.utils.PyDataset):
     """Batches of patches out of one or more stores.
 
-    Training batches carry the parameters of their augmentation, which the network's
-    device applies. Order and parameters depend only on seed, epoch and position:
-    not on workers, devices or on whether the run was interrupted.
+    Order and augmentation depend only on seed, epoch and position: not on workers,
+    devices or on whether the run was interrupted.
 
     Attributes:
         labels: Label of every patch, int64 `(n,)`, in the order of the stores.
@@ -194,7 +193,7 @@ class Batches(keras.utils.PyDataset):
         seed: Seed of order and augmentation.
         augmentation: Given for training: batches are shuffled, all of the same
             size (what does not fill a batch waits for another epoch), and of the
-            form ((patches, parameters), labels). None for prediction: in order,
+            form (patches, labels). None for prediction: in order,
             patches only, the last batch filled up with copies of the last patch so
             that it splits over devices (`predict` drops them).
     """
@@ -208,7 +207,10 @@ class Batches(keras.utils.PyDataset):
         seed: int = 0,
         augmentation: Augmentation | None = None,
     ):
-        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=8)
+        # Threads: OpenCV and the disk work beside the interpreter. Half the cores, for
+        # on a machine without GPU the network needs the others.
+        workers = max(1, min(8, (os.cpu_count() or 1) // 2))
+        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
         self._stores = stores
         self._store = np.concatenate([np.full(len(c), i) for i, c in enumerate(chosen)])
         self._row = np.concatenate(list(chosen)).astype(np.int64)
@@ -252,8 +254,11 @@ class Batches(keras.utils.PyDataset):
         if self._augmentation is None:
             return (fill_up(patches, self.batch_size),)
         rng = np.random.default_rng([self._seed, self._epoch, index])
-        parameters = self._augmentation.draw(rng, len(positions))
-        return (patches, parameters), one_hot(self.labels[positions])
+        for patch, parameters in zip(
+            patches, self._augmentation.draw(rng, len(patches)), strict=True
+        ):
+            patch[:] = change(patch, parameters)
+        return patches, one_hot(self.labels[positions])
 
     def sample(self, count: int, seed: int) -> list[np.ndarray]:
         """A random draw of patches, unaugmented, as a list of whole batches."""

@@ -127,23 +127,27 @@ def _features(inputs: keras.KerasTensor, backbone: str, weights: str) -> keras.K
 
 
 def _small(inputs: keras.KerasTensor) -> keras.KerasTensor:
-    """Five unpadded strided convolutions, the later ones with a residual one each.
+    """Four unpadded strided convolutions and a residual one.
 
     The strided layers are unpadded, as in Inception-ResNet-v2, so that 299 px give
-    8x8 features that lie exactly at multiples of 32 px.
+    8x8 features that lie exactly at multiples of 32 px. The first cuts the patch
+    into squares of 4 px (8.4 um, a nucleus): convolutions at full resolution are
+    what takes the time on a CPU.
     """
     x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-    for stage, width in enumerate((8, 16, 32, 64, 128)):
-        x = _convolution(x, width, strides=2, padding="valid", name=f"stage{stage}_down")
-        if stage >= 2:
-            branch = _convolution(x, width, strides=1, padding="same", name=f"stage{stage}_conv")
-            x = layers.Add(name=f"stage{stage}_add")([x, branch])
-    return x
+    x = _convolution(x, 32, size=4, strides=4, padding="valid", name="stem")
+    x = _convolution(x, 48, size=3, strides=2, padding="valid", name="down1")
+    x = _convolution(x, 96, size=3, strides=2, padding="valid", name="down2")
+    branch = _convolution(x, 96, size=3, strides=1, padding="same", name="residual")
+    x = layers.Add(name="add")([x, branch])
+    return _convolution(x, 128, size=3, strides=2, padding="valid", name="down3")
 
 
-def _convolution(x, width: int, strides: int, padding: str, name: str) -> keras.KerasTensor:
+def _convolution(
+    x, width: int, size: int, strides: int, padding: str, name: str
+) -> keras.KerasTensor:
     x = layers.Conv2D(
-        width, 3, strides=strides, padding=padding, use_bias=False,
+        width, size, strides=strides, padding=padding, use_bias=False,
         kernel_initializer="he_normal", name=name,
     )(x)  # fmt: skip
     # Keras's default momentum of 0.99 forgets the first weights only after some

@@ -510,7 +510,9 @@ def apply_rules(slides: Mapping[str, dict]) -> tuple[dict, dict]:
 
 
 def _said(thresholds: Sequence[float]) -> str:
-    return " / ".join("never" if t > 1 else f"{t:.4g}" for t in thresholds)
+    digits = [2 if round(t, 2) == t else 4 for t in thresholds]
+    pairs = zip(thresholds, digits, strict=True)
+    return " / ".join("never" if t > 1 else f"{t:.{digit}f}" for t, digit in pairs)
 
 
 def _all_counts(hists: Mapping, scored: Sequence[str], thresholds: Sequence[float]) -> dict:

@@ -21,7 +21,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bach import devices
-from bach.augment import Augment, Augmentation
+from bach.augment import Augmentation
 from bach.batches import Batches, PatchStore
 from bach.classes import CLASSES
 from bach.model import build_model, load_model
@@ -80,9 +80,9 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = _training_model(model, settings)
-    checkpoint = Checkpoint(model, folder, settings.monitor, settings.mode)
-    history = checkpoint.restore(trainer)
+    _compile(model, settings)
+    checkpoint = Checkpoint(folder, settings.monitor, settings.mode)
+    history = checkpoint.restore(model)
     done = len(history)
     if done:
         log.info("going on after epoch %d of %d", done, settings.epochs)
@@ -92,12 +92,12 @@ def train(
     _draw_batch(training, folder / "batch.png")
     callbacks = [_Progress(training, settings.epochs)]
     if settings.bn_patches:
-        callbacks.append(RefreshBatchNorm(model, training, settings))
+        callbacks.append(RefreshBatchNorm(training, settings))
     if heldout is not None:
-        callbacks.append(EvaluateHeldOut(model, heldout, heldout_images))
+        callbacks.append(EvaluateHeldOut(heldout, heldout_images))
     callbacks += [checkpoint, _LogEpoch(settings.epochs)]
     if done < settings.epochs:
-        trainer.fit(
+        model.fit(
             training,
             initial_epoch=done,
             epochs=settings.epochs,
@@ -199,15 +199,14 @@ def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[st
 class RefreshBatchNorm(keras.callbacks.Callback):
     """Estimates batch-normalisation statistics anew at the end of every epoch."""
 
-    def __init__(self, plain: keras.Model, training: Batches, settings: Settings):
+    def __init__(self, training: Batches, settings: Settings):
         super().__init__()
-        self._plain = plain
         self._training = training
         self._settings = settings
 
     def on_epoch_end(self, epoch, logs=None):
         sample = self._training.sample(self._settings.bn_patches, self._settings.seed + epoch)
-        devices.refresh_batch_norm(self._plain, sample)
+        devices.refresh_batch_norm(self.model, sample)
 
 
 class EvaluateHeldOut(keras.callbacks.Callback):
@@ -217,14 +216,13 @@ class EvaluateHeldOut(keras.callbacks.Callback):
     and score images, not only patches.
     """
 
-    def __init__(self, plain: keras.Model, heldout: Batches, images: np.ndarray):
+    def __init__(self, heldout: Batches, images: np.ndarray):
         super().__init__()
-        self._plain = plain
         self._heldout = heldout
         self._images = images
 
     def on_epoch_end(self, epoch, logs=None):
-        probs = predict_batches(self._plain, self._heldout, len(self._heldout.labels))
+        probs = predict_batches(self.model, self._heldout, len(self._heldout.labels))
         logs.update(scores(self._heldout.labels, probs, self._images))
 
 
@@ -237,7 +235,6 @@ class Checkpoint(keras.callbacks.Callback):
     models are plain Keras models whatever they were trained on.
 
     Args:
-        plain: The model to save (without augmentation and replication).
         folder: Where to save.
         monitor: Name in the epoch's logs that decides what is best.
         mode: "min", "max", or "auto".
@@ -246,9 +243,8 @@ class Checkpoint(keras.callbacks.Callback):
         InputError: If `mode` is "auto" and the name tells neither.
     """
 
-    def __init__(self, plain: keras.Model, folder: Path, monitor: str, mode: str = "auto"):
+    def __init__(self, folder: Path, monitor: str, mode: str = "auto"):
         super().__init__()
-        self._plain = plain
         self._folder = Path(folder)
         self._monitor = monitor
         self._sign = {"min": -1, "max": 1}[best_mode(monitor, mode)]
@@ -263,16 +259,16 @@ class Checkpoint(keras.callbacks.Callback):
                 "Use a smaller --learning-rate. The last good checkpoint is kept."
             )
         if self._monitor in row and self._is_best(row):
-            save_model(self._plain, self._folder / "best.keras")
-        save_model(self._plain, self._folder / "last.keras")
+            save_model(self.model, self._folder / "best.keras")
+        save_model(self.model, self._folder / "last.keras")
         write_csv(pd.DataFrame(self.history), self._folder / "history.csv")
         self._save_state()
 
-    def restore(self, trainer: keras.Model) -> list[dict]:
-        """Put a saved state into the model in training, if there is one.
+    def restore(self, model: keras.Model) -> list[dict]:
+        """Put a saved state into a model, if there is one.
 
         Args:
-            trainer: The compiled training model, its optimizer built.
+            model: The compiled model, its optimizer built.
 
         Returns:
             The history so far, one dict an epoch.
@@ -280,7 +276,7 @@ class Checkpoint(keras.callbacks.Callback):
         file = self._folder / "state.npz"
         if not file.exists():
             return []
-        variables = _state_variables(trainer)
+        variables = _state_variables(model)
         try:
             with np.load(file) as state:
                 history = json.loads(str(state["history"]))
@@ -388,33 +384,28 @@ def best_mode(monitor: str, mode: str = "auto") -> str:
 
 
 def save_model(model: keras.Model, path: str | os.PathLike) -> None:
-    """Save a model as a `.keras` file, whole or not at all."""
+    """Save a model as a `.keras` file, whole or not at all, without its optimizer."""
+    # The same layers as a model that was never compiled; momenta would double the file.
+    plain = keras.Model(model.inputs, model.outputs, name=model.name)
     with atomic_path(path) as temporary:
-        model.save(temporary)
+        plain.save(temporary)
 
 
-def _training_model(model: keras.Model, settings: Settings) -> keras.Model:
-    prepare(model)
+def _compile(model: keras.Model, settings: Settings) -> None:
     with devices.scope():
-        patches = keras.Input(model.input_shape[1:], dtype="uint8", name="patches")
-        parameters = keras.Input((6,), name="parameters")
-        trainer = keras.Model(
-            [patches, parameters], model(Augment(name="augment")([patches, parameters]))
-        )
         optimizer = keras.optimizers.SGD(settings.learning_rate, momentum=MOMENTUM, nesterov=True)
-        trainer.compile(
+        model.compile(
             optimizer=optimizer,
             loss="categorical_crossentropy",
             metrics=["accuracy"],
             jit_compile=devices.jit(),
         )
-        trainer.optimizer.build(trainer.trainable_variables)
-    return trainer
+        model.optimizer.build(model.trainable_variables)
 
 
-def _state_variables(trainer: keras.Model) -> list:
+def _state_variables(model: keras.Model) -> list:
     """All variables that training changes: weights, statistics, random states, momenta."""
-    return [*trainer.variables, *trainer.optimizer.variables]
+    return [*model.variables, *model.optimizer.variables]
 
 
 def _check_untrained_loss(model: keras.Model, training: Batches) -> None:
@@ -428,10 +419,6 @@ def _check_untrained_loss(model: keras.Model, training: Batches) -> None:
 
 def _draw_batch(training: Batches, file: Path) -> None:
     """Draw the first batch as the network sees it, augmentation included."""
-    (patches, parameters), _ = training[0]
-    count = min(len(patches), 32)
-    seen = keras.ops.convert_to_numpy(Augment()([patches[:count], parameters[:count]]))
-    labels = training.labels[training.order[:count]]
-    write_png(
-        file, contact_sheet(np.rint(seen).astype(np.uint8), [CLASSES[label] for label in labels])
-    )
+    patches, labels = training[0]
+    names = [CLASSES[label] for label in labels.argmax(axis=1)]
+    write_png(file, contact_sheet(patches[:32], names[:32]))

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -235,9 +236,15 @@ def test_a_heatmap_run_has_the_backbone_of_its_models_and_the_slides_it_beat(tmp
     model = training_run(tmp_path / "final", label, label, backbone="tiny", epochs=15)
     scores = {"A01": 0.7, "A02": 0.3, "A03": 0.9}
     run = heatmap_run(tmp_path / "maps", scores, in_sample={"A03"}, model_dir=str(model))
-    row = comparison.table([run]).splitlines()[4]
+    lines = comparison.table([run]).splitlines()
+    row = lines[4]
     assert row.startswith("| maps (unfinished) | tiny | 15 | 0.500 [")
+    # All pixels are invasive, so that always Benign scores 1/3 here.
     assert "2 slides; above always Benign on 1" in row
+    by_slide = next(line for line in lines if line.startswith("| maps |"))
+    assert by_slide.startswith("| maps | 0.700 | 0.300 | 0.900* | - |")
+    assert "| maps: always Benign | 0.333 | 0.333 | 0.333 |" in lines[-2]
+    assert lines[-1].startswith("| *published: always Benign* | 0.65 | 0.60 | 0.66 | 0.44 |")
     seen = heatmap_run(tmp_path / "seen", scores, in_sample=set(scores))
     assert "3 slides, in sample (trained on them)" in comparison.table([seen])
 
@@ -266,7 +273,8 @@ def test_table_prints_markdown(pair, capsys):
 def test_run_as_a_program_errors_give_exit_code_2_and_help_0(tmp_path):
     def program(*words):
         command = [sys.executable, "-m", "bach.runs", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        root = Path(__file__).parents[1]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
 
     wrong = program("compare", str(tmp_path / "a"), str(tmp_path / "b"))
     assert wrong.returncode == 2

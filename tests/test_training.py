@@ -81,8 +81,9 @@ def test_a_damaged_state_is_an_error_that_says_what_to_do(patches, tmp_path):
 
 def test_a_diverging_training_stops_and_keeps_the_last_good_checkpoint(patches, tmp_path):
     model = build_model("small", "none")
-    checkpoint = training.Checkpoint(model, tmp_path, "heldout_loss")
-    checkpoint.set_model(training._training_model(model, training.Settings()))
+    training._compile(model, training.Settings())
+    checkpoint = training.Checkpoint(tmp_path, "heldout_loss")
+    checkpoint.set_model(model)
     checkpoint.on_epoch_end(0, {"loss": 1.0, "heldout_loss": 1.0})
     before = (tmp_path / "last.keras").read_bytes()
     with pytest.raises(InputError, match="diverged"):
@@ -96,8 +97,9 @@ def test_a_diverging_training_stops_and_keeps_the_last_good_checkpoint(patches, 
 )
 def test_best_is_the_first_epoch_with_the_best_value(monitor, values, best, tmp_path):
     model = build_model("small", "none")
-    checkpoint = training.Checkpoint(model, tmp_path, monitor)
-    checkpoint.set_model(training._training_model(model, training.Settings()))
+    training._compile(model, training.Settings())
+    checkpoint = training.Checkpoint(tmp_path, monitor)
+    checkpoint.set_model(model)
     bias = model.get_layer("classes").weights[1]
     for epoch, value in enumerate(values):
         bias.assign(np.full(4, epoch, np.float32))
