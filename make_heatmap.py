@@ -41,6 +41,7 @@ from bach.heatmap import (
     to_classes,
     to_heatmap,
 )
+from bach.intervals import format_interval, score_interval
 from bach.metrics import joint_counts, score_from_counts, to_json, write_class_map
 from bach.mining import slide_masks
 from bach.pictures import heat_colors, overlay, side_by_side, write_png
@@ -266,11 +267,15 @@ def summarise(results: list[dict], failures: dict, run: Run) -> dict:
             metrics[key] = float(np.mean(values)) if values else None
         pooled = score_from_counts(sum(np.array(r["counts"]) for r in honest))
         metrics["score_pooled"] = None if np.isnan(pooled) else pooled
+        metrics["score_interval"] = interval = score_interval(
+            [np.array(r["counts"]) for r in honest]
+        )
         metrics["per_slide"] = {r["image_id"]: r["score"] for r in honest}
         print(
             f"{'mean of ' + str(len(honest)):20} score {_number(metrics['score'])}, tissue only "
             f"{_number(metrics['score_tissue'])}, always benign {_number(metrics['baseline'])}; "
-            f"pooled {_number(metrics['score_pooled'])}"
+            f"pooled {_number(metrics['score_pooled'])}\n"
+            f"score {format_interval(interval, 3)}"
         )
     if len(honest) < len(scored):
         metrics["in_sample"] = {r["image_id"]: r["score"] for r in scored if r["in_sample"]}

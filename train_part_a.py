@@ -23,6 +23,7 @@ import pandas as pd
 from bach.classes import PROB_COLUMNS
 from bach.data import part
 from bach.folds import check_folds, join_folds, read_folds, take
+from bach.intervals import accuracy_interval, format_interval
 from bach.metrics import part_a_metrics
 from bach.runs import (
     InputError,
@@ -116,18 +117,18 @@ def report(patches: pd.DataFrame, images: pd.DataFrame, run: Run) -> dict:
             f"fold {fold}: four-class {rows[fold]['accuracy']:.3f}, "
             f"binary {rows[fold]['binary_accuracy']:.3f} ({len(group)} images)"
         )
-    four = [row["accuracy"] for row in rows.values()]
-    two = [row["binary_accuracy"] for row in rows.values()]
-    print(
-        f"mean over folds: four-class {np.mean(four):.3f} (sd {np.std(four):.3f}), "
-        f"binary {np.mean(two):.3f} (sd {np.std(two):.3f})"
-    )
     overall = part_a_metrics(table["label"], table["predicted"])
-    overall["mean_accuracy"] = float(np.mean(four))
-    overall["sd_accuracy"] = float(np.std(four))
-    overall["patch_accuracy"] = float(
-        (patches[list(PROB_COLUMNS)].to_numpy().argmax(axis=1) == patches["label"]).mean()
-    )
+    for metric, name in (("accuracy", "four-class"), ("binary_accuracy", "binary")):
+        values = [row[metric] for row in rows.values()]
+        overall[f"mean_{metric}"], overall[f"sd_{metric}"] = np.mean(values), np.std(values)
+        overall[f"{metric}_interval"] = interval = accuracy_interval(table, metric)
+        print(
+            f"{name}: mean over folds {np.mean(values):.3f} (sd {np.std(values):.3f}), "
+            f"all images {format_interval(interval, 3)}"
+        )
+    overall["patch_accuracy"] = (
+        patches[list(PROB_COLUMNS)].to_numpy().argmax(axis=1) == patches["label"]
+    ).mean()
     overall["per_fold"] = rows
     return overall
 

@@ -64,8 +64,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all."""
+
+    def plain(thing: object) -> object:
+        # NumPy's numbers are no JSON, but they are numbers.
+        return thing.item() if hasattr(thing, "item") else str(thing)
+
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, default=plain) + "\n")
 
 
 def write_csv(frame, path: str | os.PathLike) -> None:

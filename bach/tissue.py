@@ -1,13 +1,8 @@
 """Where a slide has tissue, and means of a map over many patches at once."""
 
 import numpy as np
+from skimage.color import rgb2lab
 
-# sRGB to CIE XYZ (IEC 61966-2-1), rows of the matrix. Dividing each by its sum takes
-# the white of the display as the reference, so that every gray has a* = 0 exactly
-# and not the 0.003 that rounded tables of the white point give.
-_TO_X = np.array([0.412453, 0.357580, 0.180423])
-_TO_Y = np.array([0.212671, 0.715160, 0.072169])
-_TO_Z = np.array([0.019334, 0.119193, 0.950227])
 _STRIP_PX = 1 << 20  # pixels converted at a time, which bounds the memory
 
 # CIELAB chroma and hue angle (degrees) of pen ink, seen on TCGA slides with red,
@@ -99,30 +94,16 @@ def _lab(rgb: np.ndarray, channel: str) -> np.ndarray:
             "A thumbnail must be uint8 (height, width, 3). "
             f"Received: rgb.dtype={rgb.dtype}, rgb.shape={rgb.shape}. Convert it to RGB first."
         )
-    first, second, scale = {"a": (_TO_X, _TO_Y, 500.0), "b": (_TO_Y, _TO_Z, 200.0)}[channel]
-    code = np.arange(256) / 255
-    linear = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
-    tables = [
-        [(linear * weight / row.sum()).astype(np.float32) for weight in row]
-        for row in (first, second)
-    ]
     height, width = rgb.shape[:2]
     result = np.empty((height, width), np.float32)
     step = max(1, _STRIP_PX // max(width, 1))
     for top in range(0, height, step):
-        strip = rgb[top : top + step]
-        part = [
-            _lab_root(sum(table[strip[..., color]] for color, table in enumerate(row)))
-            for row in tables
-        ]
-        result[top : top + step] = scale * (part[0] - part[1])
-    # What float32 leaves on grays must not pass for a tinge of pink.
-    result[np.abs(result) < 1e-3] = 0
+        lab = rgb2lab(rgb[top : top + step])
+        result[top : top + step] = lab[..., 1 if channel == "a" else 2]
+    # The rounded white point of the conversion leaves 0.003 on grays, which must not
+    # pass for a tinge of pink.
+    result[np.abs(result) < 0.01] = 0
     return result
-
-
-def _lab_root(t: np.ndarray) -> np.ndarray:
-    return np.where(t > (6 / 29) ** 3, np.cbrt(t), t * ((29 / 6) ** 2 / 3) + 4 / 29)
 
 
 def box_means(values: np.ndarray, x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
