@@ -2,10 +2,12 @@
 
 Reads    --data-dir (photos), --folds
 Writes   runs/part_a/patches/              all patches, cut once (1.5 GB)
-         runs/part_a/fold_K/               model.keras, best.keras, last.keras, history.csv
+         runs/part_a/fold_K/               model.keras, best.keras, last.keras, history.csv,
+                                           batch.png (the first batch)
          runs/part_a/predictions.csv       out-of-fold, one row an image
          runs/part_a/patch_predictions.csv out-of-fold, one row a patch
-         runs/part_a/metrics.json, batch.png, run.json, log.txt
+         runs/part_a/errors.png            the worst mistakes
+         runs/part_a/metrics.json, run.json, log.txt
 
     python train_part_a.py --data-dir data/BACH
     python train_part_a.py --data-dir data/toy --folds data/toy/part_a_folds.csv \\
@@ -20,11 +22,13 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from bach.classes import PROB_COLUMNS
+from bach.classes import CLASSES, PROB_COLUMNS
 from bach.data import part
 from bach.folds import check_folds, join_folds, read_folds, take
 from bach.intervals import accuracy_interval, format_interval
 from bach.metrics import part_a_metrics
+from bach.mining import add_difficulty
+from bach.pictures import contact_sheet, write_png
 from bach.runs import (
     InputError,
     Run,
@@ -130,7 +134,25 @@ def report(patches: pd.DataFrame, images: pd.DataFrame, run: Run) -> dict:
         patches[list(PROB_COLUMNS)].to_numpy().argmax(axis=1) == patches["label"]
     ).mean()
     overall["per_fold"] = rows
+    draw_errors(patches, table, run)
     return overall
+
+
+def draw_errors(patches: pd.DataFrame, table: pd.DataFrame, run: Run, count: int = 48) -> None:
+    """Write a sheet of the worst mistaken images, each by the patch that erred most."""
+    from bach.batches import PatchStore
+
+    store = PatchStore(run.path / "patches")
+    wrong = table.loc[table["predicted"] != table["label"], "image_id"]
+    worst = add_difficulty(patches[patches["image_id"].isin(wrong)])
+    worst = worst.sort_values("difficulty", ascending=False).drop_duplicates("image_id").head(count)
+    keys = ["image_id", "x", "y"]
+    rows = worst[keys].merge(store.table[keys].reset_index(), on=keys)["index"]
+    texts = [
+        f"{row.image_id}: {CLASSES[row.label]} as {CLASSES[row.predicted]}"
+        for row in worst.itertuples()
+    ]
+    write_png(run.path / "errors.png", contact_sheet([store.patches[i] for i in rows], texts))
 
 
 if __name__ == "__main__":

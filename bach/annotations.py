@@ -67,6 +67,11 @@ def read_regions(path: str | os.PathLike) -> list[Region]:
     Raises:
         InputError: If the file cannot be read or a class in it; the region is
             named.
+
+    Example:
+        >>> regions = read_regions("A01.xml")  # doctest: +SKIP
+        >>> regions[0].label, regions[0].points.shape, regions[0].is_hole  # doctest: +SKIP
+        (3, (412, 2), False)
     """
     path = Path(path)
     content = _read(path)
@@ -317,6 +322,13 @@ def label_mask(regions: Sequence[Region], width: int, height: int, downsample: f
 
     Raises:
         ValueError: If a side or the downsample is not above 0.
+
+    Example:
+        >>> square = Region(3, np.array([[16, 16], [48, 16], [48, 32], [16, 32]], float))
+        >>> label_mask([square], 64, 48, 16)
+        array([[0, 0, 0, 0],
+               [0, 3, 3, 0],
+               [0, 0, 0, 0]], dtype=uint8)
     """
     if not (width > 0 and height > 0 and downsample > 0):
         raise ValueError(

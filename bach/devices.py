@@ -13,6 +13,7 @@ import numpy as np
 from bach.runs import InputError, log
 
 _strategy = None
+_count = 1
 
 
 def start(devices: int = 0, seed: int = 0, precision: str = "float32") -> int:
@@ -31,7 +32,7 @@ def start(devices: int = 0, seed: int = 0, precision: str = "float32") -> int:
     Raises:
         InputError: If there are fewer GPUs than asked for.
     """
-    global _strategy
+    global _strategy, _count
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision)
     backend = keras.backend.backend()
@@ -44,7 +45,21 @@ def start(devices: int = 0, seed: int = 0, precision: str = "float32") -> int:
             f"The backend must be tensorflow or jax. Received: KERAS_BACKEND={backend}."
         )
     log.info("devices: %d %s (%s, %s)", count, kind, backend, precision)
+    _count = count
     return count
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a global batch that does not divide over the devices.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if batch_size % _count:
+        raise InputError(
+            f"The global batch must divide over the {_count} devices.\n"
+            f"Received: --batch-size={batch_size}. Use a multiple of {_count}."
+        )
 
 
 def scope() -> contextlib.AbstractContextManager:
@@ -67,8 +82,8 @@ def jit() -> bool | str:
 
 def stop() -> None:
     """Forget the devices chosen by `start` (for tests that start again)."""
-    global _strategy
-    _strategy = None
+    global _strategy, _count
+    _strategy, _count = None, 1
     if keras.backend.backend() == "jax":
         keras.distribution.set_distribution(None)
 

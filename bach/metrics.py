@@ -158,6 +158,10 @@ def part_b_score(predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray | No
         ValueError: If shapes differ, a map is not of integers 0..3, or the mask
             is not bool.
 
+    Example:
+        >>> part_b_score(np.array([[1, 1, 1, 1]]), np.array([[0, 1, 2, 3]]))
+        0.6
+
     Source: Aresta et al. 2019 (arXiv:1808.04277), evaluation of Part B.
     """
     return score_from_counts(joint_counts(predicted, truth, mask))

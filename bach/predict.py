@@ -112,15 +112,12 @@ def predict_slide(
     return (total / len(models)).astype(np.float32)
 
 
-def predict_photos(
-    models: Sequence[keras.Model], images: pd.DataFrame, batch_size: int = 64
-) -> pd.DataFrame:
+def predict_photos(models: Sequence[keras.Model], images: pd.DataFrame) -> pd.DataFrame:
     """Predict whole photos by the mean over their patches and over models.
 
     Args:
         models: One or more models.
         images: Image table of photos.
-        batch_size: Patches a batch.
 
     Returns:
         Table with `image_id` and the four `prob_` columns, one row an image.
@@ -132,8 +129,11 @@ def predict_photos(
         photo = read_photo(image.path)
         table = photo_patches(image.image_id, photo.shape[1], photo.shape[0], None)
         patches = photo_to_patches(photo, table)
+        # Filled up to a multiple of 8, so that it splits over as many devices.
+        filled = fill_up(patches, -(-len(patches) // 8) * 8)
         probs = np.mean(
-            [np.asarray(model.predict_on_batch(patches)) for model in models], axis=(0, 1)
+            [np.asarray(model.predict_on_batch(filled))[: len(patches)] for model in models],
+            axis=(0, 1),
         )
         rows.append((image.image_id, *probs))
     return pd.DataFrame(rows, columns=["image_id", *PROB_COLUMNS])

@@ -132,6 +132,12 @@ class Slide:
 
         Raises:
             InputError: If the file turns out to be damaged here.
+
+        Example:
+            >>> with Slide("A01.svs") as slide:  # doctest: +SKIP
+            ...     patch = slide.read(21052.5, 300, 299, 299, mpp=2.1)
+            >>> patch.shape, patch.dtype  # doctest: +SKIP
+            ((299, 299, 3), dtype('uint8'))
         """
         scale = 1.0 if mpp is None else mpp / self.mpp  # level-0 px per result px
         level = 0

@@ -42,6 +42,11 @@ def tissue_mask(
     Raises:
         ValueError: If `rgb` is not uint8 (height, width, 3).
 
+    Example:
+        >>> glass, tissue = (245, 245, 245), (200, 120, 180)
+        >>> tissue_mask(np.array([[glass, glass, tissue]], np.uint8))
+        array([[False, False,  True]])
+
     Source: Kwok 2018, section 4: a* more than 10% above its mean.
     """
     a = _lab(rgb, "a")

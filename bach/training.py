@@ -130,6 +130,7 @@ def train_fold(
     Returns:
         Probabilities of the held-out patches `(n, 4)`, or None without any.
     """
+    devices.check_batch_size(args.batch_size)
     done = folder / "heldout.npy"
     if done.exists():
         log.info("fold %s: finished before", folder.name.removeprefix("fold_"))
