@@ -1,4 +1,5 @@
 # make demo        the whole pipeline on trial data (about ten minutes on two cores)
+# make reproduce DATA=data/BACH ARGS="..."   the paper's run, its figures beside ours
 # make test        all tests
 # make lint        ruff
 # make bench       measurements behind the README's figures
@@ -6,11 +7,16 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+DATA ?= data/BACH
+ARGS ?=
 
-.PHONY: demo test lint bench
+.PHONY: demo reproduce test lint bench
 
 demo: $(VENV)/installed
 	$(RUN) -m bach.demo
+
+reproduce: $(VENV)/installed
+	$(RUN) -m bach.reproduce --data-dir "$(DATA)" $(ARGS)
 
 test: $(VENV)/installed
 	$(RUN) -m pytest

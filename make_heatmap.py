@@ -31,6 +31,7 @@ import pandas as pd
 from bach.classes import CLASSES
 from bach.data import find_data, part
 from bach.heatmap import (
+    DENSE_STEP_UM,
     STEP_UM,
     THRESHOLDS,
     areas_mm2,
@@ -74,7 +75,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="which slides of --data-dir: annotated, test, or all",
     )  # fmt: skip
     parser.add_argument("--slides", nargs="+", default=None, help="slides to use instead")
-    parser.add_argument("--step-um", type=float, default=STEP_UM, help="side of a cell in um")
+    parser.add_argument(
+        "--mode", default="patches", choices=("patches", "dense"),
+        help="predict patch by patch, or run the network once over large regions",
+    )  # fmt: skip
+    parser.add_argument(
+        "--step-um", type=float, default=None,
+        help="side of a cell in um (default: 125.58; dense: 67.2, or multiples)",
+    )  # fmt: skip
     parser.add_argument(
         "--thresholds", type=float, nargs=3, default=list(THRESHOLDS),
         metavar=("BENIGN", "INSITU", "INVASIVE"), help="heatmap values where the classes begin",
@@ -85,6 +93,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if sorted(args.thresholds) != args.thresholds:
         parser.error(f"--thresholds must ascend. Received: {args.thresholds}.")
+    if args.step_um is None:
+        args.step_um = STEP_UM if args.mode == "patches" else DENSE_STEP_UM
     if not args.step_um > 0:
         parser.error(f"--step-um must be positive. Received: {args.step_um}.")
     return args
@@ -105,13 +115,14 @@ def main(argv: list[str] | None = None) -> int:
         devices.start(args.devices, args.seed, args.precision)
         models = load_models(args.model_dir)
         files = {fold: model_file(args.model_dir, fold) for fold in models}
+        predict = predictor(models, args)
         seen = {fold: trained_slides(file) for fold, file in files.items()}
 
         # 2. Slide by slide; one that fails does not stop the rest.
         results, failures = [], {}
         for row in slides.itertuples():
             try:
-                results.append(one_slide(row, models, files, seen, args, run))
+                results.append(one_slide(row, predict, files, seen, args, run))
             except InputError as error:
                 log.error("%s failed: %s", row.image_id, error)
                 failures[row.image_id] = str(error)
@@ -154,15 +165,34 @@ def list_slides(args: argparse.Namespace) -> pd.DataFrame:
     return table.head(args.limit).reset_index(drop=True) if args.limit else table
 
 
-def one_slide(
-    row, models: dict, files: dict, seen: dict, args: argparse.Namespace, run: Run
-) -> dict:
-    """Make and write everything of one slide, or read it if that was done before."""
+def predictor(models: dict, args: argparse.Namespace):
+    """How cells are predicted: a function of folds, slide, patch table and grid shape."""
+    if args.mode == "dense":
+        from bach.dense import DenseModel, dense_step_um, predict_dense
+
+        fields = {fold: DenseModel(model) for fold, model in models.items()}
+        every = dense_step_um(next(iter(fields.values())), args.step_um)
+
+        def dense(folds: list, slide: Slide, table: pd.DataFrame, shape: tuple[int, int]):
+            wanted = np.zeros(shape, bool)
+            wanted[table["row"], table["col"]] = True
+            return predict_dense([fields[fold] for fold in folds], slide, wanted, every)
+
+        return dense
     from bach.predict import predict_slide
 
+    def patches(folds: list, slide: Slide, table: pd.DataFrame, shape: tuple[int, int]):
+        probs = predict_slide([models[fold] for fold in folds], slide, table, args.batch_size)
+        return stitch(table, probs, shape)
+
+    return patches
+
+
+def one_slide(row, predict, files: dict, seen: dict, args: argparse.Namespace, run: Run) -> dict:
+    """Make and write everything of one slide, or read it if that was done before."""
     name = row.image_id
-    unseen = [fold for fold in models if name not in seen[fold]]
-    chosen = unseen or list(models)
+    unseen = [fold for fold in files if name not in seen[fold]]
+    chosen = unseen or list(files)
     key = {
         "file": _fingerprint(row.path),
         "models": {str(fold): _fingerprint(files[fold]) for fold in chosen},
@@ -179,9 +209,8 @@ def one_slide(
         table = heatmap_patches(
             name, slide.width, slide.height, slide.mpp, tissue, downsample, args.step_um
         )
-        probs = predict_slide([models[f] for f in chosen], slide, table, args.batch_size)
         cell = args.step_um / slide.mpp
-        probs = stitch(table, probs, grid_shape(slide.width, slide.height, cell))
+        probs = predict(chosen, slide, table, grid_shape(slide.width, slide.height, cell))
         heatmap = to_heatmap(probs)
         class_map = cells_to_map(
             to_classes(heatmap, tuple(args.thresholds)), cell, downsample, tissue.shape
@@ -198,7 +227,7 @@ def one_slide(
             "downsample": downsample,
             "patches": len(table),
             "models": [str(fold) for fold in chosen],
-            "fold": chosen[0] if len(chosen) == 1 and len(models) > 1 else None,
+            "fold": chosen[0] if len(chosen) == 1 and len(files) > 1 else None,
             "in_sample": not unseen,
             "areas_mm2": areas_mm2(class_map, tissue, downsample, slide.mpp),
         }

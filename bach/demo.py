@@ -130,20 +130,40 @@ def make_toy(words: list[str]) -> None:
     partial.rename(DATA)
 
 
-def call(words: list[str], shown: list[str] | None = None) -> str:
-    """Print a command, run it, and return the last line of its output."""
+def call(
+    words: list[str],
+    shown: list[str] | None = None,
+    again: str = "`make demo`",
+    pass_fds: tuple[int, ...] = (),
+) -> str:
+    """Print a command, run it, and return the last line of its output.
+
+    Args:
+        words: The command, after `python`.
+        shown: What to print instead of it.
+        again: What goes on from there, for the error.
+        pass_fds: File descriptors that the command inherits.
+
+    Raises:
+        InputError: If it fails. If we are interrupted, it is ended too.
+    """
     print(f"\n$ python {' '.join(shown or words)}", flush=True)
-    process = subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-    last = ""
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        last = line.strip() or last
-    if process.wait() != 0:
+    with subprocess.Popen(
+        [sys.executable, *words],
+        stdout=subprocess.PIPE, text=True, encoding="utf-8", pass_fds=pass_fds,
+    ) as process:  # fmt: skip
+        last = ""
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                last = line.strip() or last
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode != 0:
         raise InputError(
             f"The command above ended with exit code {process.returncode}.\n"
-            "Its last lines say why; `make demo` goes on from there."
+            f"Its last lines say why; {again} goes on from there."
         )
     return last
 

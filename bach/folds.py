@@ -6,15 +6,18 @@ held out, since nobody knows whose images these are.
 
     python -m bach.folds make --images folds/patients.csv --part a --folds 3 --out my_folds.csv
     python -m bach.folds check my_folds.csv --patients folds/patients.csv
+    python -m bach.folds audit --data-dir data/BACH --patients folds/patients.csv
 
 `check` takes any table with `image_id` and `fold`; its last line on stdout is
-the result as JSON, and its exit code is 1 if a patient stands on both sides.
+the result as JSON, and its exit code is 1 if a patient stands on both sides. `audit`
+measures what a leaky split would have promised, see `bach.audit`.
 """
 
 import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -453,6 +456,11 @@ def _listed(items: Sequence[str]) -> str:
 
 # The tool
 
+# Commands that `bach.audit` takes care of.
+_AUDITS = {
+    "audit": "what a leaky split promises beside what a patient-safe one finds",
+}
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -477,10 +485,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     check = commands.add_parser("check", help="find patients on both sides of a split")
     check.add_argument("folds", help="CSV of image_id and fold")
     check.add_argument("--patients", help="CSV of image_id and patient to go by")
+    for name, text in _AUDITS.items():
+        commands.add_parser(name, help=text, add_help=False)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in _AUDITS:
+        from bach import audit  # not at the top: it imports this module, and scikit-learn
+
+        return audit.main(argv)
     args = parse_args(argv)
     patients = None
     if args.patients is not None:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bach.classes import CLASSES
 from bach.mining import MIN_TISSUE
-from bach.patches import COLUMNS, PATCH_UM, region_means
+from bach.patches import COLUMNS, NETWORK_MPP, PATCH_UM, region_means
 
 # Kwok 2018, section 4.6, found there by trial: Benign from 0.35, InSitu from 0.70,
 # Invasive from 0.75 of the expected class / 3.
@@ -21,6 +21,9 @@ THRESHOLDS = (0.35, 0.70, 0.75)
 # The paper does not state the step of its heatmaps; a fifth of the field, as for
 # mining, is fine enough for the maps' scale and costs 25 times a single cover.
 STEP_UM = PATCH_UM / 5
+
+# Of dense prediction: a stride of 32 network px of 2.1 um.
+DENSE_STEP_UM = 32 * NETWORK_MPP
 
 
 def heatmap_patches(

@@ -12,9 +12,19 @@ LAYERS = [
     {"classes", "runs", "metrics", "intervals", "comparison"},
     {"slides", "tissue", "annotations", "pictures", "painter"},
     {"patches", "folds"},
-    {"data", "augment", "batches", "devices", "model", "training", "predict", "calibration"},
-    {"mining", "heatmap", "thresholds"},
-    {"submission", "validation", "report", "toy", "demo"},
+    {
+        "data",
+        "audit",
+        "augment",
+        "batches",
+        "devices",
+        "model",
+        "training",
+        "predict",
+        "calibration",
+    },
+    {"mining", "heatmap", "dense", "thresholds"},
+    {"submission", "validation", "report", "toy", "demo", "reproduce"},
 ]
 FRAMEWORK_FREE = sorted(set.union(*LAYERS[:3]) | {"data", "mining", "heatmap", "toy"})
 

@@ -1,0 +1,524 @@
+"""What a model gets wrong: a table to tick, and sheets to look at.
+
+    python -m bach.report mistakes runs/part_a --data-dir data/BACH
+    python -m bach.report errors runs/part_a/errors.csv
+
+`mistakes` reads the out-of-fold predictions of a `train_part_a.py` run and the photos,
+and writes into the run folder (or `--out`):
+
+    errors.csv                      one row a mistake, worst first, with empty columns to tick
+    errors/Benign_as_Invasive.png   a sheet for each pair (true, predicted), worst first
+    errors.png                      all pairs at once: the worst image of each, and counts
+
+Below each photo a bar shows the mean probabilities of its patches, and a cell for every
+patch its own, laid out as the patches lie on the photo; the colours are those of the
+legend, Normal at the top. Worst is by difficulty (Kwok 2018, section 4.5): class distance
+times the probability of the wrong class.
+
+Fill the category columns of `errors.csv` in with any mark (several in a row if several
+apply; add columns of your own; `note` is free text), then let `errors` total them. What
+the categories mean is said in `CATEGORIES`.
+"""
+
+import argparse
+import concurrent.futures
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from bach.classes import CLASSES, COLORS, PROB_COLUMNS, parse_label
+from bach.data import natural_key, part, read_photo
+from bach.metrics import joint_counts, to_json
+from bach.mining import add_difficulty
+from bach.pictures import contact_sheet, legend, write_png
+from bach.runs import InputError, exit_with, log, step, write_csv
+
+# Columns to tick, and when. They ask for different remedies: other data, other labels,
+# another field of view, or a better network.
+CATEGORIES = {
+    "artefact": "a fold, bubble, tear, knife mark, ink or dust covers what matters",
+    "focus": "out of focus, or blurred otherwise",
+    "stain": "stain or light unlike the other images: pale, dark, off-colour",
+    "wrong_label": "the label looks wrong, the prediction right",
+    "mixed": "the image shows several classes",
+    "small_part": "what decides is a small part of the image, or cut off at its edge",
+    "borderline": "experts could argue: the image lies between the two classes",
+    "network": "a clear image; the network should have known",
+}
+
+COLUMNS = (
+    "image_id", "patient", "fold", "label", "predicted", "difficulty", *PROB_COLUMNS, "patches",
+    "patches_wrong",
+)  # fmt: skip
+NOTE = "note"
+
+_PAIR = ("label", "predicted")
+_PREDICTIONS = ("image_id", "label", *PROB_COLUMNS, "patient", "fold")
+_PATCHES = ("image_id", "x", "y", "label", *PROB_COLUMNS)
+
+# Sizes on the sheets in px.
+WIDTH, HEIGHT = 294, 220  # of a photo; the width divides by the 7 columns of patches
+_BAR = 10
+_CELL = 30
+_LINE = 15
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_SHOWN = 10  # ids in one message
+
+
+# Mistakes
+
+
+def read_run(run: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the out-of-fold predictions of a `train_part_a.py` run.
+
+    Args:
+        run: Run folder with `predictions.csv` and `patch_predictions.csv`.
+
+    Returns:
+        Table of images, with `predicted` and `difficulty`, and table of patches;
+        `label` and `predicted` are 0..3, `patient` is empty where unknown.
+
+    Raises:
+        InputError: If one of them is missing or has other columns.
+    """
+    images = _read(Path(run) / "predictions.csv", _PREDICTIONS)
+    patches = _read(Path(run) / "patch_predictions.csv", _PATCHES)
+    without = sorted(set(images["image_id"]) - set(patches["image_id"]), key=natural_key)
+    if without:
+        raise InputError(
+            "Every image of predictions.csv must have its patches in patch_predictions.csv.\n"
+            f"Received: none of {_listed(without)}.\nFinish the run with --resume."
+        )
+    images["patient"] = images["patient"].fillna("")
+    return add_difficulty(images), add_difficulty(patches)
+
+
+def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype={"image_id": str, "patient": str})
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(
+            f"{path} must be a readable CSV file.\nReceived: {error}.\n"
+            "Name the folder of a finished run of train_part_a.py."
+        ) from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise InputError(
+            f"{path} must have the columns {', '.join(columns)}.\n"
+            f"Received: {', '.join(map(str, table.columns))}.\n"
+            "Name the folder of a finished run of train_part_a.py."
+        )
+    return table
+
+
+def mistakes(images: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
+    """List what was predicted wrongly, worst first.
+
+    Args:
+        images: See `read_run`.
+        patches: See `read_run`.
+
+    Returns:
+        Table with `COLUMNS`, classes as numbers: every image whose most probable
+        class is not its label, the greatest difficulty first. `patches_wrong` of its
+        `patches` were themselves predicted wrongly.
+    """
+    wrong = images[images["predicted"] != images["label"]]
+    of_image = (patches["predicted"] != patches["label"]).groupby(patches["image_id"])
+    ids = wrong["image_id"]
+    wrong = wrong.assign(
+        patches=ids.map(of_image.size()).astype(int),
+        patches_wrong=ids.map(of_image.sum()).astype(int),
+    )
+    wrong = wrong.sort_values("image_id", key=lambda ids: ids.map(natural_key), kind="stable")
+    wrong = wrong.sort_values("difficulty", ascending=False, kind="stable")
+    return wrong[list(COLUMNS)].reset_index(drop=True)
+
+
+def to_tick(wrong: pd.DataFrame) -> pd.DataFrame:
+    """The table of mistakes as people read it, with empty columns to tick."""
+    names = {column: [CLASSES[label] for label in wrong[column]] for column in _PAIR}
+    numbers = wrong[["difficulty", *PROB_COLUMNS]].round(4)
+    empty = dict.fromkeys((*CATEGORIES, NOTE), "")
+    return wrong.assign(**names, **numbers, **empty)
+
+
+def format_counts(images: pd.DataFrame) -> str:
+    """Counts by class pair and by patient, laid out to be read.
+
+    Args:
+        images: Table of `label`, `predicted` (0..3) and `patient` (empty where
+            unknown), a row an image.
+    """
+    counts = joint_counts(images["predicted"].to_numpy(int), images["label"].to_numpy(int))
+    lines = [f"{'true, predicted':18}" + "".join(f"{name:>10}" for name in CLASSES) + "   wrong"]
+    for label, name in enumerate(CLASSES):
+        total, right = counts[label].sum(), counts[label, label]
+        cells = "".join(f"{count:10}" for count in counts[label])
+        lines.append(f"{name:18}{cells}{f'{total - right} of {total}':>12}")
+    wrong = images["predicted"] != images["label"]
+    of_patient = wrong.groupby(images["patient"])
+    table = pd.DataFrame({"images": of_patient.size(), "wrong": of_patient.sum()})
+    unknown = table.loc[table.index == ""]
+    table = table[table.index != ""].sort_values(
+        ["wrong", "images"], ascending=[False, True], kind="stable"
+    )
+    lines += ["", f"{'patient':18}{'images':>10}{'wrong':>10}"]
+    lines += [f"{row.Index:18}{row.images:10}{row.wrong:10}" for row in table.itertuples()]
+    lines += [f"{'(unknown)':18}{row.images:10}{row.wrong:10}" for row in unknown.itertuples()]
+    return "\n".join(lines)
+
+
+# Sheets
+
+
+def card(photo: np.ndarray, patches: pd.DataFrame, text: str = "") -> np.ndarray:
+    """Draw a photo with what the network says of it and of each of its patches.
+
+    Args:
+        photo: uint8 `(height, width, 3)`; scaled to fit 294 x 220 px.
+        patches: The photo's patches: `x, y` and the `prob_` columns.
+        text: A line below.
+
+    Returns:
+        uint8 `(height, 294, 3)`; the height depends on the number of rows of patches
+        alone. From top to bottom: the photo, a bar of the mean probabilities, a cell
+        for each patch in which the height of a colour is a probability, the text.
+    """
+    scale = min(WIDTH / photo.shape[1], HEIGHT / photo.shape[0])
+    width, height = (max(1, round(side * scale)) for side in photo.shape[1::-1])
+    top = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    top[:height, :width] = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
+
+    probs = patches[list(PROB_COLUMNS)].to_numpy()
+    bar = np.full((_BAR + 4, WIDTH, 3), 255, np.uint8)
+    bar[2:-2] = _stack(probs.mean(axis=0), WIDTH)[None, :]
+
+    columns, rows = np.unique(patches["x"]), np.unique(patches["y"])
+    cell = WIDTH // len(columns)
+    cells = np.full((len(rows) * _CELL, WIDTH, 3), 255, np.uint8)
+    for x, y, prob in zip(patches["x"], patches["y"], probs, strict=True):
+        left, up = np.searchsorted(columns, x) * cell, np.searchsorted(rows, y) * _CELL
+        inside = cells[up + 1 : up + _CELL - 1, left + 1 : left + cell - 1]
+        inside[:] = _stack(prob, len(inside))[:, None]
+
+    line = np.full((_LINE, WIDTH, 3), 255, np.uint8)
+    _write(line, text, 11, 0.38)
+    return np.concatenate([top, bar, cells, line])
+
+
+def _stack(probs: np.ndarray, length: int) -> np.ndarray:
+    """Class colours in proportion to probabilities that sum to 1: uint8 `(length, 3)`."""
+    ends = np.cumsum(probs)[:-1] * length
+    return np.array(COLORS, np.uint8)[np.searchsorted(ends, np.arange(length) + 0.5)]
+
+
+def _write(picture: np.ndarray, text: str, y: int, scale: float) -> None:
+    cv2.putText(picture, text, (1, y), _FONT, scale, (30, 30, 30), 1, cv2.LINE_AA)
+
+
+def pair_name(label: int, predicted: int) -> str:
+    return f"{CLASSES[label]}_as_{CLASSES[predicted]}"
+
+
+def pair_sheet(cards: Sequence[np.ndarray], wrong: pd.DataFrame, columns: int = 6) -> np.ndarray:
+    """Lay the cards of one pair (true, predicted) out under a title and a legend.
+
+    Args:
+        cards: Cards of the first rows of `wrong`.
+        wrong: All mistakes of the pair, worst first.
+        columns: Cards in a row.
+    """
+    row = wrong.iloc[0]
+    shown = "" if len(cards) == len(wrong) else f", the worst {len(cards)} shown"
+    title = f"{CLASSES[row['label']]} taken for {CLASSES[row['predicted']]}: "
+    title += f"{len(wrong)} image{'s' * (len(wrong) != 1)}{shown}"
+    texts = [
+        f"{one.image_id}, {one.patient or 'patient unknown'}, fold {one.fold}, "
+        f"difficulty {one.difficulty:.2f}"
+        for one in wrong.head(len(cards)).itertuples()
+    ]
+    return _titled(contact_sheet(cards, texts, columns, side=len(cards[0])), title)
+
+
+def overview(
+    images: pd.DataFrame, worst: dict[tuple[int, int], tuple[str, np.ndarray]]
+) -> np.ndarray:
+    """Lay all pairs out as a 4 x 4 table: rows the true class, columns the predicted.
+
+    Args:
+        images: See `format_counts`.
+        worst: Name and card of the worst image of every pair (true, predicted) that
+            occurs.
+    """
+    counts = joint_counts(images["predicted"].to_numpy(int), images["label"].to_numpy(int))
+    height = max((len(one) for _, one in worst.values()), default=HEIGHT)
+    pictures, texts = [], []
+    for label, name in enumerate(CLASSES):
+        for predicted, called in enumerate(CLASSES):
+            # The right answers and pairs that do not occur stay empty.
+            empty = np.full((height, WIDTH, 3), 238, np.uint8)
+            image_id, picture = worst.get((label, predicted), ("none", empty))
+            pictures.append(picture)
+            count = counts[label, predicted]
+            right = f"{name} right: {count} of {counts[label].sum()}"
+            wrong = f"{name} taken for {called}: {count} ({image_id})"
+            texts.append(right if label == predicted else wrong)
+    missed = int(counts.sum() - np.trace(counts))
+    title = f"{missed} of {counts.sum()} images wrong; the worst of each pair"
+    return _titled(contact_sheet(pictures, texts, len(CLASSES), side=height), title)
+
+
+def _titled(sheet: np.ndarray, title: str) -> np.ndarray:
+    # One card alone is too narrow for the title and the legend.
+    missing = max(0, 2 * WIDTH - sheet.shape[1])
+    sheet = np.pad(sheet, ((0, 0), (0, missing), (0, 0)), constant_values=255)
+    strip = np.full((30, sheet.shape[1], 3), 255, np.uint8)
+    _write(strip[:, 6:], title, 21, 0.55)
+    return np.concatenate([strip, legend(sheet.shape[1]), sheet])
+
+
+def write_report(
+    run: str | os.PathLike,
+    data_dir: str | os.PathLike,
+    out: str | os.PathLike,
+    limit: int = 60,
+) -> pd.DataFrame:
+    """Write the table and the sheets of a run's mistakes.
+
+    Args:
+        run: See `read_run`.
+        data_dir: Folder of the challenge data.
+        out: Folder to write `errors.csv`, `errors.png` and `errors/` into.
+        limit: Most images on a sheet; the table has all.
+
+    Returns:
+        The table of images, see `read_run`.
+
+    Raises:
+        InputError: If the run cannot be read, a photo is missing, or `errors.csv` is
+            there and holds ticks.
+    """
+    images, patches = read_run(run)
+    out = Path(out)
+    file = out / "errors.csv"
+    if file.exists() and _ticks(read_ticks(file)).to_numpy().any():
+        raise InputError(
+            f"A table with ticks is never overwritten.\nReceived: {file}, which holds some.\n"
+            "Name another folder with --out, or move the table away."
+        )
+    wrong = mistakes(images, patches)
+    paths = _paths(wrong, data_dir)
+    with step("mistakes") as notes:
+        groups = dict(list(patches.groupby("image_id")))
+        pairs = dict(list(wrong.groupby(list(_PAIR))))
+        worst = {}
+        for label in range(len(CLASSES)):
+            for predicted in range(len(CLASSES)):
+                pair = label, predicted
+                picture = out / "errors" / f"{pair_name(*pair)}.png"
+                if pair not in pairs:
+                    picture.unlink(missing_ok=True)  # of an earlier state of the run
+                    continue
+                cards = _cards(pairs[pair].head(limit), groups, paths, picture.stem)
+                worst[pair] = pairs[pair]["image_id"].iloc[0], cards[0]
+                write_png(picture, pair_sheet(cards, pairs[pair]))
+        write_png(out / "errors.png", overview(images, worst))
+        write_csv(to_tick(wrong), file)
+        notes.append(f"{len(wrong)} of {len(images)} images, {len(worst)} sheets")
+    return images
+
+
+def _paths(wrong: pd.DataFrame, data_dir: str | os.PathLike) -> dict[str, str]:
+    photos = part(data_dir, "A")
+    paths = dict(zip(photos["image_id"], photos["path"], strict=True))
+    missing = sorted(set(wrong["image_id"]) - paths.keys(), key=natural_key)
+    if missing:
+        raise InputError(
+            "Every photo that was predicted wrongly must be there to be shown.\n"
+            f"Received: --data-dir={data_dir} without {_listed(missing)}.\n"
+            "Name the folder of the data that the run was trained on."
+        )
+    return paths
+
+
+def _cards(
+    wrong: pd.DataFrame, groups: dict[str, pd.DataFrame], paths: dict[str, str], name: str
+) -> list[np.ndarray]:
+    def draw(row) -> np.ndarray:
+        label, predicted = (
+            f"{CLASSES[k]} {getattr(row, PROB_COLUMNS[k]):.2f}" for k in (row.label, row.predicted)
+        )
+        text = f"{label}, {predicted}, wrong {row.patches_wrong} of {row.patches}"
+        return card(read_photo(paths[row.image_id]), groups[row.image_id], text)
+
+    rows = list(wrong.itertuples())
+    with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        return list(tqdm(pool.map(draw, rows), total=len(rows), desc=name, disable=None))
+
+
+# Ticks
+
+
+def read_ticks(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a filled-in `errors.csv`, as any spreadsheet saves it.
+
+    Args:
+        path: CSV with commas, semicolons or tabs, with `label` and `predicted` (names
+            or 0..3), and columns with ticks.
+
+    Returns:
+        The table as text, `label` and `predicted` as 0..3.
+
+    Raises:
+        InputError: If the file or a class in it cannot be read.
+    """
+    path = Path(path)
+    try:
+        first = path.read_bytes().splitlines()[:1]
+        separator = max(",;\t", key=(first[0] if first else b"").decode("latin-1").count)
+        # Letters of other encodings can stand in notes only, which nobody counts.
+        table = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig",
+            encoding_errors="replace",
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
+        ) from error
+    table.columns = [str(name).strip() for name in table.columns]
+    missing = [name for name in _PAIR if name not in table.columns]
+    if missing:
+        raise InputError(
+            f"{path} must have the columns label and predicted.\n"
+            f"Received: {', '.join(table.columns)}.\n"
+            "Fill in an errors.csv written by `python -m bach.report mistakes`."
+        )
+    for name in _PAIR:
+        labels = [_label(text) for text in table[name]]
+        bad = [repr(t) for t, label in zip(table[name], labels, strict=True) if label is None]
+        if bad:
+            raise InputError(
+                f"Every {name} in {path} must be a class: {', '.join(CLASSES)}.\n"
+                f"Received: {_listed(bad)}.\nMend these rows."
+            )
+        table[name] = np.array(labels, int)
+    return table
+
+
+def _label(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text in ("0", "1", "2", "3") else parse_label(text)
+
+
+def _ticks(table: pd.DataFrame) -> pd.DataFrame:
+    """Which cells of the category columns are ticked: bool, a column a category."""
+    names = [name for name in table.columns if name not in (*COLUMNS, NOTE)]
+    ticked = pd.DataFrame({name: table[name].str.strip() != "" for name in names})
+    # Columns without a heading come of commas too many.
+    unnamed = [name for name in names if not name or name.startswith("Unnamed: ")]
+    if ticked[unnamed].to_numpy().any():
+        log.warning("ticks in a column without a name are not counted")
+    return ticked.drop(columns=unnamed)
+
+
+def total_ticks(table: pd.DataFrame) -> dict:
+    """Total the ticks, by category and by class pair.
+
+    Args:
+        table: From `read_ticks`. Every column that `mistakes` did not write counts
+            as a category too; any text in it but blanks is a tick.
+
+    Returns:
+        `mistakes` (rows), `ticked` (rows with a tick), `categories` ({name: rows
+        ticked}) and `pairs` ({"Benign as Invasive": {"mistakes": rows, name: rows
+        ticked, ...}}, the most frequent first).
+    """
+    ticked = _ticks(table)
+    pairs = {}
+    for (label, predicted), rows in table.groupby(list(_PAIR)).groups.items():
+        pair = pair_name(label, predicted).replace("_", " ")
+        pairs[pair] = {"mistakes": len(rows), **_sums(ticked.loc[rows])}
+    ordered = sorted(pairs.items(), key=lambda item: -item[1]["mistakes"])
+    return {
+        "mistakes": len(table),
+        "ticked": int(ticked.any(axis=1).sum()),
+        "categories": _sums(ticked),
+        "pairs": dict(ordered),
+    }
+
+
+def _sums(ticked: pd.DataFrame) -> dict[str, int]:
+    return {name: int(count) for name, count in ticked.sum().items()}
+
+
+def format_totals(result: dict) -> str:
+    """Lay the result of `total_ticks` out to be read: a column a category, most first."""
+    total, counts = result["mistakes"], result["categories"]
+    names = sorted(counts, key=lambda name: -counts[name])
+    widths = {name: max(len(name), 4) + 2 for name in names}
+    shares = {name: f"{counts[name] / total:.0%}" if total else "-" for name in names}
+
+    def line(title: str, mistakes: object, cells: dict) -> str:
+        ticked = "".join(f"{cells[name]:>{widths[name]}}" for name in names)
+        return f"{title:24}{mistakes:>10}{ticked}"
+
+    lines = [
+        f"{result['ticked']} of {total} mistakes ticked", "",
+        line("", "mistakes", {name: name for name in names}),
+        line("all", total, counts),
+        line("share of mistakes", "", shares),
+    ]  # fmt: skip
+    lines += [line(pair, cells["mistakes"], cells) for pair, cells in result["pairs"].items()]
+    return "\n".join(lines)
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
+
+
+# The tool
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bach.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="categories:\n" + "\n".join(f"  {k:12} {v}" for k, v in CATEGORIES.items()),
+    )
+    tools = parser.add_subparsers(dest="tool", required=True)
+    show = tools.add_parser("mistakes", help="write a run's mistakes as table and sheets")
+    show.add_argument("run", metavar="RUN", help="run folder of train_part_a.py")
+    show.add_argument("--data-dir", default="data/BACH", help="folder of the challenge data")
+    show.add_argument("--out", default=None, help="folder to write to (default: the run folder)")
+    show.add_argument("--limit", type=int, default=60, help="most images on a sheet")
+    errors = tools.add_parser("errors", help="total the ticks of a filled-in errors.csv")
+    errors.add_argument("file", metavar="FILE", help="the filled-in table")
+    args = parser.parse_args(argv)
+    if args.tool == "mistakes" and args.limit < 1:
+        parser.error(f"--limit must be 1 or more. Received: --limit={args.limit}.")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.tool == "mistakes":
+        out = Path(args.out or args.run)
+        print(format_counts(write_report(args.run, args.data_dir, out, args.limit)))
+        print(out / "errors.csv")
+        return 0
+    result = total_ticks(read_ticks(args.file))
+    print(format_totals(result))
+    print(to_json(result))
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,133 @@
+"""Does the patient-safe estimate hold on the hidden test, and does the leaky one lie?
+
+Paints trial data sets with `bach.toy`, one a seed, and scores the cheap model of
+`python -m bach.folds audit` on each: cross-validated under patient-safe and under
+leaky folds, and on the hidden test photos, which are of other patients.
+
+Reads:   nothing.
+Writes:  DIR/<seed>/ (data, deleted after its features are taken) and DIR/features/<seed>/.
+Command: python benchmarks/audit_toy.py --dir /tmp/audit_toy
+Time:    about 2.5 min a seed on one core; --quick paints two small sets, 20 s.
+Prints a Markdown table; the last line is JSON.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bach import audit, data, toy
+from bach.classes import CLASSES
+from bach.folds import with_patients
+from bach.metrics import image_key, read_labels, to_json
+from bach.runs import exit_with, log
+
+
+def score_data_set(folder: Path, features_dir: Path, args: argparse.Namespace) -> dict:
+    """All figures of one trial data set: those of `measure_gap`, and `test`."""
+    images = data.part(folder, "A")
+    hidden = data.part(folder, "A-test")
+    truth = read_labels(folder / "truth" / "part_a.csv", "truth").set_index("key")["label"]
+    hidden = hidden.assign(label=hidden["image_id"].map(image_key).map(truth).astype(int))
+    features = audit.read_features(pd.concat([images, hidden], ignore_index=True), features_dir)
+    table = with_patients(images, audit.read_patients(folder / "patients.csv"))
+    named = table.assign(label=[CLASSES[label] for label in table["label"]])
+    answers = audit.score_twice(features, named, args.folds, args.draws, args.trees)
+    labels, truth = (part.set_index("image_id")["label"] for part in (images, hidden))
+    test = audit.score_hidden(features, labels, truth, args.draws, args.trees)
+    return audit.measure_gap(answers) | {"test": test}
+
+
+def mean_difference(first: list[float], second: list[float]) -> dict:
+    """Mean of first minus second over data sets, with Student's 95% interval."""
+    difference = np.array(first) - np.array(second)
+    half = stdtrit(len(difference) - 1, 0.975) * difference.std(ddof=1) / len(difference) ** 0.5
+    mean = float(difference.mean())
+    return {"value": mean, "low": mean - float(half), "high": mean + float(half)}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dir", default=None, help="folder to work in; default: a temporary one")
+    parser.add_argument("--seeds", type=int, default=6, help="number of data sets")
+    parser.add_argument("--patients", type=int, default=24, help="patients a data set")
+    parser.add_argument("--images", type=int, default=16, help="photos a class")
+    parser.add_argument("--test-images", type=int, default=15, help="test photos a class")
+    parser.add_argument("--folds", type=int, default=3, help="folds of the cross-validation")
+    parser.add_argument("--draws", type=int, default=3, help="draws of the folds a data set")
+    parser.add_argument("--trees", type=int, default=300, help="size of the tree ensemble")
+    parser.add_argument("--quick", action="store_true", help="two small data sets")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.seeds, args.patients, args.images, args.test_images = 2, 8, 6, 3
+        args.draws, args.trees = 2, 50
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(args.dir or temporary)
+        results = {}
+        for seed in range(args.seeds):
+            folder, features_dir = base / str(seed), base / "features" / str(seed)
+            if folder.exists():
+                shutil.rmtree(folder)  # what an interrupted call left
+            toy.make_data_set(
+                folder, seed=seed, patients=args.patients, images=args.images,
+                test_images=args.test_images, slides=0, test_slides=0,
+                photo_size=(1024, 768) if args.quick else toy.PHOTO_SIZE,
+            )  # fmt: skip
+            results[seed] = score_data_set(folder, features_dir, args)
+            shutil.rmtree(folder)
+            log.info("data set %d: %s", seed, _row(seed, results[seed]))
+    report(results)
+
+
+def report(results: dict[int, dict]) -> None:
+    """Print the table, the mean differences, and the result as JSON."""
+    print("| data set | patient-safe | leaky | hidden test | safe right? | leaky right? |")
+    print("|---|---|---|---|---|---|")
+    for seed, result in results.items():
+        print(_row(seed, result))
+    values = {
+        name: [result[name]["value"] for result in results.values()]
+        for name in ("safe", "leaky", "test")
+    }
+    means = {name: float(np.mean(value)) for name, value in values.items()}
+    print(f"| mean | {means['safe']:.3f} | {means['leaky']:.3f} | {means['test']:.3f} | | |")
+    summary = {"seeds": len(results), "mean": means}
+    for name in ("safe", "leaky"):
+        gap = mean_difference(values[name], values["test"])
+        summary[f"{name}_minus_test"] = gap
+        summary[f"{name}_right"] = sum(_holds(result, name) for result in results.values())
+        points = ", ".join(f"{100 * gap[end]:+.1f}" for end in ("low", "high"))
+        print(f"\n{name} minus hidden test: {100 * gap['value']:+.1f} points [{points}]")
+    print(to_json(summary | {"sets": results}))
+
+
+def _holds(result: dict, name: str) -> bool:
+    """Whether the interval of an estimate holds what the hidden test then showed."""
+    return result[name]["low"] <= result["test"]["value"] <= result[name]["high"]
+
+
+def _row(seed: int, result: dict) -> str:
+    cells = [
+        f"{result[name]['value']:.2f} [{result[name]['low']:.2f}, {result[name]['high']:.2f}]"
+        for name in ("safe", "leaky", "test")
+    ]
+    cells += ["yes" if _holds(result, name) else "no" for name in ("safe", "leaky")]
+    return f"| {seed} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,112 @@
+"""Dense prediction: the right place, whatever the regions."""
+
+import keras
+import numpy as np
+import pytest
+
+from bach.dense import DenseModel, dense_step_um, predict_dense
+from bach.model import build_model
+from bach.patches import NETWORK_MPP
+from bach.predict import predict_slide
+from bach.runs import InputError
+from bach.slides import Slide
+from bach.toy import write_slide
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    model = build_model("small", "none")
+    # Weights of some size, so that predictions differ from place to place.
+    model.get_layer("classes").kernel.assign(model.get_layer("classes").kernel * 30)
+    return model
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dense") / "one.svs"
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (48, 64, 3), np.uint8)
+    pixels = coarse.repeat(64, axis=0).repeat(64, axis=1)
+    write_slide(path, pixels, mpp=0.525)
+    with Slide(path) as slide:
+        yield slide
+
+
+def _shape(slide, step):
+    return int(np.ceil(slide.height / step)), int(np.ceil(slide.width / step))
+
+
+def test_the_small_backbone_has_stride_32_and_a_window_of_8(model):
+    dense = DenseModel(model)
+    assert (dense.stride, dense.window) == (32, 8)
+
+
+def test_the_result_does_not_depend_on_the_size_of_the_regions(model, slide):
+    dense = DenseModel(model)
+    wanted = np.ones(_shape(slide, 67.2 / 0.525), bool)
+    small, large = (predict_dense([dense], slide, wanted, region_cells=n) for n in (5, 48))
+    assert not np.isnan(small).any()
+    assert np.abs(small - large).max() < 1e-3
+    assert small.std(axis=(0, 1)).max() > 0.01  # there is something to differ in
+
+
+def test_dense_agrees_with_patches_where_padding_does_not_matter(slide):
+    """With no padded layer, both are the same function, and so at the same place."""
+    inputs = keras.Input((299, 299, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1)(inputs)
+    for width in (8, 8, 8, 8, 8):
+        x = keras.layers.Conv2D(width, 3, strides=2, activation="tanh")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.Dense(16, activation="relu", name="dense")(x)
+    plain = keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="classes")(x))
+    plain.get_layer("classes").kernel.assign(plain.get_layer("classes").kernel * 30)
+    import pandas as pd
+
+    step, size = 67.2 / slide.mpp, 627.9 / slide.mpp
+    rows, cols = _shape(slide, step)
+    row, col = np.divmod(np.arange(rows * cols), cols)
+    table = pd.DataFrame(
+        {"x": (col + 0.5) * step - size / 2, "y": (row + 0.5) * step - size / 2, "size": size}
+    )
+    patches = predict_slide([plain], slide, table).reshape(rows, cols, 4)
+    dense = predict_dense([DenseModel(plain)], slide, np.ones((rows, cols), bool), region_cells=7)
+    assert np.abs(dense - patches).max() < 0.02
+    assert patches.std(axis=(0, 1)).max() > 0.02
+    # Off by one cell, they would differ much more.
+    assert np.abs(dense[1:] - patches[:-1]).max() > 0.1
+
+
+def test_only_wanted_cells_are_predicted_and_several_models_averaged(model, slide):
+    dense = DenseModel(model)
+    wanted = np.zeros(_shape(slide, 134.4 / 0.525), bool)
+    wanted[3, 4] = wanted[-1, -1] = True
+    one = predict_dense([dense, dense], slide, wanted, every=2)
+    assert (~np.isnan(one).any(axis=2) == wanted).all()
+    every = np.ones(_shape(slide, 134.4 / 0.525), bool)
+    assert np.allclose(
+        one[wanted], predict_dense([dense], slide, every, every=2)[wanted], atol=1e-3
+    )
+
+
+def test_nothing_wanted_is_nothing_read(model, slide):
+    assert np.isnan(predict_dense([DenseModel(model)], slide, np.zeros((3, 4), bool))).all()
+
+
+def test_a_step_that_is_no_multiple_of_the_stride_is_refused(model):
+    dense = DenseModel(model)
+    assert dense_step_um(dense, 32 * NETWORK_MPP) == 1
+    assert dense_step_um(dense, 134.4) == 2
+    with pytest.raises(InputError, match=r"multiple of 67\.2 um"):
+        dense_step_um(dense, 125.58)
+
+
+def test_a_network_whose_features_move_unevenly_is_refused():
+    inputs = keras.Input((299, 299, 3))
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
+    x = keras.layers.Resizing(8, 8)(x)  # always 8x8, whatever the size
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.Dense(4, name="dense")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="classes")(x))
+    with pytest.raises(InputError, match="out of place"):
+        DenseModel(model)
