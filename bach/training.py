@@ -185,16 +185,22 @@ def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[st
         labels: True class of every patch, `(n,)`.
         probs: Probabilities `(n, 4)`.
         images: Image id of every patch, `(n,)`.
+
+    Returns:
+        `heldout_loss`, `heldout_accuracy`, and `heldout_image_accuracy` where every
+        image has one class; slides do not.
     """
     true = probs[np.arange(len(labels)), labels]
-    frame = pd.DataFrame(probs).assign(image=images, label=labels)
-    means = frame.groupby("image").mean()
-    predicted = means[list(range(probs.shape[1]))].to_numpy().argmax(axis=1)
-    return {
+    result = {
         "heldout_loss": float(-np.log(np.clip(true, 1e-7, 1)).mean()),
         "heldout_accuracy": float((probs.argmax(axis=1) == labels).mean()),
-        "heldout_image_accuracy": float((predicted == means["label"].to_numpy()).mean()),
     }
+    grouped = pd.DataFrame(probs).assign(label=labels).groupby(images)
+    if (grouped["label"].nunique() == 1).all():
+        means = grouped.mean().to_numpy()
+        predicted = means[:, : probs.shape[1]].argmax(axis=1)
+        result["heldout_image_accuracy"] = float((predicted == means[:, -1]).mean())
+    return result
 
 
 class RefreshBatchNorm(keras.callbacks.Callback):
@@ -348,14 +354,15 @@ class _LogEpoch(keras.callbacks.Callback):
         self._start = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
-        held = ""
-        if "heldout_loss" in logs:
-            held = (
-                f", held-out loss {logs['heldout_loss']:.3f}, patches "
-                f"{logs['heldout_accuracy']:.3f}, images {logs['heldout_image_accuracy']:.3f}"
-            )
+        names = ("loss", "accuracy", "image_accuracy")
+        held = ", ".join(
+            f"{name.replace('_', ' ')} {logs[f'heldout_{name}']:.3f}"
+            for name in names
+            if f"heldout_{name}" in logs
+        )
+        held = f"; held out: {held}" if held else ""
         log.info(
-            "epoch %d/%d: loss %.3f, accuracy %.3f%s, %.0f patches/s, %s",
+            "epoch %d/%d: loss %.3f, accuracy %.3f%s; %.0f patches/s, %s",
             epoch + 1, self._epochs, logs["loss"], logs["accuracy"], held,
             logs["patches_per_s"], duration(time.monotonic() - self._start),
         )  # fmt: skip

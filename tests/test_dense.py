@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 from bach.dense import DenseModel, dense_step_um, predict_dense
@@ -61,8 +62,6 @@ def test_dense_agrees_with_patches_where_padding_does_not_matter(slide):
     x = keras.layers.Dense(16, activation="relu", name="dense")(x)
     plain = keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="classes")(x))
     plain.get_layer("classes").kernel.assign(plain.get_layer("classes").kernel * 30)
-    import pandas as pd
-
     step, size = 67.2 / slide.mpp, 627.9 / slide.mpp
     rows, cols = _shape(slide, step)
     row, col = np.divmod(np.arange(rows * cols), cols)

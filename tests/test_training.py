@@ -135,3 +135,5 @@ def test_images_are_scored_by_the_mean_of_their_patches():
     assert result["heldout_image_accuracy"] == pytest.approx(1 / 2)
     expected = -(3 * np.log(0.925) + 3 * np.log(0.025)) / 6
     assert result["heldout_loss"] == pytest.approx(expected)
+    # A slide has patches of several classes, and no class of its own.
+    assert "heldout_image_accuracy" not in training.scores(labels, probs, np.array(["A01"] * 6))
