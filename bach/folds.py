@@ -459,6 +459,7 @@ def _listed(items: Sequence[str]) -> str:
 # Commands that `bach.audit` takes care of.
 _AUDITS = {
     "audit": "what a leaky split promises beside what a patient-safe one finds",
+    "assume": "assumed patients for images whose patient is unknown, and their worth",
 }
 
 
