@@ -15,8 +15,9 @@ ARGS ?=
 demo: $(VENV)/installed
 	$(RUN) -m bach.demo
 
+# exec: without a shell between, a killed make ends the run too.
 reproduce: $(VENV)/installed
-	$(RUN) -m bach.reproduce --data-dir "$(DATA)" $(ARGS)
+	exec $(RUN) -m bach.reproduce --data-dir "$(DATA)" $(ARGS)
 
 test: $(VENV)/installed
 	$(RUN) -m pytest

@@ -59,6 +59,7 @@ from bach.runs import (
     write_json,
 )
 from bach.slides import Slide
+from bach.thresholds import dinkelbach
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -86,6 +87,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--thresholds", type=float, nargs=3, default=list(THRESHOLDS),
         metavar=("BENIGN", "INSITU", "INVASIVE"), help="heatmap values where the classes begin",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rule", default="thresholds", choices=("thresholds", "least-cost"),
+        help="class map by thresholds on the heatmap, or by least expected cost under the score",
     )  # fmt: skip
     parser.add_argument(
         "--mpp", type=float, default=None, help="um per pixel of the slides, if they do not say"
@@ -212,9 +217,11 @@ def one_slide(row, predict, files: dict, seen: dict, args: argparse.Namespace, r
         cell = args.step_um / slide.mpp
         probs = predict(chosen, slide, table, grid_shape(slide.width, slide.height, cell))
         heatmap = to_heatmap(probs)
-        class_map = cells_to_map(
-            to_classes(heatmap, tuple(args.thresholds)), cell, downsample, tissue.shape
-        )
+        if args.rule == "least-cost":
+            classes, _ = dinkelbach(probs)  # cells without a prediction stay Normal
+        else:
+            classes = to_classes(heatmap, tuple(args.thresholds))
+        class_map = cells_to_map(classes, cell, downsample, tissue.shape)
         result = {
             "image_id": name,
             "path": str(row.path),

@@ -1,6 +1,20 @@
-"""What a careless split would have promised: the leak audit, and assumed groups.
+"""What a careless split would have promised: the leak audit, and assumed patients.
 
-python -m bach.folds audit --data-dir data/BACH --patients folds/patients.csv
+    python -m bach.folds audit --data-dir data/BACH --patients folds/patients.csv
+    python -m bach.folds audit --runs runs/safe runs/leaky --patients folds/patients.csv
+    python -m bach.folds assume --data-dir data/BACH --patients folds/patients.csv --out all.csv
+
+`audit` scores the same held-out images twice: with folds that keep patients whole, and
+with folds of the same sizes that do not. The model is cheap (colour and texture into a
+tree ensemble, no GPU), and the gap between the two accuracies is what knowing the
+patient is worth to it. `assume` groups images whose patient nobody knows, and says
+first what such groups are worth where the patient is known.
+
+Reads:   photos of Part A; patient table.
+Writes:  RUN_DIR/features.csv (kept for the next call), predictions.csv, audit.json, and
+         folds_safe.csv and folds_leaky.csv, the first draw, to train models of one's own
+         on for --runs. A later call with other arguments replaces all but features.csv.
+Time:    BACH on one core: features 4 min (once), audit 1 min, assume 1 min.
 """
 
 import argparse
@@ -672,6 +686,7 @@ def _audit_data(args: argparse.Namespace) -> tuple[pd.DataFrame, dict, str]:
     asked = images if truth is None else pd.concat([images, truth], ignore_index=True)
     scored = table if args.with_unknown else known
     wanted = asked if truth is not None else images[images["image_id"].isin(scored["image_id"])]
+    make_folds(scored, args.folds, 0, "train")  # refuses too few patients before the slow part
     features = read_features(wanted, args.run_dir)
     with step("splits"):
         predictions = score_twice(features, scored, args.folds, args.seeds, args.trees)
@@ -753,7 +768,7 @@ def _worth(
     """Print and return what groups are worth on the images of known patients."""
     patients, labels = known["patient"].to_numpy(), known["label"].to_numpy()
     tried = [("likeness alone", None, limit) for limit in (0.6, 0.7, 0.8, 0.9)]
-    tried += [(f"numbers within {reach}", reach, np.inf) for reach in (1, 2)]
+    tried.append(("numbers within 1", 1, np.inf))
     tried += [
         (f"numbers within {reach} and likeness", reach, limit)
         for reach in sorted({1, 2, 3, args.reach})

@@ -8,7 +8,7 @@ and writes into the run folder (or `--out`):
 
     errors.csv                      one row a mistake, worst first, with empty columns to tick
     errors/Benign_as_Invasive.png   a sheet for each pair (true, predicted), worst first
-    errors.png                      all pairs at once: the worst image of each, and counts
+    errors/overview.png             all pairs at once: the worst image of each, and counts
 
 Below each photo a bar shows the mean probabilities of its patches, and a cell for every
 patch its own, laid out as the patches lie on the photo; the colours are those of the
@@ -294,7 +294,7 @@ def write_report(
     Args:
         run: See `read_run`.
         data_dir: Folder of the challenge data.
-        out: Folder to write `errors.csv`, `errors.png` and `errors/` into.
+        out: Folder to write `errors.csv` and `errors/` into.
         limit: Most images on a sheet; the table has all.
 
     Returns:
@@ -328,7 +328,7 @@ def write_report(
                 cards = _cards(pairs[pair].head(limit), groups, paths, picture.stem)
                 worst[pair] = pairs[pair]["image_id"].iloc[0], cards[0]
                 write_png(picture, pair_sheet(cards, pairs[pair]))
-        write_png(out / "errors.png", overview(images, worst))
+        write_png(out / "errors/overview.png", overview(images, worst))
         write_csv(to_tick(wrong), file)
         notes.append(f"{len(wrong)} of {len(images)} images, {len(worst)} sheets")
     return images

@@ -167,7 +167,10 @@ class Run:
         self.finished = False
         self._start = time.monotonic()
         previous = self._read_previous()
-        if previous is None and self.path.is_dir() and any(self.path.iterdir()):
+        # A run killed at its very start leaves its log, and hidden temporary files.
+        others = [] if not self.path.is_dir() else self.path.iterdir()
+        others = [p for p in others if p.name != "log.txt" and not p.name.startswith(".")]
+        if previous is None and others:
             raise InputError(
                 f"The run folder {self.path} is not empty and holds no run.json.\n"
                 f"Received: --run-dir={self.path}.\n"

@@ -392,10 +392,11 @@ def _place_regions(
     rng: np.random.Generator, outline: np.ndarray, size: tuple[int, int], hole: bool
 ) -> list[dict]:
     """Regions of the three classes inside the tissue, apart from each other."""
-    # Mean radius 0.47-0.72 mm by the default size: a 628 um patch finds room.
+    # Mean radius 0.6-0.9 mm by the default size: most 628-um patches that touch a
+    # region lie in it, as they do on real slides, whose regions are larger still.
     unit = min(size) / SLIDE_SIZE[1]
-    low, high = 1000 * unit, 1550 * unit
-    wanted = [*rng.permutation([1, 2, 3]), *rng.integers(1, 4, rng.integers(1, 3))]
+    low, high = 1300 * unit, 1900 * unit
+    wanted = [*rng.permutation([1, 2, 3]), *rng.integers(1, 4, rng.integers(2))]
     spots: list[tuple[float, float, float, int]] = []
     for label in wanted:
         for attempt in range(300):

@@ -20,10 +20,10 @@ COMMITTED = ROOT / "folds"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """40 tiny photos of 8 patients, two of them unknown, and 8 test photos."""
+    """32 tiny photos of 8 patients, two of them unknown, and 8 test photos."""
     path = tmp_path_factory.mktemp("audit") / "data"
     make_data_set(
-        path, patients=8, images=10, test_images=2, slides=0, test_slides=0, photo_size=(160, 120)
+        path, patients=8, images=8, test_images=2, slides=0, test_slides=0, photo_size=(160, 120)
     )
     patients = pd.read_csv(path / "patients.csv")
     patients.loc[patients["patient"].isin(["T01", "T06"]), "patient"] = ""
@@ -254,7 +254,7 @@ def test_audit_of_a_data_set_scores_known_images_and_the_hidden_test(small, tmp_
     code, result, text = run(capsys, *argv)
     known = pd.read_csv(small / "patients.csv").dropna()
     assert code == 0
-    assert result["images"] == len(known) < 40
+    assert result["images"] == len(known) < 32
     assert result["patients"] == 6
     assert result["gap"]["value"] == pytest.approx(
         result["leaky"]["value"] - result["safe"]["value"]
@@ -276,7 +276,7 @@ def test_audit_leaves_fold_tables_for_runs_of_ones_own(small, tmp_path, capsys):
     )  # fmt: skip
     safe, leaky = (folds.read_folds(tmp_path / f"folds_{name}.csv") for name in ("safe", "leaky"))
     table = pd.read_csv(patients, keep_default_na=False)
-    assert len(safe) == len(leaky) == 40
+    assert len(safe) == len(leaky) == 32
     folds.check_folds(safe, table)
     folds.check_folds(leaky)  # training is not to refuse it ...
     assert len(folds.leaking_images(leaky, table)) > 0  # ... though it does leak
@@ -343,7 +343,7 @@ def test_an_audit_without_known_patients_is_refused_before_the_work(small, tmp_p
     table = tmp_path / "none.csv"
     table.write_text("image_id,patient\nx001,P1\n")
     argv = ["audit", "--data-dir", str(small), "--patients", str(table), "--run-dir", str(tmp_path)]
-    with pytest.raises(InputError, match="knows none of the 40 images"):
+    with pytest.raises(InputError, match="knows none of the 32 images"):
         folds.main(argv)
     assert not (tmp_path / "features.csv").exists()
 
@@ -354,6 +354,13 @@ def test_a_truth_that_lacks_a_test_photo_is_refused_before_the_work(small, tmp_p
     argv = ["--data-dir", str(small), "--patients", f"{small}/patients.csv"]
     with pytest.raises(InputError, match="without 7 of 8"):
         folds.main(["audit", *argv, "--test-truth", str(table), "--run-dir", str(tmp_path)])
+    assert not (tmp_path / "features.csv").exists()
+
+
+def test_more_folds_than_patients_are_refused_before_the_work(small, tmp_path):
+    argv = ["--data-dir", str(small), "--patients", f"{small}/patients.csv", "--folds", "7"]
+    with pytest.raises(InputError, match="6 patients, --folds=7"):
+        folds.main(["audit", *argv, "--run-dir", str(tmp_path)])
     assert not (tmp_path / "features.csv").exists()
 
 
@@ -492,7 +499,7 @@ def test_overlaps_are_found_turned_and_copied_and_strangers_are_not(tmp_path):
     photos = [scene[:960, :1280], scene[300:1260, 400:1680], np.rot90(scene[:960, :1280]), other]
     paths = []
     for number, pixels in enumerate(photos):
-        paths.append(tmp_path / f"{number}.png")
+        paths.append(tmp_path / f"{number}.tif")
         Image.fromarray(np.ascontiguousarray(pixels)).save(paths[-1])
     found = audit.find_overlaps(paths)
     assert found[0].tolist() == [False, True, True, False]
@@ -524,9 +531,37 @@ def test_assume_writes_a_fold_table_of_all_images_and_keeps_known_patients(small
     folds.check_folds(read, stated)
     folds.check_folds(read)
     assert table.set_index("image_id")["patient"][known.index].equals(known)
-    assert table["assumed"].sum() == result["unknown"] == 40 - len(known)
+    assert table["assumed"].sum() == result["unknown"] == 32 - len(known)
     pairs = result["pairs"]
     assert pairs["same"] + pairs["different"] == len(known) * (len(known) - 1) // 2
     assert "| likeness alone | 0.7 |" in text
     with pytest.raises(InputError, match="never overwritten"):
         folds.main(list(map(str, argv)))
+
+
+def test_the_committed_assumed_folds_keep_known_patients_and_all_groups_whole():
+    table = pd.read_csv(COMMITTED / "part_a_all.csv", keep_default_na=False)
+    stated = pd.read_csv(COMMITTED / "patients.csv", keep_default_na=False)
+    assert list(table["image_id"]) == list(stated["image_id"])
+    assert list(table["label"]) == list(stated["label"])
+    known = stated["patient"] != ""
+    assert ((table["assumed"] == 0) == known).all()
+    assert table["patient"][known].equals(stated["patient"][known])
+    read = folds.read_folds(COMMITTED / "part_a_all.csv")
+    folds.check_folds(read)
+    folds.check_folds(read, stated)
+    counts = folds.class_counts(read)
+    assert counts[list(CLASSES)].to_numpy().min() >= 30
+    # These three pairs were seen to show the same tissue.
+    group = table.set_index("image_id")["patient"]
+    for one, other in (("is009", "is010"), ("is029", "is030"), ("is077", "is078")):
+        assert group[one] == group[other]
+
+
+def test_images_of_a_patient_have_consecutive_numbers_in_each_class():
+    # What assumed groups rest on.
+    stated = pd.read_csv(COMMITTED / "patients.csv", keep_default_na=False)
+    stated["number"] = stated["image_id"].str[-3:].astype(int)
+    runs = stated[stated["patient"] != ""].groupby(["patient", "label"])["number"]
+    assert len(runs) == 41
+    assert (runs.max() - runs.min() + 1 == runs.count()).all()

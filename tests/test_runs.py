@@ -52,6 +52,12 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
         runs.Run(_args(tmp_path))
 
 
+def test_a_run_killed_at_its_very_start_can_be_started_again(tmp_path):
+    (tmp_path / "log.txt").touch()
+    (tmp_path / ".run.abc.json").touch()
+    assert not runs.Run(_args(tmp_path)).finished
+
+
 def test_resuming_with_other_arguments_is_refused_and_names_them(tmp_path):
     runs.Run(_args(tmp_path, epochs=25))
     with pytest.raises(runs.InputError, match="--epochs: 25 then, 30 now"):
