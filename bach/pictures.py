@@ -10,7 +10,9 @@ from bach.classes import CLASSES, COLORS
 from bach.runs import atomic_path
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_LEGEND_HEIGHT = 34
+# Height of a row of the legend, and the width that the longest name needs, in px.
+_LEGEND_ROW = 22
+_LEGEND_PLACE = 95
 
 
 def write_png(path: str | os.PathLike, rgb: np.ndarray) -> None:
@@ -103,14 +105,17 @@ def overlay(thumbnail: np.ndarray, class_map: np.ndarray, opacity: float = 0.45)
 
 
 def legend(width: int) -> np.ndarray:
-    """A strip with the four class colours and names: uint8 `(34, width, 3)`."""
-    strip = np.full((_LEGEND_HEIGHT, width, 3), 255, np.uint8)
-    place = width // len(CLASSES)
+    """A strip with the four class colours and names: uint8 `(height, width, 3)`.
+
+    Names go below each other where the picture is too narrow for one row.
+    """
+    columns = next((n for n in (4, 2) if width // n >= _LEGEND_PLACE), 1)
+    rows = -(-len(CLASSES) // columns)
+    strip = np.full((rows * _LEGEND_ROW + 8, width, 3), 255, np.uint8)
     for label, name in enumerate(CLASSES):
-        x = label * place + 8
-        cv2.rectangle(strip, (x, 9), (x + 16, 25), COLORS[label], -1)
-        scale = min(0.5, place / 180)
-        cv2.putText(strip, name, (x + 22, 22), _FONT, scale, (30, 30, 30), 1, cv2.LINE_AA)
+        x, y = label % columns * (width // columns) + 8, label // columns * _LEGEND_ROW + 8
+        cv2.rectangle(strip, (x, y), (x + 14, y + 14), COLORS[label], -1)
+        cv2.putText(strip, name, (x + 20, y + 12), _FONT, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
     return strip
 
 

@@ -201,7 +201,9 @@ def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path
     step = 67.2 / 0.467 / 16  # in map px
     assert abs(rows.min() - (height - side) / 16) <= step
     assert abs(cols.min() - (width - side) / 16) <= step
-    assert (rows.max(), cols.max()) == (class_map.shape[0] - 1, class_map.shape[1] - 1)
+    # A cell whose middle lies beyond the edge is predicted from white glass.
+    assert class_map.shape[0] - 1 - rows.max() <= step
+    assert class_map.shape[1] - 1 - cols.max() <= step
     assert len(rows) == (rows.max() - rows.min() + 1) * (cols.max() - cols.min() + 1)
     assert part_b_score(class_map, truth) > 0.85
 
