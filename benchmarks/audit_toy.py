@@ -10,6 +10,11 @@ photos a class, 6 folds, 6 sets) the safe estimate was 14 points too low and the
 a third fewer Benign photos. With 24 patients of fewer than three photos there was little
 to leak, 0.69 safe and 0.73 leaky. So: many patients, six photos each, many folds.
 
+Score: mean of 12 sets 0.644 safe, 0.783 leaky, 0.706 hidden test. The safe interval
+holds the hidden test in 9 sets of 12, the leaky one in 4. The safe estimate errs on the
+careful side, in part because its rounds see fewer patients than the final model (last
+column: the same rounds on the hidden test).
+
 Reads:   nothing.
 Writes:  DIR/<seed>/ (data, deleted after its features are taken) and DIR/features/<seed>/.
 Command: python benchmarks/audit_toy.py --dir /tmp/audit_toy
