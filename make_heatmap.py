@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(
                 f"{len(failures)} of {len(slides)} slides failed, the others are done:\n"
                 + "\n".join(failures.values())
-                + "\nMend or remove these, then run the same command with --resume."
+                + "\nMend these and run the same command with --resume; or run these alone, with "
+                "what they need (--mpp), into another --run-dir."
             )
         (run.path / "failures.json").unlink(missing_ok=True)
         run.finish(metrics)
