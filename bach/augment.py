@@ -3,8 +3,8 @@
 The parameters are drawn from a seed, and the random stream needs no state: it is
 the same on any backend, on any number of devices, and after a resume.
 
-Made on the host, in the threads that read patches ahead: on a CPU, OpenCV's HSV
-conversion is over ten times as fast as the same arithmetic in a TensorFlow graph.
+Made on the host, in the threads that read patches ahead: on a CPU, the same
+arithmetic in a TensorFlow graph took longer than a training step of the small backbone.
 """
 
 import dataclasses

@@ -80,14 +80,6 @@ def jit() -> bool | str:
     return "auto"
 
 
-def stop() -> None:
-    """Forget the devices chosen by `start` (for tests that start again)."""
-    global _strategy, _count
-    _strategy, _count = None, 1
-    if keras.backend.backend() == "jax":
-        keras.distribution.set_distribution(None)
-
-
 def refresh_batch_norm(model: keras.Model, batches: list[np.ndarray]) -> None:
     """Estimate batch-normalisation statistics anew, with the weights as they are.
 
