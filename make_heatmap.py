@@ -22,6 +22,8 @@ Paper (Kwok 2018): score 0.6929 on the hidden test; 0.75 on A01-A10, in sample.
 
 import argparse
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -31,12 +33,10 @@ import pandas as pd
 from bach.classes import CLASSES
 from bach.data import find_data, part
 from bach.heatmap import (
-    DENSE_STEP_UM,
     STEP_UM,
     THRESHOLDS,
     areas_mm2,
     cells_to_map,
-    grid_shape,
     heatmap_patches,
     stitch,
     to_classes,
@@ -45,6 +45,7 @@ from bach.heatmap import (
 from bach.intervals import format_interval, score_interval
 from bach.metrics import joint_counts, score_from_counts, to_json, write_class_map
 from bach.mining import slide_masks
+from bach.patches import DENSE_STEP_UM, grid_shape
 from bach.pictures import heat_colors, overlay, side_by_side, write_png
 from bach.runs import (
     InputError,
@@ -81,6 +82,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="predict patch by patch, or run the network once over large regions",
     )  # fmt: skip
     parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="mean over the eight orientations, at eight times the cost",
+    )
+    parser.add_argument(
         "--step-um", type=float, default=None,
         help="side of a cell in um (default: 125.58; dense: 67.2, or multiples)",
     )  # fmt: skip
@@ -115,12 +121,11 @@ def main(argv: list[str] | None = None) -> int:
     with run.watch():
         # 1. The models, and the slides each was trained on.
         from bach import devices  # loads the framework, which --help must not
-        from bach.predict import load_models, model_file, trained_slides
+        from bach.predict import model_file, trained_slides
 
         devices.start(args.devices, args.seed, args.precision)
-        models = load_models(args.model_dir)
+        models, predict = load_predictor(args)
         files = {fold: model_file(args.model_dir, fold) for fold in models}
-        predict = predictor(models, args)
         seen = {fold: trained_slides(file) for fold, file in files.items()}
 
         # 2. Slide by slide; one that fails does not stop the rest.
@@ -171,27 +176,33 @@ def list_slides(args: argparse.Namespace) -> pd.DataFrame:
     return table.head(args.limit).reset_index(drop=True) if args.limit else table
 
 
-def predictor(models: dict, args: argparse.Namespace):
-    """How cells are predicted: a function of folds, slide, patch table and grid shape."""
+def load_predictor(args: argparse.Namespace) -> tuple[dict, Callable]:
+    """Load the models; return them by fold, and how cells are predicted.
+
+    The second is a function of folds, slide, patch table and the grid's shape.
+    """
+    from bach.predict import load_models, predict_slide, prepare
+
     if args.mode == "dense":
         from bach.dense import DenseModel, dense_step_um, predict_dense
 
-        fields = {fold: DenseModel(model) for fold, model in models.items()}
-        every = dense_step_um(next(iter(fields.values())), args.step_um)
+        models = load_models(args.model_dir, ready=lambda model: DenseModel(model, args.precision))
+        every = dense_step_um(next(iter(models.values())), args.step_um)
 
         def dense(folds: list, slide: Slide, table: pd.DataFrame, shape: tuple[int, int]):
             wanted = np.zeros(shape, bool)
             wanted[table["row"], table["col"]] = True
-            return predict_dense([fields[fold] for fold in folds], slide, wanted, every)
+            chosen = [models[fold] for fold in folds]
+            return predict_dense(chosen, slide, wanted, every, tta=args.tta)
 
-        return dense
-    from bach.predict import predict_slide
+        return models, dense
+    models = load_models(args.model_dir, ready=lambda model: prepare(model, args.precision))
 
     def patches(folds: list, slide: Slide, table: pd.DataFrame, shape: tuple[int, int]):
-        probs = predict_slide([models[fold] for fold in folds], slide, table, args.batch_size)
-        return stitch(table, probs, shape)
+        chosen = [models[fold] for fold in folds]
+        return stitch(table, predict_slide(chosen, slide, table, args.batch_size, args.tta), shape)
 
-    return patches
+    return models, patches
 
 
 def one_slide(row, predict, files: dict, seen: dict, args: argparse.Namespace, run: Run) -> dict:
@@ -210,6 +221,7 @@ def one_slide(row, predict, files: dict, seen: dict, args: argparse.Namespace, r
             log.info("%s: finished before", name)
             return result
         log.info("%s: the slide or a model has changed; done again", name)
+    start = time.monotonic()
     with step(name) as notes, Slide(row.path, mpp=args.mpp) as slide:
         thumbnail, tissue, truth, downsample = slide_masks(slide)
         table = heatmap_patches(
@@ -257,6 +269,7 @@ def one_slide(row, predict, files: dict, seen: dict, args: argparse.Namespace, r
     with atomic_path(run.path / "tissue" / f"{name}.png") as temporary:
         cv2.imwrite(str(temporary), tissue.astype(np.uint8) * 255)
     write_png(run.path / "overlays" / f"{name}.png", side_by_side(pictures))
+    result["seconds"] = time.monotonic() - start
     write_json(done, {**result, "key": key})
     return result
 

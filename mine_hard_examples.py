@@ -14,6 +14,7 @@ Paper (Kwok 2018): 28,000 / 4,500 / 1,500 / 19,700 candidates, 5,900 hard exampl
 """
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from bach.mining import (
     mining_patches,
     slide_masks,
 )
-from bach.patches import SLIDE_STRIDE_UM
+from bach.patches import DENSE_STEP_UM, SLIDE_STRIDE_UM, grid_shape
 from bach.pictures import contact_sheet, mask_and_grid, write_png
 from bach.runs import (
     InputError,
@@ -53,8 +54,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_device_options(parser)
     parser.add_argument("--model-dir", default="runs/part_a", help="run folder of the models")
     parser.add_argument(
-        "--stride-um", type=float, default=SLIDE_STRIDE_UM, help="step between patches in um"
-    )
+        "--mode", default="patches", choices=("patches", "dense"),
+        help="predict patch by patch, or run the network once over large regions",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stride-um", type=float, default=None,
+        help="step between patches in um (default: 125.58; dense: 134.4, or multiples of 67.2)",
+    )  # fmt: skip
     parser.add_argument(
         "--hardest", type=float, default=HARDEST, help="share of the patches that are candidates"
     )
@@ -64,7 +70,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--mpp", type=float, default=None, help="um per pixel of the slides, if they do not say"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.stride_um is None:
+        args.stride_um = SLIDE_STRIDE_UM if args.mode == "patches" else 2 * DENSE_STEP_UM
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,16 +87,15 @@ def main(argv: list[str] | None = None) -> None:
         # 1. The Part A models; their mean is what is mined with.
         from bach import devices  # loads the framework, which --help must not
         from bach.batches import cut_slides
-        from bach.predict import load_models
 
         devices.start(args.devices, args.seed, args.precision)
-        models = list(load_models(args.model_dir).values())
+        margin, predict = load_predictor(args)
 
         # 2. Slide by slide: tissue, patches, labels, predictions.
         failures = []
         for row in slides.itertuples():
             try:
-                predict_one(row, models, args, run)
+                predict_one(row, predict, args, run)
             except InputError as error:
                 log.error("%s failed: %s", row.image_id, error)
                 failures.append(f"{row.image_id}: {error}")
@@ -116,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # 4. Their pixels, and a look at the worst.
         paths = dict(zip(slides["image_id"], slides["path"], strict=True))
-        store = cut_slides(chosen, paths, run.path / "patches", args.mpp)
+        store = cut_slides(chosen, paths, run.path / "patches", args.mpp, margin)
         draw_hardest(store, run)
         wrong = table["predicted"] != table["label"]
         run.finish(
@@ -131,21 +139,45 @@ def main(argv: list[str] | None = None) -> None:
     print(run.path)
 
 
-def predict_one(row, models: list, args: argparse.Namespace, run: Run) -> None:
-    """Write the patch table of one slide with predictions, and its picture."""
-    from bach.predict import predict_slide
+def load_predictor(args: argparse.Namespace) -> tuple[int, Callable]:
+    """Load the models; return their margin, and how a table of a slide is predicted."""
+    from bach.predict import common_margin, load_models, predict_slide, prepare
 
+    if args.mode == "patches":
+        models = load_models(args.model_dir, ready=lambda model: prepare(model, args.precision))
+        models = list(models.values())
+        return common_margin(models), lambda slide, table: predict_slide(
+            models, slide, table, args.batch_size
+        )
+    from bach.dense import DenseModel, dense_step_um, predict_dense
+
+    models = load_models(args.model_dir, ready=lambda model: DenseModel(model, args.precision))
+    models = list(models.values())
+    every = dense_step_um(models[0], args.stride_um)
+
+    def dense(slide: Slide, table: pd.DataFrame) -> np.ndarray:
+        wanted = np.zeros(grid_shape(slide.width, slide.height, args.stride_um / slide.mpp), bool)
+        wanted[table["row"], table["col"]] = True
+        return predict_dense(models, slide, wanted, every)[table["row"], table["col"]]
+
+    return models[0].margin, dense
+
+
+def predict_one(row, predict: Callable, args: argparse.Namespace, run: Run) -> None:
+    """Write the patch table of one slide with predictions, and its picture."""
     file = run.path / "slides" / f"{row.image_id}.csv"
     if file.exists():  # written whole, so it is finished
         return
     with step(row.image_id) as notes, Slide(row.path, mpp=args.mpp) as slide:
         thumbnail, tissue, labels, downsample = slide_masks(slide)
-        table = mining_patches(slide, tissue, labels, downsample, args.stride_um)
+        table = mining_patches(
+            slide, tissue, labels, downsample, args.stride_um, args.mode == "dense"
+        )
         # Patches with less tissue cannot become hard examples: they are listed, not
         # predicted.
         used = (table["tissue"] >= MIN_TISSUE_HARD).to_numpy()
         probs = np.full((len(table), len(PROB_COLUMNS)), np.nan, np.float32)
-        probs[used] = predict_slide(models, slide, table[used], args.batch_size)
+        probs[used] = predict(slide, table[used])
         table = table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True)))
         boxes = table.loc[used, ["x", "y", "size"]].to_numpy()
         picture = mask_and_grid(thumbnail, tissue, boxes, table.loc[used, "label"], downsample)

@@ -47,6 +47,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_shared_options(parser, run_dir="runs/part_a")
     add_training_options(parser, epochs=25)
     parser.add_argument("--folds", default="folds/part_a.csv", help="table of folds")
+    parser.add_argument(
+        "--margin", type=int, default=0,
+        help="surroundings of a patch that the network sees, in network px (2.1 um): patches and "
+        "dense heatmaps are then the same function; the later scripts follow",
+    )  # fmt: skip
     parser.add_argument("--fold", type=int, default=None, help="train only this fold")
     return parser.parse_args(argv)
 
@@ -74,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         from bach.batches import cut_photos
 
         devices.start(args.devices, args.seed, args.precision)
-        store = cut_photos(images, run.path / "patches")
+        store = cut_photos(images, run.path / "patches", args.margin)
 
         # 3. A model a fold, and its predictions of what it did not see.
         tables = []

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.comparison import read_images
 from bach.data import part, read_photo
-from bach.folds import ALWAYS_TRAIN, class_counts, leaking_images, make_folds, with_patients
+from bach.folds import ALWAYS_TRAIN, class_counts, leaking_images, make_folds
 from bach.intervals import (
     SAMPLES,
     bootstrap,
@@ -47,6 +47,7 @@ from bach.intervals import (
     unit_sums,
 )
 from bach.metrics import image_key, read_labels, to_json
+from bach.patients import read_patients, with_patients
 from bach.runs import InputError, log, step, write_csv, write_json
 
 _FEATURES_VERSION = 1
@@ -838,22 +839,6 @@ def _write(
         write_csv(folds, folder / f"folds_{name}.csv")
     write_json(folder / "audit.json", result | {"arguments": vars(args)})
     log.info("audit: wrote predictions.csv, folds_safe.csv, folds_leaky.csv to %s", folder)
-
-
-def read_patients(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a table of `image_id` and `patient`; see `bach.folds`."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(
-            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
-        ) from error
-    if not {"image_id", "patient"} <= set(table.columns):
-        raise InputError(
-            f"{path} must have the columns image_id and patient.\n"
-            f"Received: {', '.join(map(str, table.columns))}.\nAdd a header line."
-        )
-    return table.assign(patient=table["patient"].str.strip())
 
 
 def _read_truth(args: argparse.Namespace) -> pd.DataFrame:

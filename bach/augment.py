@@ -78,3 +78,38 @@ def change(patch: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     ).astype(np.uint8)[None]
     hsv = cv2.LUT(cv2.cvtColor(np.ascontiguousarray(patch), cv2.COLOR_RGB2HSV_FULL), table)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+ORIENTATIONS = 8
+
+
+def orient(images: np.ndarray, index: int) -> np.ndarray:
+    """One of the eight orientations of the square.
+
+    Args:
+        images: Array `(n, side, side, channels)`.
+        index: 0..7; 0 leaves the images as they are.
+
+    Returns:
+        A view of the same shape.
+    """
+    if index & 1:
+        images = images.swapaxes(1, 2)
+    if index & 2:
+        images = images[:, :, ::-1]
+    return images[:, ::-1] if index & 4 else images
+
+
+def orient_back(maps: np.ndarray, index: int) -> np.ndarray:
+    """Undo `orient`, also on maps `(n, rows, cols, channels)` of other size.
+
+    Example:
+        >>> image = np.arange(8).reshape(1, 2, 2, 2)
+        >>> all((orient_back(orient(image, i), i) == image).all() for i in range(8))
+        True
+    """
+    if index & 4:
+        maps = maps[:, ::-1]
+    if index & 2:
+        maps = maps[:, :, ::-1]
+    return maps.swapaxes(1, 2) if index & 1 else maps

@@ -1,7 +1,8 @@
 """Patches on disk, and batches of them with augmentation parameters.
 
-A patch store is a folder with `patches.npy` (uint8 `(n, 299, 299, 3)`, mapped from
-disk while training) and `patches.csv` (the patch table, row by row).
+A patch store is a folder with `patches.npy` (uint8 `(n, side, side, 3)`, mapped from
+disk while training; side is 299 px, or more with a margin) and `patches.csv` (the
+patch table, row by row).
 """
 
 import concurrent.futures
@@ -31,8 +32,9 @@ class PatchStore:
         folder: Folder written by `cut_photos` or `cut_slides`.
 
     Attributes:
-        patches: uint8 array `(n, 299, 299, 3)`, mapped from disk.
+        patches: uint8 array `(n, side, side, 3)`, mapped from disk.
         table: Patch table, one row a patch.
+        margin: Surroundings on each side in network px; side is 299 + 2 * margin.
 
     Raises:
         InputError: If there is no whole store in the folder.
@@ -47,6 +49,7 @@ class PatchStore:
             )
         self.table = pd.read_csv(folder / "patches.csv", dtype={"image_id": str})
         self.patches = np.load(folder / "patches.npy", mmap_mode="r")
+        self.margin = (self.patches.shape[1] - NETWORK_SIZE) // 2
         if len(self.table) != len(self.patches):
             raise InputError(
                 f"The patch store {folder} is damaged: {len(self.table)} rows, "
@@ -59,12 +62,13 @@ def store_exists(folder: str | os.PathLike) -> bool:
     return (Path(folder) / "patches.csv").exists()
 
 
-def cut_photos(images: pd.DataFrame, folder: str | os.PathLike) -> PatchStore:
+def cut_photos(images: pd.DataFrame, folder: str | os.PathLike, margin: int = 0) -> PatchStore:
     """Cut all patches of the photos of an image table into a store.
 
     Args:
         images: Table with `image_id, path, label, width, height`.
         folder: Where to write; a whole store there is used as it is.
+        margin: Surroundings to cut along, in network px on each side.
     """
     if not store_exists(folder):
         sizes = images[["width", "height"]].to_numpy()
@@ -82,33 +86,43 @@ def cut_photos(images: pd.DataFrame, folder: str | os.PathLike) -> PatchStore:
         paths = images["path"].tolist()
 
         def cut(index: int) -> np.ndarray:
-            return photo_to_patches(read_photo(paths[index]), tables[index])
+            return photo_to_patches(read_photo(paths[index]), tables[index], margin)
 
-        _write_store(folder, tables, cut, "photos")
+        _write_store(folder, tables, cut, "photos", margin)
     return PatchStore(folder)
 
 
-def photo_to_patches(photo: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, margin: int = 0) -> np.ndarray:
     """Cut patches out of a photo and shrink them five times.
 
     Args:
         photo: uint8 `(height, width, 3)`.
         table: Patch table of this photo.
+        margin: Surroundings in network px. A photo has little of them; beyond its edge
+            it is mirrored, which is tissue of the same kind, where white or zeros would
+            tell the network where the edge is.
 
     Returns:
-        uint8 array `(n, 299, 299, 3)`; each pixel is the mean of 5x5.
+        uint8 array `(n, side, side, 3)`, side 299 + 2 * margin; each pixel is the mean
+        of 5x5.
     """
-    result = np.empty((len(table), NETWORK_SIZE, NETWORK_SIZE, 3), np.uint8)
+    side = NETWORK_SIZE + 2 * margin
+    around = margin * PATCH_SIZE // NETWORK_SIZE
+    if margin:
+        photo = cv2.copyMakeBorder(photo, *[around] * 4, cv2.BORDER_REFLECT_101)
+    result = np.empty((len(table), side, side, 3), np.uint8)
     for index, (x, y, size) in enumerate(table[["x", "y", "size"]].to_numpy(int)):
-        patch = photo[y : y + size, x : x + size]
-        result[index] = cv2.resize(
-            patch, (NETWORK_SIZE, NETWORK_SIZE), interpolation=cv2.INTER_AREA
-        )
+        patch = photo[y : y + size + 2 * around, x : x + size + 2 * around]
+        result[index] = cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA)
     return result
 
 
 def cut_slides(
-    table: pd.DataFrame, slides: dict[str, str], folder: str | os.PathLike, mpp: float | None
+    table: pd.DataFrame,
+    slides: dict[str, str],
+    folder: str | os.PathLike,
+    mpp: float | None,
+    margin: int = 0,
 ) -> PatchStore:
     """Cut the patches of a table out of slides into a store.
 
@@ -117,6 +131,7 @@ def cut_slides(
         slides: Path of each slide by image id.
         folder: Where to write; a whole store there is used as it is.
         mpp: Overrides the slides' scale if given.
+        margin: Surroundings to cut along, in network px on each side.
     """
     if not store_exists(folder):
         groups = [group for _, group in table.groupby("image_id", sort=False)]
@@ -124,21 +139,27 @@ def cut_slides(
         def cut(index: int) -> np.ndarray:
             group = groups[index]
             with Slide(slides[group["image_id"].iloc[0]], mpp=mpp) as slide:
-                return np.stack([read_patch(slide, row) for row in group.itertuples()])
+                return np.stack([read_patch(slide, row, margin) for row in group.itertuples()])
 
-        _write_store(folder, groups, cut, "slides")
+        _write_store(folder, groups, cut, "slides", margin)
     return PatchStore(folder)
 
 
-def read_patch(slide: Slide, row) -> np.ndarray:
-    """Read one patch of a slide as the network takes it: uint8 `(299, 299, 3)`.
+def read_patch(slide: Slide, row, margin: int = 0) -> np.ndarray:
+    """Read one patch of a slide as the network takes it.
 
     Args:
         slide: The open slide.
         row: Anything with `x, y, size` in level-0 px (floats).
+        margin: Surroundings in network px on each side.
+
+    Returns:
+        uint8 `(side, side, 3)`, side 299 + 2 * margin.
     """
-    mpp = row.size * slide.mpp / NETWORK_SIZE
-    return slide.read(row.x, row.y, NETWORK_SIZE, NETWORK_SIZE, mpp=mpp)
+    scale = row.size / NETWORK_SIZE  # level-0 px per network px
+    side = NETWORK_SIZE + 2 * margin
+    left, top = row.x - margin * scale, row.y - margin * scale
+    return slide.read(left, top, side, side, mpp=scale * slide.mpp)
 
 
 def _write_store(
@@ -146,11 +167,13 @@ def _write_store(
     tables: Sequence[pd.DataFrame],
     cut: Callable[[int], np.ndarray],
     what: str,
+    margin: int,
 ) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.concat(tables, ignore_index=True)
-    shape = (len(table), NETWORK_SIZE, NETWORK_SIZE, 3)
+    side = NETWORK_SIZE + 2 * margin
+    shape = (len(table), side, side, 3)
     needed = int(np.prod(shape))
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -170,7 +193,7 @@ def _write_store(
             for _ in tqdm(jobs, total=len(tables), desc=what, disable=None):
                 pass
         patches.flush()
-        notes.append(f"{len(tables)} {what} -> {len(table):,} patches of {NETWORK_SIZE} px")
+        notes.append(f"{len(tables)} {what} -> {len(table):,} patches of {side} px")
         notes.append(f"{needed / 1e9:.2f} GB")
     write_csv(table, folder / "patches.csv")
 
@@ -186,7 +209,7 @@ class Batches(keras.utils.PyDataset):
         order: Positions in `labels` in the order of this epoch's batches.
 
     Args:
-        stores: uint8 arrays `(n, 299, 299, 3)`.
+        stores: uint8 arrays `(n, side, side, 3)`, all of one side.
         labels: One int array a store, 0..3.
         chosen: One array of row numbers a store: the patches to use.
         batch_size: Patches a batch, over all devices together.
@@ -241,7 +264,7 @@ class Batches(keras.utils.PyDataset):
         self.start_epoch(self._epoch + 1)
 
     def patches(self, positions: np.ndarray) -> np.ndarray:
-        """Copy patches into memory: uint8 `(len(positions), 299, 299, 3)`."""
+        """Copy patches into memory: uint8 `(len(positions), side, side, 3)`."""
         result = np.empty((len(positions), *self._stores[0].shape[1:]), np.uint8)
         for index, position in enumerate(positions):
             result[index] = self._stores[self._store[position]][self._row[position]]

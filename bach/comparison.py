@@ -33,7 +33,8 @@ from bach.intervals import (
     slide_sums,
     unit_sums,
 )
-from bach.metrics import image_key, read_labels, to_json
+from bach.metrics import read_labels, to_json
+from bach.patients import read_patients, with_patients
 from bach.runs import InputError, log
 
 _KWOK = "Kwok 2018, ICIAR, LNCS 10882, pp. 931-940"
@@ -109,29 +110,13 @@ def read_images(run: str | os.PathLike, patients: str | os.PathLike | None = Non
     table = read_labels(path, "predictions")[["key", "label"]]
     table.columns = ["image_id", "predicted"]
     table["label"] = truth[table["image_id"]].to_numpy()
-    known = _read_patients(patients if patients is not None else path, patients is not None)
-    table["patient"] = [known.get(key, "") for key in table["image_id"]]
+    if patients is None and "patient" not in pd.read_csv(path, nrows=0).columns:
+        table["patient"] = ""
+    else:
+        table = with_patients(table, read_patients(path if patients is None else patients))
     if not table["patient"].any():
         log.warning("%s: no patient is known, images count as if independent", path)
     return table[["image_id", "label", "predicted", "patient"]]
-
-
-def _read_patients(path: str | os.PathLike, required: bool) -> dict[str, str]:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(
-            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
-        ) from error
-    if not {"image_id", "patient"} <= set(table.columns):
-        if not required:
-            return {}
-        raise InputError(
-            f"{path} must have the columns image_id and patient.\n"
-            f"Received: {', '.join(table.columns)}.\nName the patient table, or leave it out."
-        )
-    names = table["patient"].str.strip()
-    return dict(zip(table["image_id"].map(image_key), names, strict=True))
 
 
 def read_slides(run: str | os.PathLike) -> dict[str, dict]:

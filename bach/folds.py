@@ -26,6 +26,7 @@ import pandas as pd
 
 from bach.classes import CLASSES, parse_label
 from bach.metrics import image_key
+from bach.patients import read_patients, with_patients
 from bach.runs import InputError, exit_with, log, write_csv
 
 COLUMNS = ("image_id", "label", "patient", "fold")
@@ -125,25 +126,6 @@ def split(folds: pd.DataFrame, k: int) -> tuple[list[str], list[str]]:
         )
     held_out = folds["fold"] == k
     return folds["image_id"][~held_out].tolist(), folds["image_id"][held_out].tolist()
-
-
-def with_patients(table: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
-    """Give a table the patients of another one.
-
-    Args:
-        table: Any table with `image_id`.
-        patients: Table of `image_id` and `patient`, or None to leave the first
-            table's own. Ids match without folder, file ending and case.
-
-    Returns:
-        A copy of the table whose `patient` is that of `patients`; empty where
-        the image does not stand there.
-    """
-    if patients is None:
-        return table.copy()
-    known = dict(zip(patients["image_id"].map(image_key), patients["patient"], strict=True))
-    found = table["image_id"].map(image_key).map(known).fillna("")
-    return table.assign(patient=found.astype(str))
 
 
 def join_folds(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> pd.DataFrame:
@@ -500,7 +482,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     patients = None
     if args.patients is not None:
-        patients = _read_table(args.patients, ("image_id", "patient"))
+        patients = read_patients(args.patients)
     return _make(args, patients) if args.command == "make" else _check(args, patients)
 
 

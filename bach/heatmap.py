@@ -5,14 +5,12 @@ prediction of the patch that is centred on it, so positions cannot drift: cell
 (row, col) stands for the level-0 square whose left edge is `col * step`.
 """
 
-import math
-
 import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES
 from bach.mining import MIN_TISSUE
-from bach.patches import COLUMNS, NETWORK_MPP, PATCH_UM, region_means
+from bach.patches import PATCH_UM, cell_patches
 
 # Kwok 2018, section 4.6, found there by trial: Benign from 0.35, InSitu from 0.70,
 # Invasive from 0.75 of the expected class / 3.
@@ -21,9 +19,6 @@ THRESHOLDS = (0.35, 0.70, 0.75)
 # The paper does not state the step of its heatmaps; a fifth of the field, as for
 # mining, is fine enough for the maps' scale and costs 25 times a single cover.
 STEP_UM = PATCH_UM / 5
-
-# Of dense prediction: a stride of 32 network px of 2.1 um.
-DENSE_STEP_UM = 32 * NETWORK_MPP
 
 
 def heatmap_patches(
@@ -37,9 +32,6 @@ def heatmap_patches(
 ) -> pd.DataFrame:
     """Patches centred on the cells of a slide, where there is tissue.
 
-    Patches at the border reach beyond the slide and see white there, so that every
-    pixel of the slide lies in a cell, the far corner included.
-
     Args:
         name: Name of the slide.
         width, height: Size of the slide in level-0 px.
@@ -52,25 +44,8 @@ def heatmap_patches(
         Patch table with the additional columns `row, col` of the cell, only of
         patches with at least 5% tissue. It may be empty.
     """
-    size, step = PATCH_UM / mpp, step_um / mpp
-    rows, cols = grid_shape(width, height, step)
-    row, col = np.divmod(np.arange(rows * cols), cols)
-    corners = np.stack([(col + 0.5) * step - size / 2, (row + 0.5) * step - size / 2], axis=1)
-    share = region_means(tissue, corners, size, downsample)
-    table = pd.DataFrame(
-        {
-            "image_id": name, "x": corners[:, 0], "y": corners[:, 1], "size": size,
-            "tissue": share, "label": -1, "row": row, "col": col,
-        },
-        columns=[*COLUMNS, "row", "col"],
-    )  # fmt: skip
-    return table[share >= MIN_TISSUE].reset_index(drop=True)
-
-
-def grid_shape(width: int, height: int, step: float) -> tuple[int, int]:
-    """Rows and columns of cells that cover a slide; `step` in level-0 px."""
-    # The last cell is there if more than a rounding error of it is.
-    return max(1, math.ceil(height / step - 1e-6)), max(1, math.ceil(width / step - 1e-6))
+    table = cell_patches(name, width, height, mpp, tissue, downsample, step_um)
+    return table[table["tissue"] >= MIN_TISSUE].reset_index(drop=True)
 
 
 def stitch(table: pd.DataFrame, probs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

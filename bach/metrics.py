@@ -183,7 +183,8 @@ def score_part_b(pairs: Iterable[tuple]) -> dict:
         together), `per_slide` ({slide: score}), `undefined` (slides that are
         Normal everywhere in both maps and are left out of the mean), and
         `baseline` with the same first three keys for always predicting Benign
-        (defined on every slide with pixels). A mean of no slides is nan.
+        (defined on every slide with pixels), and `counts` ({slide: joint counts as
+        lists}). A mean of no slides is nan.
 
     Raises:
         ValueError: As `part_b_score`, or if a slide comes twice.
@@ -204,6 +205,7 @@ def score_part_b(pairs: Iterable[tuple]) -> dict:
         )
     result["undefined"] = undefined
     result["baseline"] = _scores({slide: _always_benign(count) for slide, count in counts.items()})
+    result["counts"] = {slide: count.tolist() for slide, count in counts.items()}
     return result
 
 
@@ -563,10 +565,10 @@ def _match(
     return list(truth)
 
 
-def score_part_a_files(
+def pair_part_a_files(
     predictions: str | os.PathLike, truth: str | os.PathLike, allow_extra: bool = False
-) -> dict:
-    """Score a table of Part A predictions against a table of true classes.
+) -> pd.DataFrame:
+    """Bring a table of Part A predictions and a table of true classes together.
 
     Args:
         predictions: CSV file, see `read_labels`.
@@ -575,7 +577,8 @@ def score_part_a_files(
             refusing them.
 
     Returns:
-        As `part_a_metrics`.
+        Table of `image_id` (see `image_key`), `label` and `predicted` (0..3), in the
+        order of the truth.
 
     Raises:
         InputError: If a table cannot be read or the two do not hold the same
@@ -584,7 +587,27 @@ def score_part_a_files(
     true_labels = read_labels(truth, "truth").set_index("key")["label"]
     labels = read_labels(predictions, "predictions").set_index("key")["label"]
     keys = _match(labels.index, true_labels.index, "images", allow_extra)
-    return part_a_metrics(true_labels[keys].to_numpy(), labels[keys].to_numpy())
+    return pd.DataFrame(
+        {
+            "image_id": keys,
+            "label": true_labels[keys].to_numpy(),
+            "predicted": labels[keys].to_numpy(),
+        }
+    )
+
+
+def score_part_a_files(
+    predictions: str | os.PathLike, truth: str | os.PathLike, allow_extra: bool = False
+) -> dict:
+    """Score a table of Part A predictions against a table of true classes.
+
+    Args, errors: As `pair_part_a_files`.
+
+    Returns:
+        As `part_a_metrics`.
+    """
+    table = pair_part_a_files(predictions, truth, allow_extra)
+    return part_a_metrics(table["label"].to_numpy(), table["predicted"].to_numpy())
 
 
 def score_part_b_folders(
@@ -748,6 +771,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     part_a = parts.add_parser("part-a", help="accuracy of image predictions")
     part_a.add_argument("--predictions", required=True, help="CSV, a row an image")
     part_a.add_argument("--truth", required=True, help="CSV of the true classes")
+    part_a.add_argument(
+        "--patients", help="CSV of image_id, patient: the interval is then over patients"
+    )
     part_b = parts.add_parser("part-b", help="challenge score of class maps")
     part_b.add_argument("--predicted", required=True, help="folder of class maps <slide>.png")
     part_b.add_argument("--truth", required=True, help="folder of the true maps <slide>.png")
@@ -759,13 +785,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    from bach import intervals, patients  # not at the top: they import this module
+
     args = parse_args(argv)
     if args.part == "part-a":
-        result = score_part_a_files(args.predictions, args.truth, args.allow_extra)
+        table = pair_part_a_files(args.predictions, args.truth, args.allow_extra)
+        if args.patients is not None:
+            table = patients.with_patients(table, patients.read_patients(args.patients))
+        result = part_a_metrics(table["label"].to_numpy(), table["predicted"].to_numpy())
+        result["accuracy_interval"] = interval = intervals.accuracy_interval(table)
         print(format_part_a(result))
     else:
         result = score_part_b_folders(args.predicted, args.truth, args.allow_extra)
+        counts = [np.array(count) for count in result["counts"].values()]
+        result["score_interval"] = interval = intervals.score_interval(counts)
         print(format_part_b(result))
+    print(f"{args.part} {intervals.format_interval(interval, 3)}")
     print(to_json(result))
     return 0
 

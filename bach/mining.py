@@ -6,7 +6,7 @@ import pandas as pd
 from bach.annotations import label_mask, read_regions
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.data import annotation_path
-from bach.patches import SLIDE_STRIDE_UM, slide_patches
+from bach.patches import SLIDE_STRIDE_UM, cell_patches, slide_patches
 from bach.runs import log
 from bach.slides import Slide
 from bach.tissue import tissue_mask
@@ -87,11 +87,23 @@ def mining_patches(
     labels: np.ndarray,
     downsample: int,
     stride_um: float = SLIDE_STRIDE_UM,
+    cells: bool = False,
 ) -> pd.DataFrame:
-    """Patch table of a slide, without patches of less than 5% tissue."""
-    table = slide_patches(
-        slide.name, slide.width, slide.height, slide.mpp, tissue, downsample, labels, stride_um
-    )
+    """Patch table of a slide, without patches of less than 5% tissue.
+
+    Args:
+        slide: The open slide.
+        tissue, labels: Masks of `slide_masks`.
+        downsample: Level-0 px per px of the masks.
+        stride_um: Step between patches in um.
+        cells: Patches centred on cells, as dense prediction has them, with `row, col`;
+            else as the paper has them, flush with the slide's edges.
+    """
+    geometry = (slide.name, slide.width, slide.height, slide.mpp, tissue, downsample)
+    if cells:
+        table = cell_patches(*geometry, stride_um, labels)
+    else:
+        table = slide_patches(*geometry, labels, stride_um)
     return table[table["tissue"] >= MIN_TISSUE].reset_index(drop=True)
 
 

@@ -22,7 +22,10 @@ DROPOUT = 0.5
 
 
 def build_model(
-    backbone: str = "InceptionResNetV2", weights: str = "imagenet", head: str = "sigmoid"
+    backbone: str = "InceptionResNetV2",
+    weights: str = "imagenet",
+    head: str = "sigmoid",
+    margin: int = 0,
 ) -> keras.Model:
     """Build a patch classifier.
 
@@ -34,12 +37,17 @@ def build_model(
             by these scripts, or weights of the backbone alone (`.weights.h5`).
         head: "sigmoid" (the paper's: four sigmoids rescaled to sum to 1) or
             "softmax".
+        margin: Surroundings of a patch that the network sees on each side, in
+            network px. Their features are cut off before pooling, so that those of
+            the patch have seen tissue where they would have seen zeros.
 
     Returns:
-        Model from float `(batch, 299, 299, 3)` in 0..255 to `(batch, 4)`.
+        Model from float `(batch, side, side, 3)` in 0..255, side 299 + 2 * margin, to
+        `(batch, 4)`.
 
     Raises:
-        InputError: If the backbone is unknown or the weights cannot be had.
+        InputError: If the backbone is unknown, the weights cannot be had, or the
+            margin is no multiple of the network's stride.
 
     Source: Kwok 2018, section 4.2.
     """
@@ -49,8 +57,13 @@ def build_model(
         raise InputError(
             f"--weights is neither imagenet nor none nor a file.\nReceived: --weights={weights}."
         )
-    inputs = keras.Input((NETWORK_SIZE, NETWORK_SIZE, 3), name="patch")
+    side = NETWORK_SIZE + 2 * margin
+    inputs = keras.Input((side, side, 3), name="patch")
     features = _features(inputs, backbone, weights)
+    if margin:
+        features = layers.Cropping2D(_margin_features(features, backbone, margin), name="context")(
+            features
+        )
     x = layers.GlobalAveragePooling2D(name="pool")(features)
     x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
     x = layers.Dropout(DROPOUT, name="dropout")(x)
@@ -91,6 +104,27 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     return model
 
 
+def margin_of(model: keras.Model) -> int:
+    """The margin that a model was built with, in network px."""
+    return (model.input_shape[1] - NETWORK_SIZE) // 2
+
+
+def _margin_features(features: keras.KerasTensor, backbone: str, margin: int) -> int:
+    """How many features a margin is, on each side."""
+    window = {"small": 8}.get(backbone)
+    if window is None:
+        # Not of `features`: those of a patch alone tell how many there must be.
+        window = _features(keras.Input((NETWORK_SIZE, NETWORK_SIZE, 3)), backbone, "none").shape[1]
+    crop, rest = divmod(features.shape[1] - window, 2)
+    stride = margin / crop if crop else 0
+    if margin < 0 or rest or crop < 1 or stride not in (8, 16, 32, 64):
+        raise InputError(
+            f"The margin must be a multiple of the network's stride, 32 px for most.\n"
+            f"Received: --margin={margin}, --backbone={backbone}."
+        )
+    return crop
+
+
 def _features(inputs: keras.KerasTensor, backbone: str, weights: str) -> keras.KerasTensor:
     if backbone == "small":
         if weights == "imagenet":
@@ -108,12 +142,11 @@ def _features(inputs: keras.KerasTensor, backbone: str, weights: str) -> keras.K
         )
     # Every application module has its own scaling of 0..255 input.
     x = sys.modules[function.__module__].preprocess_input(inputs)
-    shape = (NETWORK_SIZE, NETWORK_SIZE, 3)
     try:
         network = function(
             include_top=False,
             weights="imagenet" if weights == "imagenet" else None,
-            input_shape=shape,
+            input_shape=tuple(inputs.shape[1:]),
         )
     except Exception as error:
         if weights != "imagenet":

@@ -4,6 +4,8 @@ A patch table has the columns `image_id, x, y, size, tissue, label`: left, top a
 side in level-0 px (floats on slides), the share of tissue, and the label.
 """
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -22,6 +24,9 @@ NETWORK_MPP = PATCH_UM / NETWORK_SIZE  # 2.1
 
 # A fifth of the field: gives candidates of the number the paper reports.
 SLIDE_STRIDE_UM = PATCH_UM / 5  # 125.58
+
+# Step of dense prediction: a stride of 32 network px.
+DENSE_STEP_UM = 32 * NETWORK_MPP  # 67.2
 
 COLUMNS = ["image_id", "x", "y", "size", "tissue", "label"]
 
@@ -101,12 +106,49 @@ def slide_patches(
     """
     size = PATCH_UM / mpp
     corners = grid(width, height, size, stride_um / mpp).astype(np.float64)
-    share = region_means(tissue, corners, size, downsample)
-    if labels is None:
-        label = np.full(len(corners), -1)
-    else:
-        label = np.floor(region_means(labels, corners, size, downsample) + 0.5).astype(int)
-    return _table(image_id, corners, size, share, label)
+    return _measured(image_id, corners, size, tissue, downsample, labels)
+
+
+def cell_patches(
+    image_id: str,
+    width: int,
+    height: int,
+    mpp: float,
+    tissue: np.ndarray,
+    downsample: float,
+    step_um: float,
+    labels: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Table of the patches centred on the cells of a slide.
+
+    The slide is divided into square cells of one step. Patches at the border reach
+    beyond the slide and see white there, so that every pixel of the slide lies in a
+    cell, the far corner included.
+
+    Args:
+        image_id: Name of the slide.
+        width, height: Size of the slide in level-0 px.
+        mpp: um per level-0 px.
+        tissue: Tissue mask of the whole slide, bool.
+        downsample: Level-0 px per px of `tissue` and `labels`.
+        step_um: Side of a cell in um.
+        labels: Label mask of the whole slide, 0..3, or None.
+
+    Returns:
+        Patch table with the additional columns `row, col` of the cell.
+    """
+    size, step = PATCH_UM / mpp, step_um / mpp
+    rows, cols = grid_shape(width, height, step)
+    row, col = np.divmod(np.arange(rows * cols), cols)
+    corners = np.stack([(col + 0.5) * step - size / 2, (row + 0.5) * step - size / 2], axis=1)
+    table = _measured(image_id, corners, size, tissue, downsample, labels)
+    return table.assign(row=row, col=col)
+
+
+def grid_shape(width: int, height: int, step: float) -> tuple[int, int]:
+    """Rows and columns of cells that cover a slide; `step` in level-0 px."""
+    # The last cell is there if more than a rounding error of it is.
+    return max(1, math.ceil(height / step - 1e-6)), max(1, math.ceil(width / step - 1e-6))
 
 
 def region_means(
@@ -127,6 +169,16 @@ def region_means(
     return box_means(
         values, corners[:, 0] / downsample, corners[:, 1] / downsample, size / downsample
     )
+
+
+def _measured(image_id, corners, size, tissue, downsample, labels) -> pd.DataFrame:
+    """Patch table with the shares of tissue and the labels looked up."""
+    share = region_means(tissue, corners, size, downsample)
+    if labels is None:
+        label = np.full(len(corners), -1)
+    else:
+        label = np.floor(region_means(labels, corners, size, downsample) + 0.5).astype(int)
+    return _table(image_id, corners, size, share, label)
 
 
 def _table(image_id, corners, size, tissue, label) -> pd.DataFrame:

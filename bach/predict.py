@@ -2,9 +2,11 @@
 
 import collections
 import concurrent.futures
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -13,22 +15,29 @@ import pandas as pd
 from tqdm import tqdm
 
 from bach import devices
+from bach.augment import ORIENTATIONS, orient
 from bach.batches import fill_up, photo_to_patches, read_patch
 from bach.classes import PROB_COLUMNS
 from bach.data import read_photo
-from bach.model import load_model
+from bach.inference import fast_clone
+from bach.model import load_model, margin_of
 from bach.patches import photo_patches
-from bach.runs import InputError, log
+from bach.runs import InputError, duration, log
 from bach.slides import Slide
 
 
-def load_models(run_dir: str | os.PathLike, folds: Sequence[int] | None = None) -> dict:
+def load_models(
+    run_dir: str | os.PathLike,
+    folds: Sequence[int] | None = None,
+    ready: Callable[[keras.Model], object] | None = None,
+) -> dict:
     """Load the models of a training run.
 
     Args:
         run_dir: Run folder of `train_part_a.py` or `train_final.py`, or a `.keras`
             file.
         folds: Which folds to load; all there are by default.
+        ready: What to make of each model; `prepare` by default.
 
     Returns:
         Model by fold number; a run with `--fold none` and a single file have the
@@ -37,9 +46,10 @@ def load_models(run_dir: str | os.PathLike, folds: Sequence[int] | None = None) 
     Raises:
         InputError: If there is no finished model, or a fold is missing.
     """
+    ready = ready or prepare
     run_dir = Path(run_dir)
     if run_dir.suffix == ".keras":
-        return {-1: prepare(load_model(run_dir))}
+        return {-1: ready(load_model(run_dir))}
     found = {}
     for path in sorted(run_dir.glob("fold_*/model.keras")):
         name = path.parent.name.removeprefix("fold_")
@@ -53,7 +63,7 @@ def load_models(run_dir: str | os.PathLike, folds: Sequence[int] | None = None) 
             + ".\nTrain it first (or finish it with --resume)."
         )
     log.info("models: %s of %s", ", ".join(f"fold {fold}" for fold in wanted), run_dir)
-    return {fold: prepare(load_model(found[fold])) for fold in wanted}
+    return {fold: ready(load_model(found[fold])) for fold in wanted}
 
 
 def model_file(run_dir: str | os.PathLike, fold: int) -> Path:
@@ -74,10 +84,28 @@ def trained_slides(file: Path) -> frozenset[str]:
     return frozenset(json.loads(listed.read_text())["trained_on"] if listed.exists() else ())
 
 
-def prepare(model: keras.Model) -> keras.Model:
-    """Set how a model is compiled for prediction."""
+def prepare(model: keras.Model, precision: str = "float32") -> keras.Model:
+    """Copy a model for prediction, see `inference.fast_clone`, and compile it."""
+    model = fast_clone(model, precision=precision)
     model.compile(jit_compile=devices.jit())
     return model
+
+
+def predict_patches(model: keras.Model, patches: np.ndarray, tta: bool = False) -> np.ndarray:
+    """Probabilities of a batch: float32 `(n, 4)`.
+
+    Args:
+        model: From `prepare`.
+        patches: uint8 `(n, side, side, 3)`.
+        tta: Mean over the eight orientations, at eight times the cost.
+
+    Source of the eight orientations: Liu et al. 2017.
+    """
+    total = np.zeros((len(patches), len(PROB_COLUMNS)), np.float32)
+    count = ORIENTATIONS if tta else 1
+    for index in range(count):
+        total += np.asarray(model.predict_on_batch(np.ascontiguousarray(orient(patches, index))))
+    return total / count
 
 
 def predict_batches(model: keras.Model, batches: keras.utils.PyDataset, count: int) -> np.ndarray:
@@ -86,38 +114,71 @@ def predict_batches(model: keras.Model, batches: keras.utils.PyDataset, count: i
 
 
 def predict_slide(
-    models: Sequence[keras.Model], slide: Slide, table: pd.DataFrame, batch_size: int = 64
+    models: Sequence[keras.Model],
+    slide: Slide,
+    table: pd.DataFrame,
+    batch_size: int = 64,
+    tta: bool = False,
 ) -> np.ndarray:
     """Mean probabilities over models of the patches of a slide.
 
     Args:
-        models: One or more models.
+        models: One or more models of one margin.
         slide: The open slide.
         table: Patch table of this slide; may be empty.
         batch_size: Patches a batch.
+        tta: Mean over the eight orientations too.
 
     Returns:
         float32 array `(len(table), 4)`.
     """
     if table.empty:
         return np.zeros((0, len(PROB_COLUMNS)), np.float32)
+    margin = common_margin(models)
     total = np.zeros((len(table), len(PROB_COLUMNS)), np.float64)
+    rows = list(table[["x", "y", "size"]].itertuples(index=False))
+
+    def read(start: int) -> np.ndarray:
+        patches = [read_patch(slide, row, margin) for row in rows[start : start + batch_size]]
+        return fill_up(np.stack(patches), batch_size)
+
+    workers = os.cpu_count() or 1
+    batches = ReadAhead(read, range(0, len(rows), batch_size), workers, workers + 1)
     with tqdm(total=len(table), desc=slide.name, unit="patch", disable=None) as bar:
         # Each patch is read once and shown to every model.
-        for index, patches in enumerate(_read_ahead(slide, table, batch_size)):
+        for index, patches in enumerate(batches):
             part = total[index * batch_size : (index + 1) * batch_size]
             for model in models:
-                part += np.asarray(model.predict_on_batch(patches))[: len(part)]
+                part += predict_patches(model, patches, tta)[: len(part)]
             bar.update(len(part))
+    batches.log_rate(slide.name, len(table), "patches")
     return (total / len(models)).astype(np.float32)
 
 
-def predict_photos(models: Sequence[keras.Model], images: pd.DataFrame) -> pd.DataFrame:
+def common_margin(models: Sequence[keras.Model]) -> int:
+    """The margin of models that are averaged.
+
+    Raises:
+        InputError: If they differ.
+    """
+    margins = {margin_of(model) for model in models}
+    if len(margins) != 1:
+        raise InputError(
+            "Models that are averaged must have the same margin.\n"
+            f"Received: margins {', '.join(map(str, sorted(margins)))}. Use the models of one run."
+        )
+    return margins.pop()
+
+
+def predict_photos(
+    models: Sequence[keras.Model], images: pd.DataFrame, tta: bool = False
+) -> pd.DataFrame:
     """Predict whole photos by the mean over their patches and over models.
 
     Args:
-        models: One or more models.
+        models: One or more models of one margin.
         images: Image table of photos.
+        tta: Mean over the eight orientations too; Kwok 2018 does without.
 
     Returns:
         Table with `image_id` and the four `prob_` columns, one row an image.
@@ -125,14 +186,15 @@ def predict_photos(models: Sequence[keras.Model], images: pd.DataFrame) -> pd.Da
     Source: Kwok 2018, section 4.3: no augmentation at inference.
     """
     rows = []
+    margin = common_margin(models)
     for image in tqdm(images.itertuples(), total=len(images), desc="photos", disable=None):
         photo = read_photo(image.path)
         table = photo_patches(image.image_id, photo.shape[1], photo.shape[0], None)
-        patches = photo_to_patches(photo, table)
+        patches = photo_to_patches(photo, table, margin)
         # Filled up to a multiple of 8, so that it splits over as many devices.
         filled = fill_up(patches, -(-len(patches) // 8) * 8)
         probs = np.mean(
-            [np.asarray(model.predict_on_batch(filled))[: len(patches)] for model in models],
+            [predict_patches(model, filled, tta)[: len(patches)] for model in models],
             axis=(0, 1),
         )
         rows.append((image.image_id, *probs))
@@ -155,20 +217,47 @@ def image_means(patches: pd.DataFrame) -> pd.DataFrame:
     return means
 
 
-def _read_ahead(slide: Slide, table: pd.DataFrame, batch_size: int) -> Iterator[np.ndarray]:
-    """Yield batches of patches in order, read by threads ahead of the network."""
-    rows = list(table[["x", "y", "size"]].itertuples(index=False))
+class ReadAhead:
+    """Iterates over what is read for items, in order, by threads that read ahead.
 
-    def read(start: int) -> np.ndarray:
-        patches = [read_patch(slide, row) for row in rows[start : start + batch_size]]
-        return fill_up(np.stack(patches), batch_size)
+    Args:
+        read: Reads one item; called in threads.
+        items: What to read.
+        workers: Threads.
+        ahead: How many may lie ready; this bounds the memory.
 
-    workers = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(max_workers=workers) as pool:
-        waiting = collections.deque()
-        for start in range(0, len(rows), batch_size):
-            waiting.append(pool.submit(read, start))
-            if len(waiting) > workers + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    Attributes:
+        waited: Seconds that whoever iterates waited for reading.
+    """
+
+    def __init__(self, read: Callable, items: Iterable, workers: int, ahead: int):
+        self._read, self._items = read, items
+        self._workers, self._ahead = workers, ahead
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator:
+        self._start = time.monotonic()
+        items = iter(self._items)
+        with concurrent.futures.ThreadPoolExecutor(max_workers=self._workers) as pool:
+            waiting = collections.deque(
+                pool.submit(self._read, item) for item in itertools.islice(items, self._ahead)
+            )
+            try:
+                while waiting:
+                    start = time.monotonic()
+                    result = waiting.popleft().result()
+                    self.waited += time.monotonic() - start
+                    waiting.extend(pool.submit(self._read, x) for x in itertools.islice(items, 1))
+                    yield result
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def log_rate(self, name: str, count: int, unit: str) -> None:
+        """Log how fast it went and who waited for whom."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        log.info(
+            "%s: %s %s in %s (%.3g/s), of which the network waited %.0f%% for reading",
+            name, f"{count:,}", unit, duration(seconds), count / seconds,
+            100 * self.waited / seconds,
+        )  # fmt: skip

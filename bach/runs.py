@@ -213,7 +213,10 @@ class Run:
         old = previous.get("arguments", {})
         new = json.loads(json.dumps(self.arguments, default=str))
         keys = (old.keys() | new.keys()) - set(_FREE_ARGUMENTS)
-        changed = sorted(key for key in keys if old.get(key) != new.get(key))
+        # An option that did not exist then, and is off now, changes nothing.
+        changed = sorted(
+            key for key in keys if old.get(key) != new.get(key) and (key in old or new[key])
+        )
         if changed:
             lines = [
                 f"  --{key.replace('_', '-')}: {old.get(key)} then, {new.get(key)} now"

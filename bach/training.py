@@ -139,8 +139,15 @@ def train_fold(
     # the same process.
     keras.backend.clear_session()
     keras.utils.set_random_seed(args.seed * 1000 + fold + 1)
+    margins = {store.margin for store, _ in parts}
+    if len(margins) != 1:
+        raise InputError(
+            "Patches that are trained on together must have the same margin.\n"
+            f"Received: margins {', '.join(map(str, sorted(margins)))}.\n"
+            "Mine hard examples with the models of the same run of train_part_a.py."
+        )
     with devices.scope():
-        model = build_model(args.backbone, args.weights, args.head)
+        model = build_model(args.backbone, args.weights, args.head, margins.pop())
     settings = Settings(
         epochs=args.epochs,
         learning_rate=args.learning_rate,

@@ -36,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach import audit, data, toy
 from bach.classes import CLASSES
-from bach.folds import make_folds, with_patients
+from bach.folds import make_folds
 from bach.metrics import image_key, read_labels, to_json
+from bach.patients import read_patients, with_patients
 from bach.runs import exit_with, log
 
 ESTIMATES = ("safe", "leaky")
@@ -50,7 +51,7 @@ def score_data_set(folder: Path, features_dir: Path, args: argparse.Namespace) -
     truth = read_labels(folder / "truth" / "part_a.csv", "truth").set_index("key")["label"]
     hidden = hidden.assign(label=hidden["image_id"].map(image_key).map(truth).astype(int))
     features = audit.read_features(pd.concat([images, hidden], ignore_index=True), features_dir)
-    table = with_patients(images, audit.read_patients(folder / "patients.csv"))
+    table = with_patients(images, read_patients(folder / "patients.csv"))
     named = table.assign(label=[CLASSES[label] for label in table["label"]])
     answers = audit.score_twice(features, named, args.folds, args.draws, args.trees)
     labels, truth = (part.set_index("image_id")["label"] for part in (images, hidden))

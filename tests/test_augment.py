@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.color import hsv2rgb, rgb2hsv
 
-from bach.augment import Augmentation, change
+from bach.augment import Augmentation, change, orient, orient_back
 
 
 @pytest.fixture
@@ -57,3 +57,10 @@ def test_drawn_parameters_lie_in_their_ranges_and_are_seeded():
         assert high - 0.01 < column.max() <= high
     again = Augmentation(0.1, 0.2, 0.3).draw(np.random.default_rng(0), 4000)
     assert np.array_equal(drawn, again)
+
+
+def test_the_eight_orientations_differ_and_turn_back():
+    image = np.random.default_rng(0).integers(0, 256, (1, 5, 5, 3), np.uint8)
+    turned = [orient(image, index) for index in range(8)]
+    assert len({array.tobytes() for array in turned}) == 8
+    assert all((orient_back(array, index) == image).all() for index, array in enumerate(turned))

@@ -35,6 +35,19 @@ def test_each_patch_pixel_is_the_mean_of_5x5(photo):
     assert np.abs(patches[9] - square).max() <= 0.51
 
 
+def test_a_margin_shows_the_surroundings_and_mirrors_beyond_the_edge(photo):
+    table = photo_patches("n001", 2048, 1536, 0)
+    plain, wide = photo_to_patches(photo, table), photo_to_patches(photo, table, margin=32)
+    assert wide.shape == (14, 363, 363, 3)
+    assert np.array_equal(wide[:, 32:-32, 32:-32], plain)
+    x, y = table.loc[3, ["x", "y"]].astype(int)
+    assert (x, y) == (297, 0)
+    left = photo[y : y + 1495, x - 160 : x].reshape(299, 5, 32, 5, 3).mean(axis=(1, 3))
+    assert np.abs(wide[3, 32:-32, :32] - left).max() <= 0.51
+    above = photo[1 : 1 + 160, x : x + 1495][::-1].reshape(32, 5, 299, 5, 3).mean(axis=(1, 3))
+    assert np.abs(wide[3, :32, 32:-32] - above).max() <= 0.51
+
+
 def test_a_store_is_cut_once_and_mapped_from_disk(photo, tmp_path):
     cv2.imwrite(str(tmp_path / "n001.tif"), photo[..., ::-1])
     images = pd.DataFrame(

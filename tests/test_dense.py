@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bach.dense import DenseModel, dense_step_um, predict_dense
+from bach.dense import DenseModel, cover, dense_step_um, predict_dense
 from bach.model import build_model
 from bach.patches import NETWORK_MPP
 from bach.predict import predict_slide
@@ -109,3 +109,63 @@ def test_a_network_whose_features_move_unevenly_is_refused():
     model = keras.Model(inputs, keras.layers.Dense(4, name="classes")(x))
     with pytest.raises(InputError, match="out of place"):
         DenseModel(model)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_regions_cover_what_is_wanted_once_and_pass_over_glass(fixed):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        wanted = np.zeros((60, 80), bool)
+        for row, col in rng.integers(0, (60, 80), (3, 2)):
+            wanted[row : row + 9, col : col + 9] = (
+                rng.random(wanted[row : row + 9, col : col + 9].shape) < 0.5
+            )
+        covered = np.zeros((70, 90), int)
+        for row, col, rows, cols in cover(wanted, 7, fixed):
+            assert max(rows, cols) <= 7
+            assert not fixed or rows == cols == 7
+            covered[row : row + rows, col : col + cols] += 1
+        assert covered[:60, :80][wanted].all()
+        assert fixed or covered.max() == 1
+        assert covered.astype(bool).sum() < 0.5 * covered.size
+
+
+def test_regions_of_one_tissue_are_even():
+    assert cover(np.ones((105, 40), bool), 64) == [(0, 0, 53, 40), (53, 0, 52, 40)]
+
+
+def test_a_turned_slide_has_a_turned_heatmap_with_eight_orientations(model):
+    """Averaged over all orientations, turning before or after is the same."""
+    dense = DenseModel(model)
+    side = dense.region_px(4)
+    region = np.random.default_rng(0).integers(0, 256, (side // 8 + 1,) * 2 + (3,), np.uint8)
+    region = region.repeat(8, axis=0).repeat(8, axis=1)[:side, :side]
+    upright = dense.predict(region, tta=True)
+    turned = dense.predict(np.ascontiguousarray(np.rot90(region)), tta=True)
+    assert np.abs(np.rot90(upright) - turned).max() < 1e-4
+    alone = dense.predict(np.ascontiguousarray(np.rot90(region)))
+    assert np.abs(np.rot90(dense.predict(region)) - alone).max() > 1e-3
+
+
+def test_with_a_margin_dense_is_the_same_function_as_patches(slide):
+    keras.utils.set_random_seed(3)
+    wide = build_model("small", "none", margin=32)
+    wide.get_layer("classes").kernel.assign(wide.get_layer("classes").kernel * 30)
+    plain = build_model("small", "none")
+    plain.set_weights(wide.get_weights())
+    step, size = 67.2 / slide.mpp, 627.9 / slide.mpp
+    rows, cols = _shape(slide, step)
+    row, col = np.divmod(np.arange(rows * cols), cols)
+    table = pd.DataFrame(
+        {"x": (col + 0.5) * step - size / 2, "y": (row + 0.5) * step - size / 2, "size": size}
+    )
+    everywhere = np.ones((rows, cols), bool)
+    dense = predict_dense([DenseModel(wide)], slide, everywhere)
+    assert np.array_equal(dense, predict_dense([DenseModel(plain)], slide, everywhere))
+    gaps = {}
+    for name, one in (("margin", wide), ("plain", plain)):
+        patches = predict_slide([one], slide, table).reshape(rows, cols, 4)
+        gaps[name] = np.abs(dense - patches).max()
+    # Pixels begin elsewhere, and are rounded to 8 bits; the padding is gone.
+    assert gaps["margin"] < 0.01
+    assert gaps["plain"] > 3 * gaps["margin"]

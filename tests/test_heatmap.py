@@ -6,12 +6,12 @@ import pytest
 from bach.heatmap import (
     areas_mm2,
     cells_to_map,
-    grid_shape,
     heatmap_patches,
     stitch,
     to_classes,
     to_heatmap,
 )
+from bach.patches import grid_shape
 
 MPP = 0.467
 STEP_UM = 125.58

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    {"classes", "runs", "metrics", "intervals", "comparison"},
+    {"classes", "runs", "metrics", "patients", "intervals", "comparison"},
     {"slides", "tissue", "annotations", "pictures", "painter"},
     {"patches", "folds"},
     {
@@ -17,6 +17,7 @@ LAYERS = [
         "audit",
         "augment",
         "batches",
+        "inference",
         "devices",
         "model",
         "training",

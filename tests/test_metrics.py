@@ -295,6 +295,9 @@ def test_part_a_is_scored_from_the_command_line(tmp_path, capsys):
     result = run(
         capsys, "part-a", "--predictions", tmp_path / "p.csv", "--truth", tmp_path / "truth.csv"
     )
+    interval = result.pop("accuracy_interval")
+    assert interval["units"] == 80
+    assert interval["low"] < result["accuracy"] == interval["value"] < interval["high"]
     assert result == json.loads(metrics.to_json(metrics.part_a_metrics(truth, predicted)))
     assert list(result) == [
         "accuracy", "balanced_accuracy", "binary_accuracy", "sensitivity", "specificity",
@@ -375,7 +378,28 @@ def test_part_b_is_scored_from_the_command_line(tmp_path, capsys):
     assert result["baseline"]["per_slide"]["A01"] == metrics.part_b_score(
         np.ones_like(maps[1, 0]), maps[1, 0]
     )
-    assert set(result) == {"score", "score_pooled", "per_slide", "undefined", "baseline"}
+    assert np.sum(result["counts"]["A01"]) == 600
+    interval = result["score_interval"]
+    assert (interval["units"], interval["unit"]) == (2, "slides")  # A03 says nothing
+    assert interval["value"] == pytest.approx(result["score"])
+    assert set(result) == {
+        "score", "score_pooled", "per_slide", "undefined", "baseline", "counts", "score_interval",
+    }  # fmt: skip
+
+
+def test_the_interval_is_over_patients_where_they_are_known(tmp_path, capsys):
+    truth, predicted = truth_and_prediction(size=80)
+    names = [f"test{number}" for number in range(80)]
+    pd.DataFrame({"image_id": names, "label": truth}).to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame({"image_id": names, "label": predicted}).to_csv(tmp_path / "p.csv", index=False)
+    patients = [f"P{number // 8}" if number < 40 else "" for number in range(80)]
+    pd.DataFrame({"image_id": [f"{n}.tif" for n in names], "patient": patients}).to_csv(
+        tmp_path / "patients.csv", index=False
+    )
+    argv = ("part-a", "--predictions", tmp_path / "p.csv", "--truth", tmp_path / "t.csv")
+    result = run(capsys, *argv, "--patients", tmp_path / "patients.csv")
+    assert result["accuracy_interval"]["units"] == 45
+    assert result["accuracy_interval"]["unit"] == "5 patients + 40 images"
 
 
 def test_a_map_of_another_size_is_scaled_without_a_shift_and_logged(tmp_path, capsys, messages):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bach import devices
-from bach.model import build_model, load_model
+from bach.model import build_model, load_model, margin_of
 from bach.runs import InputError
 
 
@@ -53,6 +53,30 @@ def test_the_small_backbone_has_the_geometry_of_inception_resnet_v2():
         model = build_model(backbone, "none")
         pools.append(model.get_layer("pool").input.shape[1:3])
     assert pools[0] == pools[1] == (8, 8)
+
+
+def test_a_margin_is_seen_but_not_pooled(patches):
+    keras.utils.set_random_seed(0)
+    model = build_model("small", "none", margin=64)
+    assert margin_of(model) == 64
+    assert model.input_shape[1] == 427
+    assert model.get_layer("pool").input.shape[1:3] == (8, 8)
+    around = np.full((6, 427, 427, 3), 255, np.float32)
+    around[:, 64:-64, 64:-64] = patches
+    # The small backbone looks 22 px around; what lies beyond has no effect.
+    other = np.zeros_like(around)
+    other[:, 32:-32, 32:-32] = around[:, 32:-32, 32:-32]
+    one, two = model.predict_on_batch(around), model.predict_on_batch(other)
+    assert np.allclose(one, two, atol=1e-6)
+    other[:, 62:-62, 62:-62] = 0
+    other[:, 64:-64, 64:-64] = patches
+    assert np.abs(model.predict_on_batch(other) - one).max() > 1e-5
+
+
+def test_a_margin_that_is_no_multiple_of_the_stride_is_refused():
+    for margin in (20, 16, -32):
+        with pytest.raises(InputError, match="multiple of the network's stride"):
+            build_model("small", "none", margin=margin)
 
 
 def test_a_saved_model_opens_without_this_package(small, patches, tmp_path):

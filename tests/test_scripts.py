@@ -161,22 +161,29 @@ def test_a_single_model_on_all_slides_scores_them_as_in_sample_only(toy, runs, t
 
 @pytest.fixture(scope="module")
 def red_model(tmp_path_factory):
-    """A Keras model that calls a patch Invasive if its middle is red, else Normal."""
+    """A convolutional model that calls a patch Invasive if its middle is red, else Normal."""
     inputs = keras.Input((299, 299, 3))
-    middle = keras.layers.Cropping2D(145)(inputs)
-    mean = keras.layers.GlobalAveragePooling2D()(middle)
-    probs = keras.layers.Dense(4, activation="softmax", name="probs")(mean)
-    model = keras.Model(inputs, probs)
+    x = keras.layers.Conv2D(1, 11, strides=32, use_bias=False, name="green")(inputs)
+    x = keras.layers.Conv2D(1, 10, use_bias=False, name="middle")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.Dense(1, use_bias=False, name="dense")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="classes")(x))
+    green, middle = np.zeros((11, 11, 3, 1)), np.zeros((10, 10, 1, 1))
+    green[:, :, 1] = 1 / 121
+    middle[4:6, 4:6] = 1 / 4  # squares of 11 px around 133 and 165: the patch's centre
+    model.get_layer("green").set_weights([green])
+    model.get_layer("middle").set_weights([middle])
+    model.get_layer("dense").set_weights([np.ones((1, 1))])
     # Logit of Invasive: green below 100 (the tissue has 180, the square 20).
-    kernel = np.zeros((3, 4), np.float32)
-    kernel[1, 3] = -1
-    model.get_layer("probs").set_weights([kernel, np.array([0, -99, -99, 100], np.float32)])
+    kernel = np.array([[0, 0, 0, -1]], np.float32)
+    model.get_layer("classes").set_weights([kernel, np.array([0, -99, -99, 100], np.float32)])
     path = tmp_path_factory.mktemp("red") / "red.keras"
     model.save(path)
     return path
 
 
-def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path):
+@pytest.mark.parametrize("mode", ["patches", "dense"])
+def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path, mode):
     width, height, side = 8123, 6047, 1400  # sizes that divide by nothing
     pixels = np.full((height, width, 3), (235, 180, 215), np.uint8)
     pixels[:, : width // 3] = 245  # glass
@@ -192,7 +199,7 @@ def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path
     )
     make_heatmap.main(
         ["--slides", str(tmp_path / "corner.svs"), "--model-dir", str(red_model),
-         "--run-dir", str(tmp_path / "run"), "--step-um", "67.2"]
+         "--run-dir", str(tmp_path / "run"), "--step-um", "67.2", "--mode", mode]
     )  # fmt: skip
     class_map = read_class_map(tmp_path / "run/class_maps/corner.png")
     truth = read_class_map(tmp_path / "run/truth/corner.png")
@@ -229,6 +236,34 @@ def test_a_slide_that_fails_leaves_the_others_done(red_model, tmp_path, capsys):
     make_heatmap.main([*command, str(tmp_path / "run"), "--resume"])
     assert (tmp_path / "run/slides/good.json").stat().st_mtime_ns == done
     assert json.loads((tmp_path / "run/metrics.json").read_text())["slides"] == 4
+
+
+@pytest.mark.parametrize("mode", ["patches", "dense"])
+def test_slides_of_no_tissue_of_one_patch_and_of_less_are_done(red_model, tmp_path, mode):
+    red = (200, 20, 60)
+    write_slide(tmp_path / "empty.svs", np.full((3000, 2000, 3), 255, np.uint8))
+    one = np.full((1345, 1345, 3), 245, np.uint8)
+    one[200:-200, 200:-200] = red
+    write_slide(tmp_path / "one.svs", one)
+    small = np.full((400, 300, 3), 245, np.uint8)
+    small[50:, 50:] = red
+    write_slide(tmp_path / "small.svs", small)
+    names = ("empty", "one", "small")
+    make_heatmap.main(
+        ["--slides", *(str(tmp_path / f"{name}.svs") for name in names), "--model-dir",
+         str(red_model), "--run-dir", str(tmp_path / "run"), "--step-um", "67.2", "--mode", mode]
+    )  # fmt: skip
+    maps = {name: read_class_map(tmp_path / f"run/class_maps/{name}.png") for name in names}
+    assert maps["empty"].shape == (188, 125)
+    assert not maps["empty"].any()
+    step = 67.2 / 0.467 / 16
+    rows, cols = np.nonzero(maps["one"] == 3)
+    for edges in (rows, cols):
+        assert abs(edges.min() - 200 / 16) <= step
+        assert abs(edges.max() + 1 - 1145 / 16) <= step
+    assert maps["small"].shape == (25, 19)
+    # Too little tissue in the field around any of its cells.
+    assert not maps["small"].any()
 
 
 def _run(words, **options):
@@ -287,6 +322,32 @@ def test_training_killed_in_its_second_fold_ends_as_if_it_had_not_been(toy, tmp_
     assert whole.returncode == 0, out
     one, other = (pd.read_csv(tmp_path / n / "predictions.csv") for n in ("killed", "whole"))
     pd.testing.assert_frame_equal(one, other, atol=1e-4)
+
+
+def test_a_margin_goes_through_all_four_scripts_in_both_modes(toy, tmp_path):
+    train_part_a.main(_part_a(toy, tmp_path / "part_a", "--limit", "2", "--fold", "0",
+                              "--margin", "32", "--bn-patches", "32"))  # fmt: skip
+    mine_hard_examples.main(
+        ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/hard", "--hard-examples", "20",
+         "--model-dir", f"{tmp_path}/part_a", "--mode", "dense", "--limit", "1"]
+    )  # fmt: skip
+    assert np.load(tmp_path / "hard/patches/patches.npy", mmap_mode="r").shape[1:3] == (363, 363)
+    train_final.main(
+        ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/final", "--fold", "none",
+         "--part-a-dir", f"{tmp_path}/part_a", "--hard-examples-dir", f"{tmp_path}/hard",
+         "--folds", f"{toy}/part_b.csv", *NETWORK, "--epochs", "1", "--batch-size", "16"]
+    )  # fmt: skip
+    heatmaps = []
+    for mode in ("patches", "dense"):
+        run = tmp_path / mode
+        make_heatmap.main(
+            ["--data-dir", str(toy), "--run-dir", str(run), "--part", "B", "--limit", "1",
+             "--model-dir", f"{tmp_path}/final", "--step-um", "134.4", "--mode", mode]
+        )  # fmt: skip
+        heatmaps.append(np.load(run / "heatmaps/A01.npy"))
+    # The same function, but for where pixels begin and are rounded.
+    assert np.corrcoef(heatmaps[0].ravel(), heatmaps[1].ravel())[0, 1] > 0.999
+    assert np.abs(heatmaps[0] - heatmaps[1]).max() < 0.03
 
 
 def test_the_other_three_scripts_go_on_after_a_kill(toy, runs, tmp_path):

@@ -1,0 +1,156 @@
+"""The forward pass as fast as it goes, the function left as it is.
+
+A trained network carries batch normalisation, which at inference is one factor and
+one offset a channel: both go into the convolution before it, and a pass over every
+feature map is saved. And its backbone can run in half precision.
+"""
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+from keras import layers
+
+# Layers that a factor a channel can go into, and the name of the weights it goes to.
+_KERNELS = {
+    layers.Conv2D: "kernel",
+    layers.DepthwiseConv2D: "kernel",
+    layers.SeparableConv2D: "pointwise_kernel",
+    layers.Dense: "kernel",
+}
+
+
+def fast_clone(
+    model: keras.Model, any_size: bool = False, precision: str = "float32"
+) -> keras.Model:
+    """Copy a model for inference: normalisation folded in, in the precision asked for.
+
+    Args:
+        model: A model of `bach.model.build_model`; left as it is.
+        any_size: Take input of any size, as far as the layers allow.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16". Mixed runs the
+            backbone in half precision and what follows it in float32.
+
+    Returns:
+        A model of the same layer names, to be used for inference only.
+    """
+    half = {"mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}.get(precision)
+    return _clone(model, None if any_size else model.input_shape[1:3], half, top=True)
+
+
+def _clone(
+    model: keras.Model, size: tuple | None, half: str | None, top: bool = False
+) -> keras.Model:
+    folded = _foldable(model)
+    norms = set(folded.values())
+    first_of_top = _top_layers(model) if top else frozenset()
+
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if isinstance(layer, keras.Model):
+            return _clone(layer, size, half)
+        if layer.name in norms:
+            return layers.Identity(name=layer.name)
+        config = layer.get_config()
+        if half and isinstance(layer, keras.layers.Layer):
+            config["dtype"] = "float32" if layer.name in first_of_top else half
+        if layer.name in folded:
+            config["use_bias"] = True
+        return layer.__class__.from_config(config)
+
+    clone = keras.models.clone_model(
+        model,
+        input_tensors=keras.Input((*(size or (None, None)), 3)),
+        clone_function=copy,
+        # What stands for a normalisation does not know its arguments (mask).
+        call_function=lambda layer, *args, **kwargs: (
+            layer(*args) if isinstance(layer, layers.Identity) else layer(*args, **kwargs)
+        ),
+    )
+    _copy_weights(model, clone, folded)
+    return clone
+
+
+def _top_layers(model: keras.Model) -> frozenset[str]:
+    """Names of the layers from the pooling on: the top, kept in float32."""
+    names = [layer.name for layer in model.layers]
+    return frozenset(names[names.index("pool") :]) if "pool" in names else frozenset()
+
+
+def _copy_weights(model: keras.Model, clone: keras.Model, folded: dict[str, str]) -> None:
+    norms = set(folded.values())
+    for layer in model.layers:
+        # A nested model was given its weights when it was cloned.
+        if isinstance(layer, keras.Model | layers.InputLayer) or layer.name in norms:
+            continue
+        target = clone.get_layer(layer.name)
+        if layer.name not in folded:
+            target.set_weights(layer.get_weights())
+            continue
+        factor, offset = _factor_and_offset(model.get_layer(folded[layer.name]))
+        kernel = next(name for kind, name in _KERNELS.items() if type(layer) is kind)
+        values = dict(_named_weights(layer))
+        # The channels a depthwise kernel puts out lie along its last two axes.
+        shape = values[kernel].shape[-2:] if type(layer) is layers.DepthwiseConv2D else (-1,)
+        values[kernel] = values[kernel] * factor.reshape(shape)
+        values["bias"] = values.get("bias", 0) * factor + offset
+        for name, _ in _named_weights(target):
+            getattr(target, name).assign(values[name])
+
+
+def _named_weights(layer: keras.layers.Layer) -> Iterator[tuple[str, np.ndarray]]:
+    for name in ("kernel", "depthwise_kernel", "pointwise_kernel", "bias"):
+        value = getattr(layer, name, None)
+        if value is not None:
+            yield name, keras.ops.convert_to_numpy(value)
+
+
+def _factor_and_offset(norm: layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    """Batch normalisation at inference as `factor * x + offset`, float32 `(channels,)`."""
+    mean = keras.ops.convert_to_numpy(norm.moving_mean).astype(np.float64)
+    factor = 1 / np.sqrt(keras.ops.convert_to_numpy(norm.moving_variance) + norm.epsilon)
+    if norm.scale:
+        factor = factor * keras.ops.convert_to_numpy(norm.gamma)
+    offset = -mean * factor
+    if norm.center:
+        offset = offset + keras.ops.convert_to_numpy(norm.beta)
+    return factor.astype(np.float32), offset.astype(np.float32)
+
+
+def _foldable(model: keras.Model) -> dict[str, str]:
+    """Layers whose only reader is a batch normalisation, with that layer's name."""
+    readers: dict[str, list[str]] = {}
+    calls: dict[str, int] = {}
+    for config in model.get_config()["layers"]:
+        for call in config["inbound_nodes"]:
+            calls[config["name"]] = calls.get(config["name"], 0) + 1
+            for source in _sources(call):
+                readers.setdefault(source, []).append(config["name"])
+    outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
+    found = {}
+    for layer in model.layers:
+        following = readers.get(layer.name, [])
+        if (
+            type(layer) in _KERNELS
+            and layer.activation is keras.activations.linear
+            and layer.name not in outputs
+            and len(following) == 1
+            and calls.get(following[0]) == 1
+        ):
+            norm = next((x for x in model.layers if x.name == following[0]), None)
+            if type(norm) is layers.BatchNormalization and norm.axis in (-1, 3):
+                found[layer.name] = norm.name
+    return found
+
+
+def _sources(part: object) -> Iterator[str]:
+    """Names of the layers that a call in a model's config takes tensors from."""
+    if isinstance(part, dict):
+        history = part.get("config", {}) if part.get("class_name") == "__keras_tensor__" else {}
+        if "keras_history" in history:
+            yield history["keras_history"][0]
+        else:
+            for value in part.values():
+                yield from _sources(value)
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from _sources(value)

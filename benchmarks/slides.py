@@ -1,0 +1,246 @@
+"""How fast and how large is a heatmap, dense against patch by patch?
+
+Makes its slides itself: blocks painted by `bach.toy`, laid out over 60% of the slide
+behind an oval outline, 0.467 um/px, pyramid levels 1, 4 and 16. The network has random
+weights: time and memory do not depend on them.
+
+Figures of the last line:
+
+    speedup     seconds of the winner's grid, a patch every 67.2 um, over seconds of dense
+                prediction at the same step: same network, precision and slide, reading
+                included in both. The grid is timed on --sample patches spread over the
+                slide, half of them before and half after the dense run, and multiplied.
+    overhead    seconds of a whole slide by make_heatmap.py (masks, reading, network,
+                writing) over seconds of the bare forward pass over the same regions,
+                timed on every --every-th of them and multiplied.
+    halo        share of the network's pixels that are surroundings, computed again by
+                another region or not used.
+    rss_mb      peak resident memory of make_heatmap.py on the large slide; rss_growth is
+                that over the peak on the small one.
+    linearity   seconds a mm2 of tissue at 10, 50 and 200 mm2 (squares), largest over
+                smallest.
+
+Reads:   nothing.
+Writes:  --dir: slides (4 GB, made once), the model, run folders.
+Command: python benchmarks/slides.py
+         python benchmarks/slides.py --quick            a small slide and network
+Time:    about 20 min on two cores with Inception-ResNet-v2, half of it painting the slide.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bach import devices, painter
+from bach.dense import DenseModel, cover, dense_step_um, predict_dense
+from bach.heatmap import heatmap_patches
+from bach.mining import slide_masks
+from bach.model import build_model
+from bach.patches import DENSE_STEP_UM, NETWORK_SIZE, grid_shape
+from bach.predict import predict_slide, prepare
+from bach.runs import atomic_path, exit_with, log, step
+from bach.slides import Slide
+from bach.toy import SLIDE_MPP, write_slide
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = 2048  # level-0 px, painted at half of that
+BLOCKS = 6
+TISSUE = 0.6
+
+
+def make_slide(path: Path, width: int, height: int, compression: str) -> None:
+    """Write a slide with an oval of painted tissue, unless it is there."""
+    if path.exists():
+        return
+    rng = np.random.default_rng(0)
+    look = painter.make_look(rng, 0.5)
+    side = BLOCK // 2
+    labels = [np.full((side, side), label, np.uint8) for label in (0, 1, 2, 3, 0, 1)]
+    blocks = [
+        painter.paint_tissue(rng, label, side, side, 2 * SLIDE_MPP, look).repeat(2, 0).repeat(2, 1)
+        for label in labels[:BLOCKS]
+    ]
+    glass = rng.normal(243, 1.5, (BLOCK, BLOCK, 3)).round().astype(np.uint8)
+    shape = (-(-height // 256), -(-width // 256))
+    row, col = np.indices(shape)
+    # An ellipse of this size has the wanted share of the slide.
+    radius = np.sqrt(TISSUE * 4 / np.pi)
+    inside = ((row + 0.5) * 512 / height - 1) ** 2 + ((col + 0.5) * 512 / width - 1) ** 2
+    inside = inside < radius**2
+    which = rng.integers(0, BLOCKS, (shape[0] // 8 + 1, shape[1] // 8 + 1))
+
+    def pixels(x: int, y: int, w: int, h: int) -> np.ndarray:
+        """A band of one row of tiles, as `write_slide` asks for it."""
+        band = np.empty((h, w, 3), np.uint8)
+        top = y % BLOCK
+        for left in range(0, w, 256):
+            source = glass
+            if inside[y // 256, left // 256]:
+                source = blocks[which[y // BLOCK, left // BLOCK]]
+            part = band[:, left : left + 256]
+            part[:] = source[top : top + h, left % BLOCK : left % BLOCK + part.shape[1]]
+        return band
+
+    with step(path.name) as notes:
+        write_slide(path, pixels, size=(width, height), compression=compression)
+        notes.append(f"{width}x{height} px, {path.stat().st_size / 1e9:.1f} GB")
+
+
+def run_script(slide: Path, model: Path, args: argparse.Namespace) -> dict:
+    """Seconds and peak memory of make_heatmap.py on one slide."""
+    run = args.dir / f"run_{slide.stem}"
+    shutil.rmtree(run, ignore_errors=True)
+    words = ["--slides", slide, "--model-dir", model, "--run-dir", run, "--mode", "dense"]
+    words += ["--precision", args.precision]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "make_heatmap.py"), *map(str, words)],
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"make_heatmap.py ended with status {status}")
+    result = json.loads((run / "slides" / f"{slide.stem}.json").read_text())
+    return {"seconds": result["seconds"], "rss_mb": usage.ru_maxrss / 1024}
+
+
+def seconds_of(function) -> float:
+    start = time.monotonic()
+    function()
+    return time.monotonic() - start
+
+
+def grid_seconds(model, slide: Slide, table: pd.DataFrame, args: argparse.Namespace) -> float:
+    """Seconds a patch of the winner's grid, on patches spread over the slide."""
+    rows = np.linspace(0, len(table) - 1, args.sample // 2).round().astype(int)
+    sample = table.iloc[rows]
+    return seconds_of(lambda: predict_slide([model], slide, sample, args.batch_size)) / len(sample)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dir", type=Path, default=Path("data/bench_slides"), help="where to work")
+    parser.add_argument("--backbone", default=None, help="default: InceptionResNetV2; quick: small")
+    parser.add_argument("--precision", default="float32", help="float32, mixed_bfloat16, ...")
+    parser.add_argument("--size", type=int, nargs=2, default=None, help="of the large slide, px")
+    parser.add_argument("--small-size", type=int, nargs=2, default=None, help="of the small one")
+    parser.add_argument("--areas", type=float, nargs="+", default=None, help="mm2, for linearity")
+    parser.add_argument("--compression", default="deflate", choices=("deflate", "jpeg"))
+    parser.add_argument("--sample", type=int, default=128, help="patches of the grid to time")
+    parser.add_argument("--every", type=int, default=4, help="regions of the bare pass: every n-th")
+    parser.add_argument("--batch-size", type=int, default=32, help="patches a batch of the grid")
+    parser.add_argument("--quick", action="store_true", help="a small slide and network")
+    args = parser.parse_args(argv)
+    args.backbone = args.backbone or ("small" if args.quick else "InceptionResNetV2")
+    args.size = args.size or ((16000, 14000) if args.quick else (54000, 46000))
+    args.small_size = args.small_size or ((8000, 7000) if args.quick else (10000, 10000))
+    args.areas = args.areas or ([3, 6, 12] if args.quick else [10, 50, 200])
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    args.dir.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, size in (("large", args.size), ("small", args.small_size)):
+        paths[name] = args.dir / f"{name}_{size[0]}x{size[1]}_{args.compression}.svs"
+        make_slide(paths[name], *size, args.compression)
+    devices.start(1, 0, args.precision)
+    model = build_model(args.backbone, "none")
+    file = args.dir / f"{args.backbone}.keras"
+    with atomic_path(file) as temporary:
+        model.save(temporary)
+    grid = prepare(model, args.precision)
+    dense = DenseModel(model, args.precision)
+    every = dense_step_um(dense, DENSE_STEP_UM)
+
+    with Slide(paths["large"]) as slide:
+        _, tissue, _, downsample = slide_masks(slide)
+        table = heatmap_patches(
+            slide.name, slide.width, slide.height, slide.mpp, tissue, downsample, DENSE_STEP_UM
+        )
+        shape = grid_shape(slide.width, slide.height, DENSE_STEP_UM / slide.mpp)
+        wanted = np.zeros(shape, bool)
+        wanted[table["row"], table["col"]] = True
+
+        # Both have run once before they are timed: tracing is done once a script.
+        predict_slide([grid], slide, table.iloc[: args.batch_size], args.batch_size)
+        first = np.zeros(shape, bool)
+        first[shape[0] // 2, shape[1] // 2] = first[shape[0] // 2 + 5, shape[1] // 2 + 9] = True
+        predict_dense([dense], slide, first, every)
+        predict_dense([dense], slide, np.roll(first, 3), every)
+
+        patch = [grid_seconds(grid, slide, table, args)]
+        regions = cover(wanted, 64)
+        blanks = {(r, c): np.zeros((dense.region_px(r), dense.region_px(c), 3), np.uint8)
+                  for _, _, r, c in regions[:: args.every]}  # fmt: skip
+        for blank in blanks.values():
+            dense.predict(blank)
+
+        def bare() -> float:
+            seconds = seconds_of(
+                lambda: [dense.predict(blanks[r, c]) for *_, r, c in regions[:: args.every]]
+            )
+            return seconds / sum(pixels(*region[2:]) for region in regions[:: args.every])
+
+        def pixels(rows: int, cols: int) -> int:
+            return dense.region_px(rows) * dense.region_px(cols)
+
+        per_pixel = [bare()]
+        large = run_script(paths["large"], file, args)
+        per_pixel.append(bare())
+        patch.append(grid_seconds(grid, slide, table, args))
+
+        areas = {}
+        for area in args.areas:
+            side = round((area * 1e6) ** 0.5 / DENSE_STEP_UM)
+            square = np.zeros(shape, bool)
+            top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+            square[top : top + side, left : left + side] = True
+            seconds = seconds_of(lambda: predict_dense([dense], slide, square, every))  # noqa: B023
+            areas[area] = seconds / (square.sum() * (DENSE_STEP_UM / 1000) ** 2)
+        double = seconds_of(lambda: predict_dense([dense], slide, wanted[::2, ::2], 2 * every))
+    small = run_script(paths["small"], file, args)
+
+    computed = sum(pixels(*region[2:]) for region in regions)
+    mm2 = wanted.sum() * (DENSE_STEP_UM / 1000) ** 2
+    result = {
+        "backbone": args.backbone,
+        "precision": args.precision,
+        "slide": list(args.size),
+        "mm2": round(float(mm2), 1),
+        "patches": len(table),
+        "patches_timed": 2 * (args.sample // 2),
+        "patches_per_s": round(1 / np.mean(patch), 2),
+        "regions": len(regions),
+        "mpx_per_s": round(1e-6 / np.mean(per_pixel), 3),
+        "seconds": round(large["seconds"], 1),
+        "seconds_step_134": round(double, 1),
+        "speedup": round(np.mean(patch) * len(table) / large["seconds"], 2),
+        "overhead": round(large["seconds"] / (np.mean(per_pixel) * computed), 3),
+        "halo": round(1 - wanted.sum() * dense.stride**2 / computed, 3),
+        "rss_mb": round(large["rss_mb"]),
+        "rss_growth": round(large["rss_mb"] / small["rss_mb"], 3),
+        "s_per_mm2": {f"{area:g}": round(float(value), 3) for area, value in areas.items()},
+        "linearity": round(max(areas.values()) / min(areas.values()), 3),
+    }
+    log.info("a patch has %d px, a step is %.1f um", NETWORK_SIZE, DENSE_STEP_UM)
+    print(f"| figure | {args.backbone}, {args.precision} |\n|---|---|")
+    for key, value in result.items():
+        print(f"| {key} | {value} |")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,69 @@
+"""The copy for inference computes what the model does."""
+
+import keras
+import numpy as np
+import pytest
+
+from bach.inference import fast_clone
+from bach.model import build_model
+
+
+def _scramble(model):
+    """Give every normalisation statistics and weights as after a training."""
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _scramble(layer)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            for variable in layer.variables:
+                variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+
+
+@pytest.fixture(scope="module")
+def patches():
+    return np.random.default_rng(1).integers(0, 256, (2, 299, 299, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("backbone", ["small", "MobileNet"])
+def test_folding_changes_nothing_but_rounding(backbone, patches):
+    model = build_model(backbone, "none")
+    _scramble(model)
+    # The layer before the top tells more than four probabilities.
+    read = lambda m: keras.Model(m.input, m.get_layer("pool").output).predict_on_batch(patches)
+    fast = fast_clone(model)
+    before, after = read(model), read(fast)
+    assert np.abs(after - before).max() < 1e-4 * np.abs(before).max()
+    assert before.std() > 0.01
+    assert np.allclose(fast.predict_on_batch(patches), model.predict_on_batch(patches), atol=1e-5)
+    left = [
+        layer
+        for part in (fast, *(x for x in fast.layers if isinstance(x, keras.Model)))
+        for layer in part.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert not left
+
+
+def test_a_normalisation_that_is_not_alone_behind_its_layer_stays():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, name="read_twice")(inputs)
+    y = keras.layers.BatchNormalization(name="kept")(x)
+    y = keras.layers.Conv2D(4, 1, activation="relu", name="bent")(keras.layers.Add()([x, y]))
+    y = keras.layers.BatchNormalization(name="kept_too")(y)
+    model = keras.Model(inputs, y)
+    _scramble(model)
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    fast = fast_clone(model)
+    assert isinstance(fast.get_layer("kept"), keras.layers.BatchNormalization)
+    assert isinstance(fast.get_layer("kept_too"), keras.layers.BatchNormalization)
+    assert np.allclose(fast.predict_on_batch(image), model.predict_on_batch(image), atol=1e-5)
+
+
+def test_half_precision_is_close_and_its_top_is_not_half(patches):
+    keras.utils.set_random_seed(0)
+    model = build_model("small", "none")
+    half = fast_clone(model, precision="mixed_bfloat16")
+    assert half.get_layer("down3").compute_dtype == "bfloat16"
+    assert half.get_layer("dense").compute_dtype == "float32"
+    difference = half.predict_on_batch(patches) - model.predict_on_batch(patches)
+    assert 0 < np.abs(difference).max() < 0.01
