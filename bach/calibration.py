@@ -12,6 +12,8 @@ fitted on all. The last line on stdout is the result as JSON.
 """
 
 import argparse
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -136,6 +138,22 @@ def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
     # Relative to the largest, so that small temperatures cannot underflow to 0/0.
     scaled = (probs / probs.max(axis=-1, keepdims=True)) ** probs.dtype.type(1 / temperature)
     return scaled / scaled.sum(axis=-1, keepdims=True)
+
+
+def stored_temperature(run: str | os.PathLike) -> float:
+    """The temperature that this program stored with the models of a run.
+
+    Raises:
+        InputError: If there is none.
+    """
+    file = Path(run) / "calibration.json"
+    try:
+        return float(json.loads(file.read_text())["temperature"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{run} must hold a calibration.json.\nReceived: {error}.\n"
+            f"Run `python -m bach.calibration {run}` first."
+        ) from error
 
 
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:

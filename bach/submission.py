@@ -45,7 +45,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bach import data
+from bach import calibration, data
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.metrics import image_key, read_class_map
 from bach.runs import InputError, atomic_path, exit_with, log, step
@@ -441,16 +441,31 @@ def _test_photos(data_dir: str) -> list[str]:
 # The tool
 
 
-def predict_part_a(data_dir: str, model_dir: str) -> pd.DataFrame:
-    """Predict the test photos with the mean of all models of a training run."""
+def predict_part_a(
+    data_dir: str, model_dir: str, tta: bool = False, calibrated: bool = False
+) -> pd.DataFrame:
+    """Predict the test photos with the mean of all models of a training run.
+
+    Args:
+        data_dir: Folder of the data set.
+        model_dir: Run folder of `train_part_a.py`.
+        tta: Mean over the eight orientations too.
+        calibrated: Scale by the temperature that `bach.calibration` stored in the run
+            folder; the predicted classes stay the same.
+    """
     images = data.part(data_dir, "A-test")
+    temperature = calibration.stored_temperature(model_dir) if calibrated else None
     # Here and not above: checking and --help need no framework.
     from bach import devices, predict
 
     devices.start()
     models = predict.load_models(model_dir)
     with step("predictions") as notes:
-        table = predict.predict_photos(list(models.values()), images)
+        table = predict.predict_photos(list(models.values()), images, tta)
+        if temperature is not None:
+            columns = list(PROB_COLUMNS)
+            table[columns] = calibration.apply_temperature(table[columns].to_numpy(), temperature)
+            notes.append(f"temperature {temperature:.3f}")
         notes.append(f"{len(table)} photos by {len(models)} models")
     return table
 
@@ -470,6 +485,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     part_a = commands.add_parser("part-a", help="write the answer for the test photos")
     _add_ids(part_a, "test photos (to predict: data/BACH)")
     part_a.add_argument("--model-dir", default="runs/part_a", help="run folder of the models")
+    part_a.add_argument("--tta", action="store_true", help="mean over the eight orientations")
+    part_a.add_argument(
+        "--calibrated", action="store_true",
+        help="scale by the temperature that python -m bach.calibration stored in --model-dir",
+    )  # fmt: skip
     part_a.add_argument("--predictions", help="CSV of predictions to use instead of models")
     part_a.add_argument("--out", required=True, help=".csv or .zip file to write")
     part_b = commands.add_parser("part-b", help="write the class maps of the test slides")
@@ -540,7 +560,7 @@ def _write_part_a(args: argparse.Namespace, out: Path) -> None:
     _check_part_a_path(out)
     ids = _expected_photos(args)
     if args.predictions is None:
-        table = predict_part_a(args.data_dir, args.model_dir)
+        table = predict_part_a(args.data_dir, args.model_dir, args.tta, args.calibrated)
     else:
         table = read_predictions(args.predictions)
     given = args.predictions and Path(args.predictions).resolve()

@@ -18,6 +18,7 @@ import make_heatmap
 import mine_hard_examples
 import train_final
 import train_part_a
+from bach import calibration, submission
 from bach.classes import PROB_COLUMNS
 from bach.metrics import part_b_score, read_class_map
 from bach.runs import InputError
@@ -124,6 +125,26 @@ def test_heatmaps_hold_everything_and_agree_with_the_scorer(toy, runs):
     test_slide = next((heat / "slides").glob("test*.json"))
     assert json.loads(test_slide.read_text())["models"] == ["0", "1"]
     assert "score" not in json.loads(test_slide.read_text())
+
+
+def test_a_submission_is_calibrated_and_averaged_if_asked_for(toy, runs, tmp_path):
+    words = ["part-a", "--data-dir", str(toy), "--model-dir", f"{runs}/part_a", "--out"]
+    with pytest.raises(InputError, match=r"bach\.calibration"):
+        submission.main([*words, f"{tmp_path}/a.csv", "--calibrated"])
+    calibration.main([f"{runs}/part_a"])
+    submission.main([*words, f"{tmp_path}/plain.csv"])
+    submission.main([*words, f"{tmp_path}/calibrated.csv", "--calibrated"])
+    submission.main([*words, f"{tmp_path}/tta.csv", "--tta"])
+    plain, calibrated, tta = (
+        pd.read_csv(submission.predictions_path(tmp_path / f"{name}.csv"))
+        for name in ("plain", "calibrated", "tta")
+    )
+    columns = list(PROB_COLUMNS)
+    assert np.allclose(calibrated[columns].sum(axis=1), 1, atol=1e-5)
+    temperature = calibration.stored_temperature(runs / "part_a")
+    expected = calibration.apply_temperature(plain[columns].to_numpy(), temperature)
+    assert np.allclose(calibrated[columns], expected, atol=1e-4)
+    assert 1e-5 < np.abs(tta[columns] - plain[columns]).to_numpy().max() < 0.5
 
 
 def test_running_again_is_refused_and_resuming_a_finished_run_does_nothing(toy, runs, capsys):
