@@ -11,6 +11,7 @@ others it is not quite: inside a patch they see zeros beyond the patch's edge wh
 dense prediction sees what is really there.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -34,23 +35,27 @@ from bach.slides import Slide
 # more pixels to compute).
 HALO = 128
 
-# Cells along a region's side. More share less, but need more memory.
-REGION_CELLS = 64
+# Features along a region's side. More share less surroundings, but need more memory, and
+# on a CPU the maps of larger regions fall out of its caches.
+REGION = 48
 
-# Cells of glass in a row that are computed rather than passed over: a new region costs
-# as many in surroundings.
-MAX_GAP = 16
+# Features of glass in a row that are computed rather than passed over: a new region
+# costs as many in surroundings.
+MAX_GAP = 8
+
+# Cells in a row that the top predicts at once.
+TOP_CELLS = 64
 
 
 class DenseModel:
-    """A patch classifier made fully convolutional.
+    """A patch classifier made fully convolutional, in two halves.
 
     Args:
         model: A model of `bach.model.build_model`.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
 
     Attributes:
-        stride: Network px between neighbouring predictions.
+        stride: Network px between neighbouring features, and predictions.
         window: Side of the sliding mean in features.
         halo: Features that a region needs around those that are used.
         margin: Of the model, in network px.
@@ -62,43 +67,56 @@ class DenseModel:
 
     def __init__(self, model: keras.Model, precision: str = "float32"):
         self.window = int(model.get_layer("pool").input.shape[1])
-        clone = fast_clone(model, any_size=True, precision=precision)
         self.margin = margin_of(model)
+        clone = fast_clone(model, any_size=True, precision=precision)
         base = clone.get_layer("context" if self.margin else "pool").input
-        features = keras.Model(clone.input, base)
-        self.stride = _find_stride(features, self.window, model.name)
+        whole = keras.Model(clone.input, base)
+        self.stride = _find_stride(whole, self.window, model.name)
+        _check_alignment(whole, self.stride, model.name)
         self.halo = math.ceil(max(HALO, self.margin) / self.stride)
-        x = layers.Cropping2D(self.halo, dtype="float32")(features.output)
-        x = layers.AveragePooling2D(self.window, strides=1, dtype="float32")(x)
+        features = layers.Cropping2D(self.halo, dtype="float32")(base)
+        self._features = keras.Model(clone.input, features)
+        self.channels = features.shape[-1]
+
+        pooled = keras.Input((None, None, self.channels))
+        x = layers.AveragePooling2D(self.window, strides=1)(pooled)
         x = clone.get_layer("dense")(x)
         last = clone.get_layer("classes")
         x = last(x)
         if last.activation is keras.activations.sigmoid:
             x = x / keras.ops.maximum(keras.ops.sum(x, axis=-1, keepdims=True), 1e-7)
-        self._model = keras.Model(clone.input, x)
-        self._model.compile(jit_compile=devices.jit())
-        _check_alignment(features, self.stride, model.name)
+        self._top = keras.Model(pooled, x)
+        for half in (self._features, self._top):
+            half.compile(jit_compile=devices.jit())
 
-    def region_px(self, cells: int) -> int:
-        """Length of the region that gives `cells` predictions in a row, in network px."""
-        return (cells - 1 + 2 * self.halo) * self.stride + NETWORK_SIZE
+    def region_px(self, count: int) -> int:
+        """Length of the region that gives `count` features in a row, in network px."""
+        first = NETWORK_SIZE - (self.window - 1) * self.stride
+        return (count - 1 + 2 * self.halo) * self.stride + first
 
-    def predict(self, region: np.ndarray, tta: bool = False) -> np.ndarray:
-        """Predict a region.
+    def features(self, region: np.ndarray, orientation: int = 0) -> np.ndarray:
+        """Features of a region.
 
         Args:
             region: uint8 `(height, width, 3)`, both from `region_px`.
-            tta: Mean over the eight orientations, at eight times the cost.
+            orientation: Turn the region before and the features back after, 0..7.
 
         Returns:
-            float32 `(rows, cols, 4)`.
+            float32 `(rows, cols, channels)`.
         """
-        count = ORIENTATIONS if tta else 1
-        total = 0.0
-        for index in range(count):
-            seen = np.ascontiguousarray(orient(region[None], index))
-            total = total + orient_back(np.asarray(self._model.predict_on_batch(seen)), index)
-        return total[0] / count
+        seen = np.ascontiguousarray(orient(region[None], orientation))
+        return orient_back(np.asarray(self._features.predict_on_batch(seen)), orientation)[0]
+
+    def top(self, features: np.ndarray) -> np.ndarray:
+        """Predictions of the patches whose features these are.
+
+        Args:
+            features: float32 `(rows, cols, channels)`.
+
+        Returns:
+            float32 `(rows - window + 1, cols - window + 1, 4)`.
+        """
+        return np.asarray(self._top.predict_on_batch(features[None]))[0]
 
 
 def predict_dense(
@@ -106,19 +124,23 @@ def predict_dense(
     slide: Slide,
     wanted: np.ndarray,
     every: int = 1,
-    region_cells: int = REGION_CELLS,
+    region: int = REGION,
     tta: bool = False,
 ) -> np.ndarray:
     """Mean probabilities of models over a slide, a prediction every stride.
+
+    The slide goes through the network in regions, band by band; of a band the features
+    are kept until the next is there, so that windows that reach over the border of two
+    regions are put together from both.
 
     Args:
         models: Dense models of one stride.
         slide: The open slide.
         wanted: bool `(rows, cols)`: the cells to predict, of side `stride * every`.
         every: Keep every n-th prediction; cells are then larger.
-        region_cells: Side of a region in predictions; the result does not depend
+        region: Features along the longest side of a region; the result does not depend
             on it, time and memory do.
-        tta: Mean over the eight orientations too.
+        tta: Mean over the eight orientations, at eight times the cost.
 
     Returns:
         float32 `(rows, cols, 4)`, not a number where nothing was wanted.
@@ -128,72 +150,138 @@ def predict_dense(
     """
     if len({(model.stride, model.window, model.margin) for model in models}) != 1:
         raise InputError("Models that are averaged must have the same stride and margin.")
-    model = models[0]
     result = np.full((*wanted.shape, len(CLASSES)), np.nan, np.float32)
-    regions = cover(wanted, max(1, region_cells // every), devices.jit() is not False)
-    scale = NETWORK_MPP / slide.mpp  # level-0 px per network px
-    step = model.stride * every * scale
-
-    def read(region: tuple[int, int, int, int]) -> np.ndarray:
-        row, col, rows, cols = region
-        # The first prediction's patch is centred on the first cell.
-        first = 0.5 * step - (NETWORK_SIZE / 2 + model.halo * model.stride) * scale
-        height, width = (model.region_px((n - 1) * every + 1) for n in (rows, cols))
-        return slide.read(first + col * step, first + row * step, width, height, NETWORK_MPP)
-
-    if not regions:
+    if not wanted.any():
         return result
-    # One thread: it keeps ahead of a CPU's network, and memory does not grow.
-    ahead = ReadAhead(read, regions, workers=1, ahead=2)
-    with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
-        for (row, col, rows, cols), seen in zip(regions, ahead, strict=True):
-            probs = np.mean([one.predict(seen, tta)[::every, ::every] for one in models], axis=0)
-            part = wanted[row : row + rows, col : col + cols]
-            target = result[row : row + rows, col : col + cols]
-            target[part] = probs[: part.shape[0], : part.shape[1]][part]
-            bar.update()
-    ahead.log_rate(slide.name, int(wanted.sum()), "cells")
+    # Cells on the grid of the stride. Cell (i, j) is the mean over the window of features
+    # that begins at (i, j).
+    cells = np.zeros([(n - 1) * every + 1 for n in wanted.shape], bool)
+    cells[::every, ::every] = wanted
+    needed = _dilated(cells, models[0].window)
+    total = np.zeros((*cells.shape, len(CLASSES)), np.float32)
+    regions = cover(needed, region, fixed=devices.jit() is not False)
+    orientations = range(ORIENTATIONS if tta else 1)
+    for orientation in orientations:
+        _one_pass(models, slide, regions, cells, every, orientation, total)
+    total /= len(models) * len(orientations)
+    result[wanted] = total[::every, ::every][wanted]
     return result
 
 
-def cover(wanted: np.ndarray, side: int, fixed: bool = False) -> list[tuple[int, int, int, int]]:
-    """Regions that cover all wanted cells.
+def _one_pass(
+    models: Sequence[DenseModel],
+    slide: Slide,
+    regions: list[tuple[int, int, int, int]],
+    cells: np.ndarray,
+    every: int,
+    orientation: int,
+    total: np.ndarray,
+) -> None:
+    """Add the probabilities of all models in one orientation to `total`."""
+    model = models[0]
+    scale = NETWORK_MPP / slide.mpp  # level-0 px per network px
+    stride = model.stride * scale
+    # The patch of the first cell is centred on that cell, whose side is every * stride.
+    first = 0.5 * every * stride - NETWORK_SIZE / 2 * scale - model.halo * stride
+
+    def read(region: tuple[int, int, int, int]) -> np.ndarray:
+        row, col, rows, cols = region
+        width, height = model.region_px(cols), model.region_px(rows)
+        return slide.read(first + col * stride, first + row * stride, width, height, NETWORK_MPP)
+
+    # One thread: it keeps ahead of a CPU's network, and memory does not grow.
+    ahead = ReadAhead(read, regions, workers=1, ahead=2)
+    before = model.window - 1
+    # Regions of a fixed size may reach beyond the grid.
+    columns = max(col + cols for _, col, _, cols in regions) + before
+    end, kept = None, []
+    with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
+        read_regions = zip(regions, ahead, strict=True)
+        for (row, rows), band in itertools.groupby(read_regions, lambda x: (x[0][0], x[0][2])):
+            strips = [
+                np.zeros((before + rows, columns, one.channels), np.float32) for one in models
+            ]
+            if end == row:
+                for strip, above in zip(strips, kept, strict=True):
+                    strip[:before] = above
+            for (_, col, _, cols), seen in band:
+                for strip, one in zip(strips, models, strict=True):
+                    strip[before:, col : col + cols] = one.features(seen, orientation)
+                bar.update()
+            for strip, one in zip(strips, models, strict=True):
+                _add_probs(one, strip, row - before, cells, total)
+            end, kept = row + rows, [strip[rows:].copy() for strip in strips]
+    ahead.log_rate(slide.name, int(cells.sum()), "cells")
+
+
+def _add_probs(
+    model: DenseModel, strip: np.ndarray, first: int, cells: np.ndarray, total: np.ndarray
+) -> None:
+    """Add the predictions of the cells whose windows begin in rows `first` on of a strip."""
+    rows = len(strip) - model.window + 1
+    low, high = max(0, -first), min(rows, len(cells) - first)
+    if high <= low:
+        return  # the first windows are not whole yet
+    wanted = cells[first + low : first + high].any(axis=0)
+    for col, cols in _pieces(wanted, TOP_CELLS):
+        probs = model.top(strip[:, col : col + cols + model.window - 1])
+        total[first + low : first + high, col : col + cols] += probs[low:high]
+
+
+def _dilated(cells: np.ndarray, window: int) -> np.ndarray:
+    """The features that cells need: bool `(rows + window - 1, cols + window - 1)`."""
+    rows, cols = cells.shape
+    tall = np.zeros((rows + window - 1, cols), bool)
+    for offset in range(window):
+        tall[offset : offset + rows] |= cells
+    needed = np.zeros((rows + window - 1, cols + window - 1), bool)
+    for offset in range(window):
+        needed[:, offset : offset + cols] |= tall
+    return needed
+
+
+def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[tuple[int, int, int, int]]:
+    """Regions that cover all features that are needed, each once.
 
     Tissue is cut into bands of rows of even height, and each band into regions of even
-    width; glass of more than a patch's width is passed over.
+    width; wide glass is passed over.
 
     Args:
-        wanted: bool `(rows, cols)`.
-        side: Cells along the longest side of a region.
+        needed: bool `(rows, cols)`.
+        side: Features along the longest side of a region.
         fixed: Make all regions squares of `side`, for a compiler that compiles anew for
             every size. They may then reach beyond the grid.
 
     Returns:
-        Row and column of the first cell, rows and columns of each region.
+        Row and column of the first feature, rows and columns of each region, from top
+        to bottom and left to right.
 
     Example:
         >>> cover(np.array([[False, True, True], [False, False, True]]), 2)
         [(0, 1, 2, 2)]
     """
     regions = []
-    for row, rows in _pieces(wanted.any(axis=1), side):
-        for col, cols in _pieces(wanted[row : row + rows].any(axis=0), side):
-            regions.append((row, col, side, side) if fixed else (row, col, rows, cols))
+    for row, rows in _pieces(needed.any(axis=1), side, fixed):
+        columns = needed[row : row + rows].any(axis=0)
+        regions += [(row, col, rows, cols) for col, cols in _pieces(columns, side, fixed)]
     return regions
 
 
-def _pieces(wanted: np.ndarray, side: int) -> list[tuple[int, int]]:
-    """Start and length of even pieces, none longer than `side`, that cover what is wanted."""
-    found = np.flatnonzero(wanted)
+def _pieces(needed: np.ndarray, side: int, fixed: bool = False) -> list[tuple[int, int]]:
+    """Start and length of pieces, none longer than `side`, that cover what is needed."""
+    found = np.flatnonzero(needed)
     if not len(found):
         return []
-    # The surroundings of two pieces cost as much as some cells of glass between them.
+    # The surroundings of two pieces cost as much as some features of glass between them.
     gaps = np.flatnonzero(np.diff(found) > MAX_GAP)
     starts, ends = found[[0, *(gaps + 1)]], found[[*gaps, -1]] + 1
     pieces = []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        length = math.ceil((end - start) / math.ceil((end - start) / side))
-        pieces += [(first, min(length, end - first)) for first in range(start, end, length)]
+        length = side if fixed else math.ceil((end - start) / math.ceil((end - start) / side))
+        pieces += [
+            (first, length if fixed else min(length, end - first))
+            for first in range(start, end, length)
+        ]
     return pieces
 
 

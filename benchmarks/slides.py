@@ -42,7 +42,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach import devices, painter
-from bach.dense import DenseModel, cover, dense_step_um, predict_dense
+from bach.dense import REGION, DenseModel, _dilated, cover, dense_step_um, predict_dense
 from bach.heatmap import heatmap_patches
 from bach.mining import slide_masks
 from bach.model import build_model
@@ -182,15 +182,15 @@ def main(argv: list[str] | None = None) -> None:
         predict_dense([dense], slide, np.roll(first, 3), every)
 
         patch = [grid_seconds(grid, slide, table, args)]
-        regions = cover(wanted, 64)
+        regions = cover(_dilated(wanted, dense.window), REGION)
         blanks = {(r, c): np.zeros((dense.region_px(r), dense.region_px(c), 3), np.uint8)
                   for _, _, r, c in regions[:: args.every]}  # fmt: skip
         for blank in blanks.values():
-            dense.predict(blank)
+            dense.features(blank)
 
         def bare() -> float:
             seconds = seconds_of(
-                lambda: [dense.predict(blanks[r, c]) for *_, r, c in regions[:: args.every]]
+                lambda: [dense.features(blanks[r, c]) for *_, r, c in regions[:: args.every]]
             )
             return seconds / sum(pixels(*region[2:]) for region in regions[:: args.every])
 
