@@ -37,7 +37,7 @@ HALO = 128
 
 # Features along a region's side. More share less surroundings, but need more memory, and
 # on a CPU the maps of larger regions fall out of its caches.
-REGION = 48
+REGION = 64
 
 # Features of glass in a row that are computed rather than passed over: a new region
 # costs as many in surroundings.

@@ -2,7 +2,8 @@
 
 A trained network carries batch normalisation, which at inference is one factor and
 one offset a channel: both go into the convolution before it, and a pass over every
-feature map is saved. And its backbone can run in half precision.
+feature map is saved. So does the factor of Inception-ResNet's residual branches. And the
+backbone can run in half precision.
 """
 
 from collections.abc import Iterator
@@ -42,16 +43,17 @@ def _clone(
     model: keras.Model, size: tuple | None, half: str | None, top: bool = False
 ) -> keras.Model:
     folded = _foldable(model)
-    norms = set(folded.values())
+    readers = set(folded.values())
     first_of_top = _top_layers(model) if top else frozenset()
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, keras.Model):
             return _clone(layer, size, half)
-        if layer.name in norms:
-            return layers.Identity(name=layer.name)
+        if layer.name in readers:
+            kind = layers.Identity if type(layer) is layers.BatchNormalization else layers.Add
+            return kind(name=layer.name, dtype=half)
         config = layer.get_config()
-        if half and isinstance(layer, keras.layers.Layer):
+        if half and isinstance(layer, keras.layers.Layer):  # and not a bare operation
             config["dtype"] = "float32" if layer.name in first_of_top else half
         if layer.name in folded:
             config["use_bias"] = True
@@ -77,10 +79,10 @@ def _top_layers(model: keras.Model) -> frozenset[str]:
 
 
 def _copy_weights(model: keras.Model, clone: keras.Model, folded: dict[str, str]) -> None:
-    norms = set(folded.values())
+    readers = set(folded.values())
     for layer in model.layers:
         # A nested model was given its weights when it was cloned.
-        if isinstance(layer, keras.Model | layers.InputLayer) or layer.name in norms:
+        if isinstance(layer, keras.Model | layers.InputLayer) or layer.name in readers:
             continue
         target = clone.get_layer(layer.name)
         if layer.name not in folded:
@@ -90,9 +92,11 @@ def _copy_weights(model: keras.Model, clone: keras.Model, folded: dict[str, str]
         kernel = next(name for kind, name in _KERNELS.items() if type(layer) is kind)
         values = dict(_named_weights(layer))
         # The channels a depthwise kernel puts out lie along its last two axes.
-        shape = values[kernel].shape[-2:] if type(layer) is layers.DepthwiseConv2D else (-1,)
+        shape = (-1,)
+        if type(layer) is layers.DepthwiseConv2D and len(factor) > 1:
+            shape = values[kernel].shape[-2:]
         values[kernel] = values[kernel] * factor.reshape(shape)
-        values["bias"] = values.get("bias", 0) * factor + offset
+        values["bias"] = np.broadcast_to(values.get("bias", 0) * factor + offset, target.bias.shape)
         for name, _ in _named_weights(target):
             getattr(target, name).assign(values[name])
 
@@ -104,41 +108,55 @@ def _named_weights(layer: keras.layers.Layer) -> Iterator[tuple[str, np.ndarray]
             yield name, keras.ops.convert_to_numpy(value)
 
 
-def _factor_and_offset(norm: layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """Batch normalisation at inference as `factor * x + offset`, float32 `(channels,)`."""
-    mean = keras.ops.convert_to_numpy(norm.moving_mean).astype(np.float64)
-    factor = 1 / np.sqrt(keras.ops.convert_to_numpy(norm.moving_variance) + norm.epsilon)
-    if norm.scale:
-        factor = factor * keras.ops.convert_to_numpy(norm.gamma)
+def _factor_and_offset(layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
+    """What a foldable layer does to its input, `factor * x + offset`: float32 `(channels,)`."""
+    if type(layer) is not layers.BatchNormalization:
+        return np.array([layer.scale], np.float32), np.zeros(1, np.float32)
+    mean = keras.ops.convert_to_numpy(layer.moving_mean).astype(np.float64)
+    factor = 1 / np.sqrt(keras.ops.convert_to_numpy(layer.moving_variance) + layer.epsilon)
+    if layer.scale:
+        factor = factor * keras.ops.convert_to_numpy(layer.gamma)
     offset = -mean * factor
-    if norm.center:
-        offset = offset + keras.ops.convert_to_numpy(norm.beta)
+    if layer.center:
+        offset = offset + keras.ops.convert_to_numpy(layer.beta)
     return factor.astype(np.float32), offset.astype(np.float32)
 
 
 def _foldable(model: keras.Model) -> dict[str, str]:
-    """Layers whose only reader is a batch normalisation, with that layer's name."""
+    """Layers that a factor can go into, with the name of the layer it comes from.
+
+    That layer must be the only one to read them: a batch normalisation, or the sum of
+    Inception-ResNet-v2 that scales the second of its inputs.
+    """
     readers: dict[str, list[str]] = {}
-    calls: dict[str, int] = {}
+    inputs: dict[str, list[list[str]]] = {}
     for config in model.get_config()["layers"]:
         for call in config["inbound_nodes"]:
-            calls[config["name"]] = calls.get(config["name"], 0) + 1
-            for source in _sources(call):
+            sources = list(_sources(call))
+            inputs.setdefault(config["name"], []).append(sources)
+            for source in sources:
                 readers.setdefault(source, []).append(config["name"])
     outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
+    by_name = {layer.name: layer for layer in model.layers}
     found = {}
     for layer in model.layers:
         following = readers.get(layer.name, [])
         if (
-            type(layer) in _KERNELS
-            and layer.activation is keras.activations.linear
-            and layer.name not in outputs
-            and len(following) == 1
-            and calls.get(following[0]) == 1
+            type(layer) not in _KERNELS
+            or layer.activation is not keras.activations.linear
+            or layer.name in outputs
+            or len(following) != 1
+            or len(inputs[following[0]]) != 1
         ):
-            norm = next((x for x in model.layers if x.name == following[0]), None)
-            if type(norm) is layers.BatchNormalization and norm.axis in (-1, 3):
-                found[layer.name] = norm.name
+            continue
+        reader = by_name.get(following[0])
+        if type(reader) is layers.BatchNormalization:
+            fits = reader.axis in (-1, 3)
+        else:  # by name, for Keras does not export it
+            fits = type(reader).__name__ == "CustomScaleLayer"
+            fits = fits and inputs[reader.name][0].index(layer.name) == 1
+        if fits:
+            found[layer.name] = reader.name
     return found
 
 

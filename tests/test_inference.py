@@ -59,6 +59,23 @@ def test_a_normalisation_that_is_not_alone_behind_its_layer_stays():
     assert np.allclose(fast.predict_on_batch(image), model.predict_on_batch(image), atol=1e-5)
 
 
+def test_the_scaled_sum_of_inception_resnet_is_folded_too():
+    from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+    inputs = keras.Input((8, 8, 3))
+    wide = keras.layers.Conv2D(4, 1, activation="relu")(inputs)
+    up = keras.layers.Conv2D(4, 1, bias_initializer="ones", name="up")(wide)
+    x = CustomScaleLayer(0.17, name="sum")([wide, up])
+    first = keras.layers.Conv2D(4, 1, name="first")(x)
+    x = CustomScaleLayer(0.5, name="other")([first, x])  # the scaled one is read twice
+    model = keras.Model(inputs, x)
+    image = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    fast = fast_clone(model)
+    assert isinstance(fast.get_layer("sum"), keras.layers.Add)
+    assert isinstance(fast.get_layer("other"), CustomScaleLayer)
+    assert np.allclose(fast.predict_on_batch(image), model.predict_on_batch(image), atol=1e-5)
+
+
 def test_half_precision_is_close_and_its_top_is_not_half(patches):
     keras.utils.set_random_seed(0)
     model = build_model("small", "none")
