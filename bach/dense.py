@@ -13,6 +13,7 @@ dense prediction sees what is really there.
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
 
 import keras
@@ -189,8 +190,9 @@ def _one_pass(
         width, height = model.region_px(cols), model.region_px(rows)
         return slide.read(first + col * stride, first + row * stride, width, height, NETWORK_MPP)
 
-    # One thread: it keeps ahead of a CPU's network, and memory does not grow.
-    ahead = ReadAhead(read, regions, workers=1, ahead=2)
+    # One thread keeps ahead of a CPU's network; an accelerator's takes more.
+    workers = 1 if devices.jit() is False else min(8, os.cpu_count() or 1)
+    ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
     # Regions of a fixed size may reach beyond the grid.
     columns = max(col + cols for _, col, _, cols in regions) + before

@@ -184,21 +184,20 @@ def test_a_single_model_on_all_slides_scores_them_as_in_sample_only(toy, runs, t
 def red_model(tmp_path_factory):
     """A convolutional model that calls a patch Invasive if its middle is red, else Normal."""
     inputs = keras.Input((299, 299, 3))
-    x = keras.layers.Conv2D(1, 11, strides=32, use_bias=False, name="green")(inputs)
-    x = keras.layers.Conv2D(1, 10, use_bias=False, name="middle")(x)
+    x = keras.layers.Conv2D(1, 43, strides=32, use_bias=False, name="green")(inputs)
+    x = keras.layers.Conv2D(1, 9, use_bias=False, name="middle")(x)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dense(1, use_bias=False, name="dense")(x)
     model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="classes")(x))
-    green, middle = np.zeros((11, 11, 3, 1)), np.zeros((10, 10, 1, 1))
-    green[:, :, 1] = 1 / 121
-    middle[4:6, 4:6] = 1 / 4  # squares of 11 px around 133 and 165: the patch's centre
+    green, middle = np.zeros((43, 43, 3, 1)), np.zeros((9, 9, 1, 1))
+    green[16:27, 16:27, 1] = 1 / 121
+    middle[4, 4] = 1  # of 9 squares of 11 px that one around pixel 149, the patch's centre
     model.get_layer("green").set_weights([green])
     model.get_layer("middle").set_weights([middle])
     model.get_layer("dense").set_weights([np.ones((1, 1))])
-    # Logit of Invasive: green below 120 (the tissue has 180, the square 20), so that two
-    # of the four squares are enough.
+    # Logit of Invasive: green below 100 (the tissue has 180, the square 20).
     kernel = np.array([[0, 0, 0, -1]], np.float32)
-    model.get_layer("classes").set_weights([kernel, np.array([0, -99, -99, 120], np.float32)])
+    model.get_layer("classes").set_weights([kernel, np.array([0, -99, -99, 100], np.float32)])
     path = tmp_path_factory.mktemp("red") / "red.keras"
     model.save(path)
     return path
@@ -206,7 +205,7 @@ def red_model(tmp_path_factory):
 
 @pytest.mark.parametrize("mode", ["patches", "dense"])
 def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path, mode):
-    width, height, side = 8123, 6047, 1400  # sizes that divide by nothing
+    width, height, side = 4811, 3617, 1000  # sizes that divide by nothing
     pixels = np.full((height, width, 3), (235, 180, 215), np.uint8)
     pixels[:, : width // 3] = 245  # glass
     pixels[-side:, -side:] = (200, 20, 60)
@@ -234,7 +233,7 @@ def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path
     assert class_map.shape[0] - 1 - rows.max() <= step
     assert class_map.shape[1] - 1 - cols.max() <= step
     assert len(rows) == (rows.max() - rows.min() + 1) * (cols.max() - cols.min() + 1)
-    assert part_b_score(class_map, truth) > 0.85
+    assert part_b_score(class_map, truth) > 0.8
 
 
 def test_a_slide_that_fails_leaves_the_others_done(red_model, tmp_path, capsys):
