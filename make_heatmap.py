@@ -52,6 +52,7 @@ from bach.runs import (
     Run,
     add_device_options,
     add_shared_options,
+    add_slide_options,
     atomic_path,
     exit_with,
     log,
@@ -69,6 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_shared_options(parser, run_dir="runs/heatmaps")
     add_device_options(parser)
+    add_slide_options(parser)
     parser.add_argument(
         "--model-dir", default="runs/final", help="run folder of the models, or a .keras file"
     )
@@ -77,10 +79,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="which slides of --data-dir: annotated, test, or all",
     )  # fmt: skip
     parser.add_argument("--slides", nargs="+", default=None, help="slides to use instead")
-    parser.add_argument(
-        "--mode", default="patches", choices=("patches", "dense"),
-        help="predict patch by patch, or run the network once over large regions",
-    )  # fmt: skip
     parser.add_argument(
         "--tta",
         action="store_true",
@@ -98,9 +96,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--rule", default="thresholds", choices=("thresholds", "least-cost"),
         help="class map by thresholds on the heatmap, or by least expected cost under the score",
     )  # fmt: skip
-    parser.add_argument(
-        "--mpp", type=float, default=None, help="um per pixel of the slides, if they do not say"
-    )
     args = parser.parse_args(argv)
     if sorted(args.thresholds) != args.thresholds:
         parser.error(f"--thresholds must ascend. Received: {args.thresholds}.")
@@ -223,7 +218,7 @@ def one_slide(row, predict, files: dict, seen: dict, args: argparse.Namespace, r
         log.info("%s: the slide or a model has changed; done again", name)
     start = time.monotonic()
     with step(name) as notes, Slide(row.path, mpp=args.mpp) as slide:
-        thumbnail, tissue, truth, downsample = slide_masks(slide)
+        thumbnail, tissue, truth, downsample = slide_masks(slide, args.masks, args.exclude_pen)
         table = heatmap_patches(
             name, slide.width, slide.height, slide.mpp, tissue, downsample, args.step_um
         )

@@ -38,6 +38,7 @@ from bach.runs import (
     Run,
     add_device_options,
     add_shared_options,
+    add_slide_options,
     exit_with,
     log,
     step,
@@ -52,11 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_shared_options(parser, run_dir="runs/hard_examples")
     add_device_options(parser)
+    add_slide_options(parser)
     parser.add_argument("--model-dir", default="runs/part_a", help="run folder of the models")
-    parser.add_argument(
-        "--mode", default="patches", choices=("patches", "dense"),
-        help="predict patch by patch, or run the network once over large regions",
-    )  # fmt: skip
     parser.add_argument(
         "--stride-um", type=float, default=None,
         help="step between patches in um (default: 125.58; dense: 134.4, or multiples of 67.2)",
@@ -66,9 +64,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--hard-examples", type=int, default=HARD_EXAMPLES, help="patches to draw in all"
-    )
-    parser.add_argument(
-        "--mpp", type=float, default=None, help="um per pixel of the slides, if they do not say"
     )
     args = parser.parse_args(argv)
     if args.stride_um is None:
@@ -169,7 +164,7 @@ def predict_one(row, predict: Callable, args: argparse.Namespace, run: Run) -> N
     if file.exists():  # written whole, so it is finished
         return
     with step(row.image_id) as notes, Slide(row.path, mpp=args.mpp) as slide:
-        thumbnail, tissue, labels, downsample = slide_masks(slide)
+        thumbnail, tissue, labels, downsample = slide_masks(slide, args.masks, args.exclude_pen)
         table = mining_patches(
             slide, tissue, labels, downsample, args.stride_um, args.mode == "dense"
         )

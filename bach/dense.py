@@ -195,7 +195,7 @@ def _one_pass(
     ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
     # Regions of a fixed size may reach beyond the grid.
-    columns = max(col + cols for _, col, _, cols in regions) + before
+    columns = max(col + cols for _, col, _, cols in regions) + before + TOP_CELLS
     end, kept = None, []
     with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
         read_regions = zip(regions, ahead, strict=True)
@@ -225,9 +225,10 @@ def _add_probs(
     if high <= low:
         return  # the first windows are not whole yet
     wanted = cells[first + low : first + high].any(axis=0)
-    for col, cols in _pieces(wanted, TOP_CELLS):
+    for col, cols in _pieces(wanted, TOP_CELLS, fixed=devices.jit() is not False):
         probs = model.top(strip[:, col : col + cols + model.window - 1])
-        total[first + low : first + high, col : col + cols] += probs[low:high]
+        part = total[first + low : first + high, col : col + cols]
+        part += probs[low:high, : part.shape[1]]
 
 
 def _dilated(cells: np.ndarray, window: int) -> np.ndarray:

@@ -109,6 +109,24 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_slide_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of scripts that read slides."""
+    parser.add_argument(
+        "--mode", default="patches", choices=("patches", "dense"),
+        help="predict patch by patch, or run the network once over large regions",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mpp", type=float, default=None, help="um per pixel of the slides, if they do not say"
+    )
+    parser.add_argument(
+        "--masks", default=None,
+        help="folder of tissue masks NAME.png (not black is tissue; any size) to use instead",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exclude-pen", action="store_true", help="do not take pen marks for tissue"
+    )
+
+
 def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
     """Add the options of the two training scripts; defaults are the paper's."""
     parser.add_argument(

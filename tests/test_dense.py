@@ -52,6 +52,17 @@ def test_the_result_does_not_depend_on_the_size_of_the_regions(model, slide):
     assert small.std(axis=(0, 1)).max() > 0.01  # there is something to differ in
 
 
+def test_regions_of_one_size_for_a_compiler_give_the_same(model, slide, monkeypatch):
+    dense = DenseModel(model)
+    wanted = np.zeros(_shape(slide, 67.2 / 0.525), bool)
+    wanted[2:9, 1:5] = wanted[-3:, -2:] = True
+    plain = predict_dense([dense], slide, wanted)
+    monkeypatch.setattr("bach.dense.devices.jit", lambda: "auto")
+    fixed = predict_dense([dense], slide, wanted, region=9)
+    assert (np.isnan(plain) == np.isnan(fixed)).all()
+    assert np.nanmax(np.abs(plain - fixed)) < 1e-3
+
+
 def test_dense_agrees_with_patches_where_padding_does_not_matter(slide):
     """With no padded layer, both are the same function, and so at the same place."""
     inputs = keras.Input((299, 299, 3))
