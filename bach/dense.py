@@ -15,6 +15,7 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -48,6 +49,22 @@ MAX_GAP = 8
 TOP_CELLS = 64
 
 
+class Region(NamedTuple):
+    """A rectangle of features that goes through the network at once.
+
+    Attributes:
+        band: First row and number of rows of the band that it belongs to.
+        row, col: Its first feature.
+        rows, cols: Its size.
+    """
+
+    band: tuple[int, int]
+    row: int
+    col: int
+    rows: int
+    cols: int
+
+
 class DenseModel:
     """A patch classifier made fully convolutional, in two halves.
 
@@ -73,7 +90,7 @@ class DenseModel:
         base = clone.get_layer("context" if self.margin else "pool").input
         whole = keras.Model(clone.input, base)
         self.stride = _find_stride(whole, self.window, model.name)
-        _check_alignment(whole, self.stride, model.name)
+        _check_alignment(whole, self.window, self.stride, model.name)
         self.halo = math.ceil(max(HALO, self.margin) / self.stride)
         features = layers.Cropping2D(self.halo, dtype="float32")(base)
         self._features = keras.Model(clone.input, features)
@@ -158,7 +175,7 @@ def predict_dense(
     # that begins at (i, j).
     cells = np.zeros([(n - 1) * every + 1 for n in wanted.shape], bool)
     cells[::every, ::every] = wanted
-    needed = _dilated(cells, models[0].window)
+    needed = needed_features(cells, models[0].window)
     total = np.zeros((*cells.shape, len(CLASSES)), np.float32)
     regions = cover(needed, region, fixed=devices.jit() is not False)
     orientations = range(ORIENTATIONS if tta else 1)
@@ -172,7 +189,7 @@ def predict_dense(
 def _one_pass(
     models: Sequence[DenseModel],
     slide: Slide,
-    regions: list[tuple[int, int, int, int]],
+    regions: list[Region],
     cells: np.ndarray,
     every: int,
     orientation: int,
@@ -185,30 +202,31 @@ def _one_pass(
     # The patch of the first cell is centred on that cell, whose side is every * stride.
     first = 0.5 * every * stride - NETWORK_SIZE / 2 * scale - model.halo * stride
 
-    def read(region: tuple[int, int, int, int]) -> np.ndarray:
-        row, col, rows, cols = region
-        width, height = model.region_px(cols), model.region_px(rows)
-        return slide.read(first + col * stride, first + row * stride, width, height, NETWORK_MPP)
+    def read(region: Region) -> np.ndarray:
+        x, y = first + region.col * stride, first + region.row * stride
+        width, height = model.region_px(region.cols), model.region_px(region.rows)
+        return slide.read(x, y, width, height, NETWORK_MPP)
 
     # One thread keeps ahead of a CPU's network; an accelerator's takes more.
     workers = 1 if devices.jit() is False else min(8, os.cpu_count() or 1)
     ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
     # Regions of a fixed size may reach beyond the grid.
-    columns = max(col + cols for _, col, _, cols in regions) + before + TOP_CELLS
+    columns = max(region.col + region.cols for region in regions) + before + TOP_CELLS
     end, kept = None, []
     with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
-        read_regions = zip(regions, ahead, strict=True)
-        for (row, rows), band in itertools.groupby(read_regions, lambda x: (x[0][0], x[0][2])):
-            strips = [
-                np.zeros((before + rows, columns, one.channels), np.float32) for one in models
-            ]
+        both = zip(regions, ahead, strict=True)
+        for (row, rows), band in itertools.groupby(both, lambda pair: pair[0].band):
+            shape = (before + rows, columns)
+            strips = [np.zeros((*shape, one.channels), np.float32) for one in models]
             if end == row:
                 for strip, above in zip(strips, kept, strict=True):
                     strip[:before] = above
-            for (_, col, _, cols), seen in band:
+            for region, seen in band:
+                top = before + region.row - row
+                place = np.s_[top : top + region.rows, region.col : region.col + region.cols]
                 for strip, one in zip(strips, models, strict=True):
-                    strip[before:, col : col + cols] = one.features(seen, orientation)
+                    strip[place] = one.features(seen, orientation)
                 bar.update()
             for strip, one in zip(strips, models, strict=True):
                 _add_probs(one, strip, row - before, cells, total)
@@ -231,7 +249,7 @@ def _add_probs(
         part += probs[low:high, : part.shape[1]]
 
 
-def _dilated(cells: np.ndarray, window: int) -> np.ndarray:
+def needed_features(cells: np.ndarray, window: int) -> np.ndarray:
     """The features that cells need: bool `(rows + window - 1, cols + window - 1)`."""
     rows, cols = cells.shape
     tall = np.zeros((rows + window - 1, cols), bool)
@@ -247,7 +265,7 @@ def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[tuple[int,
     """Regions that cover all features that are needed, each once.
 
     Tissue is cut into bands of rows of even height, and each band into regions of even
-    width; wide glass is passed over.
+    width, without the rows that a region does not need; wide glass is passed over.
 
     Args:
         needed: bool `(rows, cols)`.
@@ -256,17 +274,21 @@ def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[tuple[int,
             every size. They may then reach beyond the grid.
 
     Returns:
-        Row and column of the first feature, rows and columns of each region, from top
-        to bottom and left to right.
+        Regions, band by band from top to bottom and each from left to right.
 
     Example:
         >>> cover(np.array([[False, True, True], [False, False, True]]), 2)
-        [(0, 1, 2, 2)]
+        [Region(band=(0, 2), row=0, col=1, rows=2, cols=2)]
     """
     regions = []
-    for row, rows in _pieces(needed.any(axis=1), side, fixed):
-        columns = needed[row : row + rows].any(axis=0)
-        regions += [(row, col, rows, cols) for col, cols in _pieces(columns, side, fixed)]
+    for band in _pieces(needed.any(axis=1), side, fixed):
+        inside = needed[band[0] : sum(band)]
+        for col, cols in _pieces(inside.any(axis=0), side, fixed):
+            row, rows = band
+            if not fixed:
+                there = np.flatnonzero(inside[:, col : col + cols].any(axis=1))
+                row, rows = row + int(there[0]), int(there[-1] - there[0]) + 1
+            regions.append(Region(band, row, col, rows, cols))
     return regions
 
 
@@ -319,19 +341,20 @@ def _find_stride(features: keras.Model, window: int, name: str) -> int:
     )
 
 
-def _check_alignment(features: keras.Model, stride: int, name: str) -> None:
+def _check_alignment(features: keras.Model, window: int, stride: int, name: str) -> None:
     """Check that the features of a shifted image are the shifted features.
 
     Away from the border they must agree far better than features that are off by
     one; a network that pads differently for other sizes fails here.
     """
     rng = np.random.default_rng(0)
-    side = NETWORK_SIZE + 24 * stride
+    # 16 features or more in a row. Those less than 4 from the border see its padding.
+    side = NETWORK_SIZE + max(8, 16 - window) * stride
     coarse = rng.integers(0, 256, (1, side // 8 + 1, side // 8 + 1, 3))
     image = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side].astype(np.float32)
     whole = devices.call(features, image)[0]
     shifted = devices.call(features, image[:, stride:, stride:])[0]
-    inner = slice(8, -9)
+    inner = slice(4, -4)
     same = np.abs(whole[1:, 1:][inner, inner] - shifted[inner, inner]).mean()
     other = np.abs(whole[:-1, 1:][inner, inner] - shifted[inner, inner]).mean()
     if not same < 0.05 * other:

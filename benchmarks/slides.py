@@ -42,7 +42,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach import devices, painter
-from bach.dense import REGION, DenseModel, _dilated, cover, dense_step_um, predict_dense
+from bach.dense import REGION, DenseModel, cover, dense_step_um, needed_features, predict_dense
 from bach.heatmap import heatmap_patches
 from bach.mining import slide_masks
 from bach.model import build_model
@@ -182,17 +182,18 @@ def main(argv: list[str] | None = None) -> None:
         predict_dense([dense], slide, np.roll(first, 3), every)
 
         patch = [grid_seconds(grid, slide, table, args)]
-        regions = cover(_dilated(wanted, dense.window), REGION)
+        regions = cover(needed_features(wanted, dense.window), REGION)
+        sizes = [(region.rows, region.cols) for region in regions]
         blanks = {(r, c): np.zeros((dense.region_px(r), dense.region_px(c), 3), np.uint8)
-                  for _, _, r, c in regions[:: args.every]}  # fmt: skip
+                  for r, c in sizes[:: args.every]}  # fmt: skip
         for blank in blanks.values():
             dense.features(blank)
 
         def bare() -> float:
             seconds = seconds_of(
-                lambda: [dense.features(blanks[r, c]) for *_, r, c in regions[:: args.every]]
+                lambda: [dense.features(blanks[size]) for size in sizes[:: args.every]]
             )
-            return seconds / sum(pixels(*region[2:]) for region in regions[:: args.every])
+            return seconds / sum(pixels(*size) for size in sizes[:: args.every])
 
         def pixels(rows: int, cols: int) -> int:
             return dense.region_px(rows) * dense.region_px(cols)
@@ -219,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         double /= coarse.sum() * (2 * DENSE_STEP_UM / 1000) ** 2
     small = run_script(paths["small"], file, args)
 
-    computed = sum(pixels(*region[2:]) for region in regions)
+    computed = sum(pixels(*size) for size in sizes)
     mm2 = wanted.sum() * (DENSE_STEP_UM / 1000) ** 2
     result = {
         "backbone": args.backbone,

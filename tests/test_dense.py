@@ -132,7 +132,7 @@ def test_regions_cover_what_is_wanted_once_and_pass_over_glass(fixed):
                 rng.random(wanted[row : row + 9, col : col + 9].shape) < 0.5
             )
         covered = np.zeros((70, 90), int)
-        for row, col, rows, cols in cover(wanted, 7, fixed):
+        for _, row, col, rows, cols in cover(wanted, 7, fixed):
             assert max(rows, cols) <= 7
             assert not fixed or rows == cols == 7
             covered[row : row + rows, col : col + cols] += 1
@@ -142,7 +142,8 @@ def test_regions_cover_what_is_wanted_once_and_pass_over_glass(fixed):
 
 
 def test_regions_of_one_tissue_are_even():
-    assert cover(np.ones((105, 40), bool), 64) == [(0, 0, 53, 40), (53, 0, 52, 40)]
+    regions = cover(np.ones((105, 40), bool), 64)
+    assert [region[1:] for region in regions] == [(0, 0, 53, 40), (53, 0, 52, 40)]
 
 
 def test_a_turned_slide_has_a_turned_heatmap_with_eight_orientations(model, tmp_path):
