@@ -101,6 +101,8 @@ def load_model(path: str | os.PathLike) -> keras.Model:
             f"A model must return {len(CLASSES)} class probabilities.\n"
             f"Received: {path} with output shape {model.output_shape}."
         )
+    if isinstance(model.input, list):  # saved so, though it is a single one
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     return model
 
 

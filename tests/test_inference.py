@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bach.inference import fast_clone
-from bach.model import build_model
+from bach.model import build_model, load_model
 
 
 def _scramble(model):
@@ -74,6 +74,14 @@ def test_the_scaled_sum_of_inception_resnet_is_folded_too():
     assert isinstance(fast.get_layer("sum"), keras.layers.Add)
     assert isinstance(fast.get_layer("other"), CustomScaleLayer)
     assert np.allclose(fast.predict_on_batch(image), model.predict_on_batch(image), atol=1e-5)
+
+
+def test_a_model_saved_with_a_list_of_one_input_can_be_used(patches, tmp_path):
+    model = build_model("small", "none")
+    listed = keras.Model(model.inputs, model.outputs)
+    listed.save(tmp_path / "listed.keras")
+    fast = fast_clone(load_model(tmp_path / "listed.keras"))
+    assert np.allclose(fast.predict_on_batch(patches), model.predict_on_batch(patches), atol=1e-5)
 
 
 def test_half_precision_is_close_and_its_top_is_not_half(patches):
