@@ -51,7 +51,8 @@ def commands() -> list[list[str]]:
          "--weights", "none", "--epochs", 8],
         [
             "mine_hard_examples.py", *data, "--run-dir", RUNS / "hard_examples",
-            "--model-dir", RUNS / "part_a", "--hard-examples", 1200, "--stride-um", 62.8,
+            "--model-dir", RUNS / "part_a", "--hard-examples", 1200, "--mode", "dense",
+            "--stride-um", 67.2,
         ],
         [
             "train_final.py", *data, "--run-dir", RUNS / "final", "--part-a-dir", RUNS / "part_a",
@@ -60,7 +61,7 @@ def commands() -> list[list[str]]:
         ],
         [
             "make_heatmap.py", *data, "--run-dir", RUNS / "heatmaps",
-            "--model-dir", RUNS / "final", "--rule", "least-cost",
+            "--model-dir", RUNS / "final", "--mode", "dense", "--rule", "least-cost",
         ],
         ["-m", "bach.thresholds", RUNS / "heatmaps"],
         [
@@ -79,7 +80,7 @@ def commands() -> list[list[str]]:
         ],
         [
             "make_heatmap.py", "--slides", REAL_SLIDE, "--run-dir", RUNS / "heatmaps_real",
-            "--model-dir", RUNS / "final", "--rule", "least-cost",
+            "--model-dir", RUNS / "final", "--mode", "dense", "--rule", "least-cost",
         ],
     ]  # fmt: skip
     return [[str(word) for word in words] for words in steps]
