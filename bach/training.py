@@ -394,7 +394,7 @@ def best_mode(monitor: str, mode: str = "auto") -> str:
 def save_model(model: keras.Model, path: str | os.PathLike) -> None:
     """Save a model as a `.keras` file, whole or not at all, without its optimizer."""
     # The same layers as a model that was never compiled; momenta would double the file.
-    plain = keras.Model(model.inputs, model.outputs, name=model.name)
+    plain = keras.Model(model.input, model.output, name=model.name)
     with atomic_path(path) as temporary:
         plain.save(temporary)
 

@@ -8,6 +8,7 @@ import pytest
 from bach import training
 from bach.augment import Augmentation
 from bach.batches import Batches
+from bach.dense import DenseModel
 from bach.model import build_model, load_model
 from bach.predict import predict_batches
 from bach.runs import InputError
@@ -137,3 +138,8 @@ def test_images_are_scored_by_the_mean_of_their_patches():
     assert result["heldout_loss"] == pytest.approx(expected)
     # A slide has patches of several classes, and no class of its own.
     assert "heldout_image_accuracy" not in training.scores(labels, probs, np.array(["A01"] * 6))
+
+
+def test_a_saved_model_can_be_run_over_whole_regions(tmp_path):
+    training.save_model(build_model("small", "none"), tmp_path / "model.keras")
+    assert DenseModel(load_model(tmp_path / "model.keras")).stride == 32
