@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     with run.watch():
         from bach import devices, training
 
-        devices.start(args.devices, args.seed, args.precision)
+        devices.start(args.devices, args.seed, args.precision, processes=True)
         photos = take_rows(part_a.table, args.limit)
 
         # 2. A model a fold.

@@ -18,6 +18,7 @@ non-carcinoma accuracy; 25 epochs in 35 min on two GTX 1080 Ti.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "dense heatmaps are then the same function; the later scripts follow",
     )  # fmt: skip
     parser.add_argument("--fold", type=int, default=None, help="train only this fold")
+    parser.add_argument(
+        "--patches-dir", default=None,
+        help="folder of the patches, which several runs on the same photos can share; they are "
+        "cut if it is empty (default: patches in the run folder)",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -78,8 +84,18 @@ def main(argv: list[str] | None = None) -> None:
         from bach import devices, training  # load the framework, which --help must not
         from bach.batches import cut_photos
 
-        devices.start(args.devices, args.seed, args.precision)
-        store = cut_photos(images, run.path / "patches", args.margin)
+        devices.start(args.devices, args.seed, args.precision, processes=True)
+        with devices.first_process_first("patches"):
+            share_patches(args.patches_dir, run)
+            store = cut_photos(images, run.path / "patches", args.margin)
+        if set(store.table["image_id"]) != set(images["image_id"]) or store.margin != args.margin:
+            raise InputError(
+                "The patches must be those of the chosen photos, with the same margin.\n"
+                f"Received: --patches-dir={args.patches_dir}, with patches of "
+                f"{store.table['image_id'].nunique()} photos, margin {store.margin}; "
+                f"{len(images)} photos are chosen, --margin={args.margin}.\n"
+                "Name another folder, and they are cut."
+            )
 
         # 3. A model a fold, and its predictions of what it did not see.
         tables = []
@@ -110,6 +126,14 @@ def main(argv: list[str] | None = None) -> None:
         metrics = report(pd.concat(tables, ignore_index=True), images, run)
         run.finish(metrics)
     print(run.path)
+
+
+def share_patches(patches_dir: str | None, run: Run) -> None:
+    """Make `patches` of a run a link to a folder that other runs use as well."""
+    if patches_dir is None or (run.path / "patches").exists():
+        return
+    Path(patches_dir).mkdir(parents=True, exist_ok=True)
+    (run.path / "patches").symlink_to(Path(patches_dir).resolve())
 
 
 def report(patches: pd.DataFrame, images: pd.DataFrame, run: Run) -> dict:

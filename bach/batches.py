@@ -6,6 +6,7 @@ patch table, row by row).
 """
 
 import concurrent.futures
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from bach import devices
 from bach.augment import Augmentation, change
 from bach.classes import CLASSES
 from bach.data import read_photo
@@ -219,6 +221,9 @@ class Batches(keras.utils.PyDataset):
             form (patches, labels). None for prediction: in order,
             patches only, the last batch filled up with copies of the last patch so
             that it splits over devices (`predict` drops them).
+
+    Where several processes train one model, `batches[index]` is this process's share
+    of the batch.
     """
 
     def __init__(
@@ -244,7 +249,10 @@ class Batches(keras.utils.PyDataset):
             raise InputError("No patches to work on.\nCheck --limit, --fold and the folds file.")
         self._augmentation = augmentation
         self._seed = seed
-        self.batch_size = min(batch_size, len(self._row))
+        # Few patches make a smaller batch, still one that divides over the devices.
+        each = min(batch_size, len(self._row)) / devices.count()
+        each = max(1, math.floor(each) if augmentation is not None else math.ceil(each))
+        self.batch_size = each * devices.count()
         self.start_epoch(0)
 
     def __len__(self) -> int:
@@ -272,16 +280,16 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int):
         start = index * self.batch_size
-        positions = self.order[start : start + self.batch_size]
-        patches = self.patches(positions)
+        positions = fill_up(self.order[start : start + self.batch_size], self.batch_size)
+        share = devices.share(self.batch_size)
+        patches = self.patches(positions[share])
         if self._augmentation is None:
-            return (fill_up(patches, self.batch_size),)
+            return (patches,)
         rng = np.random.default_rng([self._seed, self._epoch, index])
-        for patch, parameters in zip(
-            patches, self._augmentation.draw(rng, len(patches)), strict=True
-        ):
+        drawn = self._augmentation.draw(rng, self.batch_size)[share]
+        for patch, parameters in zip(patches, drawn, strict=True):
             patch[:] = change(patch, parameters)
-        return patches, one_hot(self.labels[positions])
+        return patches, one_hot(self.labels[positions[share]])
 
     def sample(self, count: int, seed: int) -> list[np.ndarray]:
         """A random draw of patches, unaugmented, as a list of whole batches."""

@@ -1,26 +1,41 @@
 """The one place that knows which backend runs and how many devices there are.
 
 Everything else uses Keras. TensorFlow replicates with `MirroredStrategy`, JAX with
-`keras.distribution.DataParallel`; both average gradients over a global batch.
+`keras.distribution.DataParallel`; both average gradients over a global batch. In
+training, batch normalisation normalises by the statistics of a device's share of the
+batch on TensorFlow, and by those of the global batch on JAX.
+
+Several processes, on one machine or on many that share a disk, train one model on JAX.
+Each runs the same command with Keras's own variables set:
+
+    KERAS_BACKEND=jax KERAS_DISTRIBUTION_JOB_ADDRESSES=host0:1234 \\
+    KERAS_DISTRIBUTION_NUM_PROCESSES=2 KERAS_DISTRIBUTION_PROCESS_ID=0 \\
+        python train_part_a.py ...
+
+Each gives its share of every global batch to its devices; only process 0 writes files.
 """
 
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 
-from bach.runs import InputError, log
+from bach.runs import InputError, first_process, log
 
 # Options of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _strategy = None
 _count = 1
+_processes = 1
 
 
-def start(devices: int = 0, seed: int = 0, precision: str = "float32") -> int:
+def start(
+    devices: int = 0, seed: int = 0, precision: str = "float32", processes: bool = False
+) -> int:
     """Choose the devices of this process; call once, before a model is built.
 
     Args:
@@ -29,17 +44,27 @@ def start(devices: int = 0, seed: int = 0, precision: str = "float32") -> int:
         seed: Seeds Python, NumPy and the backend.
         precision: Keras dtype policy: "float32", "mixed_bfloat16" or
             "mixed_float16".
+        processes: Join the other processes that the environment names, if it names
+            any; `devices` is then how many each of them has.
 
     Returns:
-        The number of devices in use.
+        The number of devices in use, by all processes.
 
     Raises:
-        InputError: If there are fewer GPUs than asked for.
+        InputError: If there are fewer GPUs than asked for, or several processes where
+            they do not serve.
     """
-    global _strategy, _count
+    global _strategy, _count, _processes
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision)
     backend = keras.backend.backend()
+    _processes = int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", 1))
+    if _processes > 1 and (backend != "jax" or not processes):
+        raise InputError(
+            "Several processes serve only to train, and only on JAX.\n"
+            f"Received: KERAS_DISTRIBUTION_NUM_PROCESSES={_processes}, KERAS_BACKEND={backend}.\n"
+            "Unset the KERAS_DISTRIBUTION variables, or set KERAS_BACKEND=jax to train."
+        )
     if backend == "tensorflow":
         count, kind, _strategy = _start_tensorflow(devices)
     elif backend == "jax":
@@ -64,6 +89,69 @@ def check_batch_size(batch_size: int) -> None:
             f"The global batch must divide over the {_count} devices.\n"
             f"Received: --batch-size={batch_size}. Use a multiple of {_count}."
         )
+
+
+def share(size: int) -> slice:
+    """The part of a global batch of `size` that this process gives to its devices."""
+    if _processes == 1:
+        return slice(0, size)
+    index = int(os.environ["KERAS_DISTRIBUTION_PROCESS_ID"])
+    return slice(index * size // _processes, (index + 1) * size // _processes)
+
+
+def count() -> int:
+    """How many devices are in use, by all processes."""
+    return _count
+
+
+def processes() -> int:
+    """How many processes train the model together."""
+    return _processes
+
+
+@contextlib.contextmanager
+def first_process_first(name: str) -> Iterator[None]:
+    """Context that the other processes enter when process 0 has left it.
+
+    Args:
+        name: Anything; the same in all processes.
+    """
+    if _processes == 1:
+        yield
+        return
+    from jax.experimental import multihost_utils
+
+    if not first_process():
+        multihost_utils.sync_global_devices(name)
+    yield
+    if first_process():
+        multihost_utils.sync_global_devices(name)
+
+
+def predict(model: keras.Model, batches: keras.utils.PyDataset) -> np.ndarray:
+    """What `model.predict` returns, in every process, also if there are several.
+
+    Args:
+        model: A compiled model.
+        batches: Batches `(patches,)`, all of one size, of this process's share each.
+    """
+    if _processes == 1:
+        return np.asarray(model.predict(batches, verbose=0))
+    # Keras's own predict asks for the whole result where only a share of it is.
+    import jax
+    from jax.experimental import multihost_utils
+
+    forward = jax.jit(lambda t, n, x: model.stateless_call(t, n, x, training=False)[0])
+    trainable = [v.value for v in model.trainable_variables]
+    state = [v.value for v in model.non_trainable_variables]
+    found = []
+    for index in range(len(batches)):
+        patches = batches[index][0].astype(np.float32)
+        layout = keras.distribution.distribution().get_data_layout(patches.shape)
+        patches = jax.make_array_from_process_local_data(layout.backend_layout, patches)
+        probs = forward(trainable, state, patches)
+        found.append(np.asarray(multihost_utils.process_allgather(probs, tiled=True)))
+    return np.concatenate(found)
 
 
 def scope() -> contextlib.AbstractContextManager:
@@ -228,22 +316,26 @@ def _keep_memory() -> None:
 def _start_jax(devices: int):
     import jax
 
-    if devices > 1:
+    if devices > 1 or _processes > 1:
         # Has an effect only before JAX is first used; with GPUs it changes nothing.
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", devices)
+            jax.config.update("jax_num_cpu_devices", max(devices, 1))
+    if _processes > 1:
+        keras.distribution.initialize()
     visible = jax.devices()
     kind = visible[0].platform.upper()
-    count = devices or (len(visible) if kind != "CPU" else 1)
-    if count > len(visible):
+    count = devices or (jax.local_device_count() if kind != "CPU" else 1)
+    if count > jax.local_device_count() or (_processes > 1 and count < jax.local_device_count()):
         raise InputError(
-            f"There are fewer devices than asked for.\n"
-            f"Received: --devices={devices}, visible: {len(visible)} {kind}."
+            "There must be as many devices as asked for"
+            + (", and several processes use all of theirs.\n" if _processes > 1 else ".\n")
+            + f"Received: --devices={devices}, visible: {jax.local_device_count()} {kind}."
         )
+    count *= _processes
     if count > 1:
         keras.distribution.set_distribution(
             keras.distribution.DataParallel(
-                devices=[f"{kind.lower()}:{i}" for i in range(count)], auto_shard_dataset=False
+                devices=keras.distribution.list_devices()[:count], auto_shard_dataset=False
             )
         )
     return count, kind

@@ -18,8 +18,8 @@ _LEGEND_PLACE = 95
 def write_png(path: str | os.PathLike, rgb: np.ndarray) -> None:
     """Write a uint8 `(height, width, 3)` RGB picture as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"{path} could not be written.")
+        # OpenCV only encodes: its own writer does not say why it could not write.
+        temporary.write_bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1])
 
 
 def contact_sheet(

@@ -110,7 +110,7 @@ def predict_patches(model: keras.Model, patches: np.ndarray, tta: bool = False) 
 
 def predict_batches(model: keras.Model, batches: keras.utils.PyDataset, count: int) -> np.ndarray:
     """Probabilities of `count` patches: float32 `(count, 4)`; what fills up is dropped."""
-    return np.asarray(model.predict(batches, verbose=0))[:count]
+    return devices.predict(model, batches)[:count]
 
 
 def predict_slide(

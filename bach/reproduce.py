@@ -111,7 +111,7 @@ def passed_on(args: argparse.Namespace, run: str) -> list[str]:
     for name, default in vars(parser.parse_args([])).items():
         value = epochs(args, run) if name == "epochs" else getattr(args, name)
         if value != default:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return words
 
 

@@ -9,6 +9,7 @@ written last: its presence means that the run is finished.
 import argparse
 import contextlib
 import datetime
+import errno
 import importlib.metadata
 import json
 import logging
@@ -37,12 +38,21 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message says what to do."""
 
 
+def first_process() -> bool:
+    """Whether this process writes files: of several that train one model, the first."""
+    return os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0") == "0"
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success.
 
     A crash, a full disk or a kill leaves the old file as it was. The temporary
-    name keeps the suffix, since many writers choose the format by it.
+    name keeps the suffix, since many writers choose the format by it. In a process
+    that writes no files (`first_process`) what was written is thrown away.
+
+    Raises:
+        InputError: If there is no room for it.
 
     Example:
         >>> with atomic_path("table.csv") as temporary:  # doctest: +SKIP
@@ -51,15 +61,28 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:])
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}.", suffix=suffix, dir=path.parent if first_process() else None
+        )
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp makes files only their owner can read
-        os.replace(temporary, path)
+        if first_process():
+            os.chmod(temporary, 0o644)  # mkstemp makes files only their owner can read
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"There must be room for {path}.\nReceived: {error.strerror}.\n"
+            "Files written before are whole. Make room and run the same command again; a script "
+            "goes on where it was with --resume."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -140,7 +163,32 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
         "--head", default="sigmoid", choices=("sigmoid", "softmax"), help="kind of the last layer"
     )
     parser.add_argument("--epochs", type=int, default=epochs, help="passes over the patches")
-    parser.add_argument("--learning-rate", type=float, default=0.001, help="of SGD, constant")
+    parser.add_argument(
+        "--optimizer", default="sgd", choices=("sgd", "adamw"),
+        help="sgd: with Nesterov momentum 0.9; adamw: with weight decay 0.004",
+    )  # fmt: skip
+    parser.add_argument("--learning-rate", type=float, default=0.001, help="of the optimizer")
+    parser.add_argument(
+        "--scale-learning-rate", action="store_true",
+        help="multiply the learning rate by batch size / 64",
+    )  # fmt: skip
+    parser.add_argument(
+        "--warmup-epochs", type=_at_least_0, default=0,
+        help="epochs over which the learning rate rises to its full value",
+    )  # fmt: skip
+    parser.add_argument(
+        "--schedule", default="constant", choices=("constant", "cosine"),
+        help="learning rate after the warm-up; cosine: falls to 0 over the rest",
+    )  # fmt: skip
+    parser.add_argument(
+        "--label-smoothing", type=_share, default=0.0,
+        help="share of every training label that is spread over all classes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ema", type=_share, default=0.0,
+        help="keep, a step, this share of a moving average of the weights, and use the average; "
+        "0: use the weights as they are",
+    )  # fmt: skip
     parser.add_argument("--hue", type=float, default=0.04, help="largest hue shift, in turns")
     parser.add_argument(
         "--saturation", type=float, default=0.25, help="largest relative saturation change"
@@ -156,11 +204,33 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
         "--monitor", default="heldout_loss", help="column of history.csv that decides best.keras"
     )
     parser.add_argument(
+        "--monitor-mode", default="auto", choices=("auto", "min", "max"),
+        help="whether less or more of --monitor is better; auto: told by its name",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-every", type=_at_least_0, default=0,
+        help="also save the model every so many epochs; 0: do not",
+    )  # fmt: skip
+    parser.add_argument(
         "--keep", default="last", choices=("last", "best"),
         help="epoch whose model is used; best is chosen on the held-out images, which makes "
         "their score too good",
     )  # fmt: skip
     add_device_options(parser)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, not {text}")
+    return value
+
+
+def _at_least_0(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+    return value
 
 
 class Run:
@@ -184,6 +254,11 @@ class Run:
         self.arguments = {key: value for key, value in vars(args).items()}
         self.finished = False
         self._start = time.monotonic()
+        if not first_process():
+            # The first process checks and writes for all.
+            self.finished = args.resume and self._has_metrics()
+            setup_logging()
+            return
         previous = self._read_previous()
         # A run killed at its very start leaves its log, and hidden temporary files.
         others = [] if not self.path.is_dir() else self.path.iterdir()
@@ -265,11 +340,13 @@ class Run:
         try:
             yield
         except KeyboardInterrupt:
-            self._write_status("interrupted")
+            with contextlib.suppress(InputError):  # no room to say so is no reason to hide why
+                self._write_status("interrupted")
             log.warning("interrupted; the same command with --resume goes on")
             raise
         except BaseException as error:
-            self._write_status(f"failed: {type(error).__name__}: {error}")
+            with contextlib.suppress(InputError):
+                self._write_status(f"failed: {type(error).__name__}: {error}")
             raise
 
     def finish(self, metrics: dict) -> None:

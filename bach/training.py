@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,9 +28,11 @@ from bach.classes import CLASSES
 from bach.model import build_model, load_model
 from bach.pictures import contact_sheet, write_png
 from bach.predict import predict_batches, prepare
-from bach.runs import InputError, atomic_path, duration, log, write_csv
+from bach.runs import InputError, atomic_path, duration, first_process, log, write_csv
 
 MOMENTUM = 0.9  # Kwok 2018, section 4.2
+WEIGHT_DECAY = 0.004  # Keras's default for AdamW
+BASE_BATCH = 64  # patches; what --learning-rate belongs to with --scale-learning-rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +41,34 @@ class Settings:
 
     Attributes:
         epochs: Passes over the training patches.
-        learning_rate: Constant; the batch it belongs to is the global batch.
+        optimizer: "sgd" (Nesterov momentum) or "adamw".
+        learning_rate: Of the global batch, or with `scale_learning_rate` of a batch
+            of 64.
+        scale_learning_rate: Multiply the learning rate by global batch / 64.
+        warmup_epochs: Epochs over which the learning rate rises to its full value.
+        schedule: "constant", or "cosine": down to 0 at the end.
+        label_smoothing: Share of a label that is spread over all classes, 0..1.
+        ema: Momentum a step of a moving average of the weights, which is then what
+            is scored and saved; 0 keeps none.
         bn_patches: Training patches from which batch-normalisation statistics are
             estimated anew after every epoch; 0 keeps the moving averages.
         monitor: Column of the history that decides which epoch is best.
         mode: "min", "max", or "auto" to tell by the name.
+        keep_every: Save the model every so many epochs as well; 0 does not.
     """
 
     epochs: int = 25
+    optimizer: str = "sgd"
     learning_rate: float = 0.001
+    scale_learning_rate: bool = False
+    warmup_epochs: int = 0
+    schedule: str = "constant"
+    label_smoothing: float = 0.0
+    ema: float = 0.0
     bn_patches: int = 1024
     monitor: str = "heldout_loss"
     mode: str = "auto"
+    keep_every: int = 0
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     seed: int = 0
 
@@ -61,50 +80,57 @@ def train(
     heldout_images: np.ndarray | None,
     settings: Settings,
     folder: str | os.PathLike,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> pd.DataFrame:
     """Train a model, or go on with it where `folder` holds its state.
 
     Args:
-        model: From `build_model`, built within `devices.scope()`. Trained in place.
+        model: From `build_model`, built within `devices.scope()`. Trained in place;
+            with `ema` it ends with the averaged weights.
         training: Batches with augmentation.
         heldout: Batches without, or None; never trained on.
         heldout_images: Image id of every held-out patch, `(n,)`.
         settings: See `Settings`.
         folder: Where checkpoints and history are written.
+        callbacks: More of Keras's callbacks; they come after an epoch is saved.
 
     Returns:
         The history, one row an epoch.
 
     Raises:
-        InputError: If the state in `folder` does not fit, or the loss is not finite.
+        InputError: If the settings or the state in `folder` do not fit, or the loss is
+            not finite.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _compile(model, settings)
-    checkpoint = Checkpoint(folder, settings.monitor, settings.mode)
+    _compile(model, settings, learning_rate(settings, training.batch_size, len(training)))
+    checkpoint = Checkpoint(folder, settings.monitor, settings.mode, settings.keep_every)
     history = checkpoint.restore(model)
     done = len(history)
     if done:
         log.info("going on after epoch %d of %d", done, settings.epochs)
-    else:
+    elif devices.processes() == 1:
         _check_untrained_loss(model, training)
     training.start_epoch(done)
     _draw_batch(training, folder / "batch.png")
-    callbacks = [_Progress(training, settings.epochs)]
+    ours = [_Progress(training, settings.epochs), UseAverages()]
     if settings.bn_patches:
-        callbacks.append(RefreshBatchNorm(training, settings))
+        ours.append(RefreshBatchNorm(training, settings))
     if heldout is not None:
-        callbacks.append(EvaluateHeldOut(heldout, heldout_images))
-    callbacks += [checkpoint, _LogEpoch(settings.epochs)]
+        ours.append(EvaluateHeldOut(heldout, heldout_images))
+    ours += [checkpoint, _LogEpoch(settings.epochs)]
     if done < settings.epochs:
         model.fit(
             training,
             initial_epoch=done,
             epochs=settings.epochs,
-            callbacks=callbacks,
+            callbacks=[*ours, *callbacks],
             verbose=0,
             shuffle=False,  # Batches shuffles, by seed and epoch
         )
+    else:
+        # What `fit` does at its end: the averages, if kept, become the weights.
+        model.optimizer.finalize_variable_values(model.trainable_variables)
     return pd.DataFrame(checkpoint.history)
 
 
@@ -150,9 +176,17 @@ def train_fold(
         model = build_model(args.backbone, args.weights, args.head, margins.pop())
     settings = Settings(
         epochs=args.epochs,
+        optimizer=args.optimizer,
         learning_rate=args.learning_rate,
+        scale_learning_rate=args.scale_learning_rate,
+        warmup_epochs=args.warmup_epochs,
+        schedule=args.schedule,
+        label_smoothing=args.label_smoothing,
+        ema=args.ema,
         bn_patches=args.bn_patches,
         monitor=args.monitor,
+        mode=args.monitor_mode,
+        keep_every=args.keep_every,
         augmentation=Augmentation(args.hue, args.saturation, args.value),
         seed=args.seed * 1000 + fold + 1,
     )
@@ -173,7 +207,10 @@ def train_fold(
     kept = folder / f"{args.keep}.keras"
     if heldout is None:
         kept = folder / "last.keras"
-    with atomic_path(folder / "model.keras") as temporary:
+    with (
+        devices.first_process_first(f"model of {folder.name}"),
+        atomic_path(folder / "model.keras") as temporary,
+    ):
         shutil.copyfile(kept, temporary)
     probs = np.zeros((0, len(CLASSES)), np.float32)
     if heldout is not None:
@@ -181,8 +218,74 @@ def train_fold(
         probs = predict_batches(prepare(load_model(folder / "model.keras")), held, len(held.labels))
     with atomic_path(done) as temporary, temporary.open("wb") as stream:
         np.save(stream, probs)
-    (folder / "state.npz").unlink(missing_ok=True)  # large, and of no use any more
+    if first_process():
+        (folder / "state.npz").unlink(missing_ok=True)  # large, and of no use any more
     return None if heldout is None else probs
+
+
+def learning_rate(
+    settings: Settings, batch_size: int, steps: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate, as a function of the step if it is not constant.
+
+    With a larger batch there are fewer steps, and each may be longer: the rate is
+    multiplied by the batch's size and reached gradually, from the rate of the small
+    batch (from 0 where nothing is multiplied).
+
+    Args:
+        settings: See `Settings`.
+        batch_size: Patches a global batch.
+        steps: Batches an epoch.
+
+    Returns:
+        A number or a Keras schedule. What was done is logged, unless it is nothing.
+
+    Raises:
+        InputError: If the warm-up is not shorter than the training.
+
+    Source: Goyal et al. 2017, arXiv:1706.02677, sections 2.1 and 2.2.
+    """
+    base = peak = settings.learning_rate
+    if settings.scale_learning_rate:
+        peak = base * batch_size / BASE_BATCH
+        log.info(
+            "learning rate: %g x %d / %d = %g (global batch %d)",
+            base, batch_size, BASE_BATCH, peak, batch_size,
+        )  # fmt: skip
+    if settings.warmup_epochs and settings.warmup_epochs >= settings.epochs:
+        raise InputError(
+            "The warm-up must be shorter than the training.\n"
+            f"Received: --warmup-epochs={settings.warmup_epochs}, --epochs={settings.epochs}."
+        )
+    first = base if base < peak else 0.0
+    warmup = settings.warmup_epochs * steps
+    if warmup:
+        log.info("learning rate: from %g to %g over %d steps", first, peak, warmup)
+    if settings.schedule == "cosine":
+        rest = settings.epochs * steps - warmup
+        log.info("learning rate: from %g to 0 over %d steps, as a cosine", peak, rest)
+        if not warmup:
+            return keras.optimizers.schedules.CosineDecay(peak, rest)
+        return keras.optimizers.schedules.CosineDecay(
+            first, rest, warmup_target=peak, warmup_steps=warmup
+        )
+    if warmup:
+        return keras.optimizers.schedules.PolynomialDecay(first, warmup, end_learning_rate=peak)
+    return peak
+
+
+def swap_averages(model: keras.Model) -> None:
+    """Exchange the weights and their moving averages, where averages are kept."""
+    # mixed_float16 wraps the optimizer.
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not optimizer.use_ema:
+        return
+    averages = optimizer._model_variables_moving_average  # Keras names them nowhere else
+    with devices.scope():
+        for weight, average in zip(model.trainable_variables, averages, strict=True):
+            one, other = (keras.ops.convert_to_numpy(v).copy() for v in (weight, average))
+            weight.assign(other)
+            average.assign(one)
 
 
 def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[str, float]:
@@ -208,6 +311,17 @@ def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[st
         predicted = means[:, : probs.shape[1]].argmax(axis=1)
         result["heldout_image_accuracy"] = float((predicted == means[:, -1]).mean())
     return result
+
+
+class UseAverages(keras.callbacks.Callback):
+    """Puts the averaged weights into the model at the end of an epoch, if there are any.
+
+    What follows refreshes, scores and saves the averages; `Checkpoint`, the last that
+    needs them, puts the weights back.
+    """
+
+    def on_epoch_end(self, epoch, logs=None):
+        swap_averages(self.model)
 
 
 class RefreshBatchNorm(keras.callbacks.Callback):
@@ -246,21 +360,25 @@ class Checkpoint(keras.callbacks.Callback):
     Writes after every epoch `best.keras` (if the epoch is the best so far),
     `last.keras`, `history.csv`, and last of all `state.npz`; a kill at any point
     leaves the state of an earlier epoch, from which the rest is written again. The
-    models are plain Keras models whatever they were trained on.
+    models are plain Keras models whatever they were trained on. Where averages of the
+    weights are kept, it finds them in the model, saves them, and puts the weights back
+    before it saves the state.
 
     Args:
         folder: Where to save.
         monitor: Name in the epoch's logs that decides what is best.
         mode: "min", "max", or "auto".
+        keep_every: Also write `epoch_NNN.keras` every so many epochs; 0 does not.
 
     Raises:
         InputError: If `mode` is "auto" and the name tells neither.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str = "auto"):
+    def __init__(self, folder: Path, monitor: str, mode: str = "auto", keep_every: int = 0):
         super().__init__()
         self._folder = Path(folder)
         self._monitor = monitor
+        self._keep_every = keep_every
         self._sign = {"min": -1, "max": 1}[best_mode(monitor, mode)]
         self.history: list[dict] = []
 
@@ -272,10 +390,18 @@ class Checkpoint(keras.callbacks.Callback):
                 f"The loss is {row['loss']} after epoch {epoch + 1}: training diverged.\n"
                 "Use a smaller --learning-rate. The last good checkpoint is kept."
             )
+        if self._monitor not in row and any(name.startswith("heldout_") for name in row):
+            raise InputError(
+                f"--monitor must be a column of the history.\nReceived: --monitor="
+                f"{self._monitor}. Use one of {', '.join(list(row)[1:])}."
+            )
         if self._monitor in row and self._is_best(row):
             save_model(self.model, self._folder / "best.keras")
+        if self._keep_every and (epoch + 1) % self._keep_every == 0:
+            save_model(self.model, self._folder / f"epoch_{epoch + 1:03d}.keras")
         save_model(self.model, self._folder / "last.keras")
         write_csv(pd.DataFrame(self.history), self._folder / "history.csv")
+        swap_averages(self.model)
         self._save_state()
 
     def restore(self, model: keras.Model) -> list[dict]:
@@ -295,10 +421,11 @@ class Checkpoint(keras.callbacks.Callback):
             with np.load(file) as state:
                 history = json.loads(str(state["history"]))
                 values = [state[f"v{index}"] for index in range(len(variables))]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"The training state {file} is damaged or of another network ({error}).\n"
-                f"Delete {self._folder} to train this fold again from the start."
+                f"Delete {self._folder} to train this fold again from the start; the models saved "
+                "there are not touched by this."
             ) from error
         for variable, value in zip(variables, values, strict=True):
             if tuple(variable.shape) != value.shape:
@@ -318,6 +445,8 @@ class Checkpoint(keras.callbacks.Callback):
         return not earlier or self._sign * row[self._monitor] > max(earlier)
 
     def _save_state(self) -> None:
+        if not first_process():
+            return
         values = {
             f"v{index}": keras.ops.convert_to_numpy(variable)
             for index, variable in enumerate(_state_variables(self.model))
@@ -350,6 +479,7 @@ class _Progress(keras.callbacks.Callback):
         seconds = time.monotonic() - self._start
         count = len(self._training) * self._training.batch_size
         logs["patches_per_s"] = round(count / seconds, 2)
+        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
 
 
 class _LogEpoch(keras.callbacks.Callback):
@@ -400,18 +530,26 @@ def best_mode(monitor: str, mode: str = "auto") -> str:
 
 def save_model(model: keras.Model, path: str | os.PathLike) -> None:
     """Save a model as a `.keras` file, whole or not at all, without its optimizer."""
+    if not first_process():
+        return
     # The same layers as a model that was never compiled; momenta would double the file.
     plain = keras.Model(model.input, model.output, name=model.name)
     with atomic_path(path) as temporary:
         plain.save(temporary)
 
 
-def _compile(model: keras.Model, settings: Settings) -> None:
+def _compile(model: keras.Model, settings: Settings, rate) -> None:
+    average = {"use_ema": settings.ema > 0, "ema_momentum": settings.ema}
     with devices.scope():
-        optimizer = keras.optimizers.SGD(settings.learning_rate, momentum=MOMENTUM, nesterov=True)
+        if settings.optimizer == "adamw":
+            optimizer = keras.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY, **average)
+            # Scales and shifts are not what decay is to keep small.
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        else:
+            optimizer = keras.optimizers.SGD(rate, momentum=MOMENTUM, nesterov=True, **average)
         model.compile(
             optimizer=optimizer,
-            loss="categorical_crossentropy",
+            loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
             metrics=["accuracy"],
             jit_compile=devices.jit(),
         )

@@ -1,5 +1,6 @@
 """The four scripts as a user runs them, on the trial data."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -312,16 +313,80 @@ def test_a_model_trained_on_two_devices_opens_as_a_plain_model(toy, tmp_path):
     assert np.allclose(probs, table[list(PROB_COLUMNS)], atol=1e-4)
 
 
-def _kill_when(words, ready, timeout=400):
-    """Start a command and SIGKILL it as soon as `ready()` holds."""
+def _kill_when(words, ready, timeout=400, how=signal.SIGKILL):
+    """Start a command and end it as soon as `ready()` holds: what it said, and its code."""
     process = _run(words)
     end = time.monotonic() + timeout
     while not ready():
         assert process.poll() is None, f"ended before it was killed: {process.stdout.read()}"
         assert time.monotonic() < end, "never got ready"
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    return process.communicate(timeout=timeout)[0], process.returncode
+
+
+def test_ctrl_c_leaves_nothing_half_and_says_how_to_go_on(toy, tmp_path):
+    run = tmp_path / "run"
+    words = _part_a(toy, run, "--limit", "3", "--fold", "0")
+    words[words.index("--epochs") + 1] = "50"
+    out, code = _kill_when(
+        ["train_part_a.py", *words], (run / "fold_0/state.npz").exists, how=signal.SIGINT
+    )
+    assert code == 130, out
+    assert "interrupted; the same command with --resume goes on" in out
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert not list(run.rglob(".*"))
+    assert not (run / "metrics.json").exists()
+    assert keras.models.load_model(run / "fold_0/last.keras").output_shape == (None, 4)
+
+
+def test_runs_on_the_same_photos_can_share_their_patches(toy, runs, tmp_path):
+    shared = ["--patches-dir", str(runs / "part_a/patches"), "--fold", "0"]
+    train_part_a.main(_part_a(toy, tmp_path / "run", "--limit", "3", *shared))
+    assert (tmp_path / "run/patches").resolve() == (runs / "part_a/patches").resolve()
+    assert len(pd.read_csv(tmp_path / "run/predictions.csv")) > 0
+    with pytest.raises(InputError, match="must be those of the chosen photos"):
+        train_part_a.main(_part_a(toy, tmp_path / "other", "--limit", "2", *shared))
+
+
+def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("jax is not installed")
+    data = ["--data-dir", str(toy)]
+    stages = {
+        "train_part_a": _part_a(toy, tmp_path / "part_a", "--limit", "3", "--fold", "0"),
+        "mine_hard_examples": [
+            *data, "--run-dir", f"{tmp_path}/hard", "--model-dir", f"{runs}/part_a",
+            "--hard-examples", "40", "--stride-um", "300",
+        ],
+        "train_final": [
+            *data, "--run-dir", f"{tmp_path}/final", "--part-a-dir", f"{tmp_path}/part_a",
+            "--hard-examples-dir", f"{tmp_path}/hard", "--folds", f"{toy}/part_b.csv", *NETWORK,
+            "--epochs", "1", "--batch-size", "16", "--fold", "none", "--limit", "1",
+        ],
+        "make_heatmap": [
+            *data, "--run-dir", f"{tmp_path}/heatmaps", "--model-dir", f"{runs}/final",
+            "--step-um", "300",
+        ],
+    }  # fmt: skip
+    code = ["import importlib, sys", "sys.modules['tensorflow'] = None  # as if not installed"]
+    for stage, words in stages.items():
+        code.append(f"importlib.import_module({stage!r}).main({words!r})")
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)], cwd=ROOT, env=environment, text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("(jax, float32)") == 4
+    assert (tmp_path / "part_a/predictions.csv").exists()
+    assert (tmp_path / "final/fold_none/model.keras").exists()
+    # The same models give the same predictions as on TensorFlow.
+    for name in ("A01", "A02"):
+        one, other = (pd.read_csv(p / f"hard/slides/{name}.csv") for p in (tmp_path, runs))
+        pd.testing.assert_frame_equal(one, other, atol=1e-4)
+        heat = [np.load(p / f"heatmaps/heatmaps/{name}.npy") for p in (tmp_path, runs)]
+        assert np.allclose(*heat, atol=1e-4, equal_nan=True)
 
 
 def test_training_killed_in_its_second_fold_ends_as_if_it_had_not_been(toy, tmp_path):

@@ -1,9 +1,13 @@
 """Training: what it learns, what it saves, and that it goes on without a trace."""
 
+import contextlib
+import resource
+
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_training import SIDE, tiny_model
 
 from bach import training
 from bach.augment import Augmentation
@@ -82,7 +86,7 @@ def test_a_damaged_state_is_an_error_that_says_what_to_do(patches, tmp_path):
 
 def test_a_diverging_training_stops_and_keeps_the_last_good_checkpoint(patches, tmp_path):
     model = build_model("small", "none")
-    training._compile(model, training.Settings())
+    training._compile(model, training.Settings(), 0.001)
     checkpoint = training.Checkpoint(tmp_path, "heldout_loss")
     checkpoint.set_model(model)
     checkpoint.on_epoch_end(0, {"loss": 1.0, "heldout_loss": 1.0})
@@ -98,7 +102,7 @@ def test_a_diverging_training_stops_and_keeps_the_last_good_checkpoint(patches, 
 )
 def test_best_is_the_first_epoch_with_the_best_value(monitor, values, best, tmp_path):
     model = build_model("small", "none")
-    training._compile(model, training.Settings())
+    training._compile(model, training.Settings(), 0.001)
     checkpoint = training.Checkpoint(tmp_path, monitor)
     checkpoint.set_model(model)
     bias = model.get_layer("classes").weights[1]
@@ -143,3 +147,145 @@ def test_images_are_scored_by_the_mean_of_their_patches():
 def test_a_saved_model_can_be_run_over_whole_regions(tmp_path):
     training.save_model(build_model("small", "none"), tmp_path / "model.keras")
     assert DenseModel(load_model(tmp_path / "model.keras")).stride == 32
+
+
+def _tiny(folder, **settings):
+    """Train a tiny network on 16 patches of noise, in one step an epoch."""
+    keras.utils.set_random_seed(1)
+    labels = np.arange(16) % 4
+    patches = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 3), np.uint8)
+    model = tiny_model()
+    settings = training.Settings(**{"epochs": 3, "learning_rate": 0.1, "bn_patches": 0, **settings})
+    seen, held = (
+        Batches([patches], [labels], [np.arange(16)], 16, 0, augmentation)
+        for augmentation in (settings.augmentation, None)
+    )
+    images = np.array([f"i{index}" for index in range(16)])
+    return model, training.train(model, seen, held, images, settings, folder)
+
+
+def _weights(file):
+    return [keras.ops.convert_to_numpy(v) for v in load_model(file).trainable_variables]
+
+
+def test_the_saved_model_is_the_moving_average_of_the_weights(tmp_path):
+    _tiny(tmp_path / "plain", keep_every=1)
+    model, _ = _tiny(tmp_path / "ema", keep_every=1, ema=0.75)
+    average = _weights(tmp_path / "plain/epoch_001.keras")
+    for epoch in (2, 3):
+        weights = _weights(tmp_path / f"plain/epoch_00{epoch}.keras")
+        assert not np.allclose(weights[0], average[0], atol=1e-3)
+        average = [0.75 * a + 0.25 * w for a, w in zip(average, weights, strict=True)]
+        saved = _weights(tmp_path / f"ema/epoch_00{epoch}.keras")
+        assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(average, saved, strict=True))
+    for one, other in zip(model.trainable_variables, average, strict=True):
+        assert np.allclose(keras.ops.convert_to_numpy(one), other, atol=1e-6)
+
+
+def test_models_are_kept_every_so_many_epochs(tmp_path):
+    _tiny(tmp_path, epochs=5, keep_every=2)
+    assert sorted(p.name for p in tmp_path.glob("epoch_*")) == [
+        "epoch_002.keras",
+        "epoch_004.keras",
+    ]
+
+
+def _rates(steps, batch_size=64, **settings):
+    rate = training.learning_rate(training.Settings(**settings), batch_size, 10)
+    return [float(rate(step)) for step in steps]
+
+
+def test_the_learning_rate_is_a_plain_number_unless_asked_for_more():
+    assert training.learning_rate(training.Settings(), 256, 10) == 0.001
+
+
+def test_the_learning_rate_grows_with_the_batch_and_is_warmed_up_from_that_of_a_small_one():
+    settings = {"epochs": 6, "warmup_epochs": 2, "scale_learning_rate": True}
+    rates = _rates([0, 10, 20, 59], 256, **settings)
+    assert rates == pytest.approx([0.001, 0.0025, 0.004, 0.004])
+    # A half of a cosine over the 40 steps that are left: 1, 1/2 in the middle, 0.
+    rates = _rates([0, 10, 20, 40, 60], 256, schedule="cosine", **settings)
+    assert rates == pytest.approx([0.001, 0.0025, 0.004, 0.002, 0], abs=1e-8)
+
+
+def test_a_rate_that_is_not_scaled_is_warmed_up_from_0():
+    assert _rates([0, 5, 10], epochs=2, warmup_epochs=1) == pytest.approx([0, 0.0005, 0.001])
+    rates = _rates([0, 10, 20], epochs=2, schedule="cosine")
+    assert rates == pytest.approx([0.001, 0.0005, 0], abs=1e-8)
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused():
+    with pytest.raises(InputError, match="shorter"):
+        _rates([0], epochs=2, warmup_epochs=2)
+
+
+def test_adamw_decays_kernels_and_nothing_else():
+    model = tiny_model()
+    training._compile(model, training.Settings(optimizer="adamw"), 0.5)
+    for variable in model.trainable_variables:
+        variable.assign(np.ones(variable.shape))
+    model.optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables])
+    for variable in model.trainable_variables:
+        expected = 1 - 0.5 * training.WEIGHT_DECAY if variable.name == "kernel" else 1
+        assert np.allclose(keras.ops.convert_to_numpy(variable), expected), variable.path
+
+
+def test_label_smoothing_spreads_a_share_of_the_label():
+    model = tiny_model()
+    training._compile(model, training.Settings(label_smoothing=0.2), 0.1)
+    probs = np.array([[0.7, 0.1, 0.1, 0.1]], np.float32)
+    loss = float(model.loss(np.array([[1, 0, 0, 0]], np.float32), probs))
+    assert loss == pytest.approx(-0.85 * np.log(0.7) - 3 * 0.05 * np.log(0.1), rel=1e-5)
+
+
+def test_a_metric_that_is_not_in_the_history_cannot_be_monitored(tmp_path):
+    with pytest.raises(InputError, match=r"heldout_acuracy. Use one of .*heldout_accuracy"):
+        _tiny(tmp_path, monitor="heldout_acuracy", mode="max")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_cut_state_is_an_error_and_leaves_the_models_whole(share, tmp_path):
+    _tiny(tmp_path, epochs=1)
+    state, last = tmp_path / "state.npz", tmp_path / "last.keras"
+    whole, model = state.read_bytes(), last.read_bytes()
+    state.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"damaged[\s\S]*Delete"):
+        _tiny(tmp_path, epochs=2)
+    assert last.read_bytes() == model
+    state.write_bytes(whole)
+    assert len(_tiny(tmp_path, epochs=2)[1]) == 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_cut_model_is_an_error_that_says_what_to_do(share, tmp_path):
+    training.save_model(tiny_model(), tmp_path / "last.keras")
+    whole = (tmp_path / "last.keras").read_bytes()
+    (tmp_path / "last.keras").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match="damaged"):
+        load_model(tmp_path / "last.keras")
+
+
+@contextlib.contextmanager
+def _room(size):
+    """No file may grow beyond `size` bytes: what a full disk is to whoever writes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("room", [100, 20_000])
+def test_a_full_disk_is_an_error_and_leaves_the_last_good_checkpoint(room, tmp_path):
+    model, _ = _tiny(tmp_path, epochs=1)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    checkpoint = training.Checkpoint(tmp_path, "heldout_loss")
+    checkpoint.restore(model)
+    checkpoint.set_model(model)
+    with _room(room), pytest.raises(InputError, match=r"room for .*last.keras[\s\S]*Make room"):
+        checkpoint.on_epoch_end(1, {"loss": 1.0, "heldout_loss": 100.0})
+    with _room(room), pytest.raises(InputError, match=r"room for .*batch.png[\s\S]*Make room"):
+        _tiny(tmp_path, epochs=2)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert len(_tiny(tmp_path, epochs=2)[1]) == 2

@@ -1,0 +1,218 @@
+"""Which of the things learned since 2018 help here, and by how much?
+
+Trains script 1 once for every recipe and seed, on the same patient-safe folds and one
+patch store, and compares every recipe with `base` on the same held-out images.
+
+A recipe is a few more arguments of `train_part_a.py` (`RECIPES` below); names joined by
++ add up, as in `cosine+ema-0.99`. Options that are not listed here go to every run, so
+`--backbone small --weights none --learning-rate 0.02` chooses what all are tried on.
+
+Accuracy is that of images, the mean over seeds, out of fold. `minus base` is paired:
+patients are drawn anew, all seeds of a patient together, and both recipes are scored on
+the same draw. Its interval says what other patients would change; `sd over seeds`, of
+that difference, what another seed would.
+
+Reads:   --data-dir, --folds.
+Writes:  DIR/patches/, DIR/<recipe>-seed<n>/ (run folders of script 1). Run again, the
+         same command goes on: finished runs are not repeated.
+Command: python benchmarks/recipes.py --data-dir data/BACH --folds folds/part_a.csv \\
+             --run-dir runs/recipes --backbone small --weights none --learning-rate 0.02
+Time:    that of a run of script 1, times recipes, times seeds; --quick paints 16 photos
+         and tries one recipe for one epoch, about a minute on two cores.
+Prints a Markdown table; the last line is JSON.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bach import folds, toy
+from bach.comparison import read_images, verdict
+from bach.intervals import (
+    accuracy_from_sums,
+    accuracy_sums,
+    bootstrap,
+    format_interval,
+    patient_units,
+    unit_sums,
+)
+from bach.metrics import to_json
+from bach.runs import InputError, exit_with, log
+
+ROOT = Path(__file__).resolve().parent.parent
+
+RECIPES = {
+    "base": [],
+    "softmax": ["--head", "softmax"],
+    "ema-0.9": ["--ema", "0.9"],
+    "ema-0.99": ["--ema", "0.99"],
+    "ema-0.999": ["--ema", "0.999"],
+    "label-smoothing": ["--label-smoothing", "0.1"],
+    "cosine": ["--schedule", "cosine"],
+    "warm-up": ["--warmup-epochs", "2"],
+    "adamw": ["--optimizer", "adamw", "--learning-rate", "0.001"],
+    "large-batch": ["--batch-size", "256", "--scale-learning-rate", "--warmup-epochs", "2"],
+    "no-colour-change": ["--hue", "0", "--saturation", "0", "--value", "0"],
+    "moving-statistics": ["--bn-patches", "0"],
+    "best-epoch": ["--keep", "best"],
+    "no-weights": ["--weights", "none"],
+}
+
+
+def arguments(name: str) -> list[str]:
+    """Arguments of a recipe, or of several joined by +.
+
+    Raises:
+        InputError: If there is no such recipe.
+    """
+    parts = name.split("+")
+    unknown = [part for part in parts if part not in RECIPES]
+    if unknown:
+        raise InputError(
+            f"There must be a recipe of that name.\nReceived: --recipes={name}.\n"
+            f"Use {', '.join(RECIPES)}, or several joined by +."
+        )
+    return [word for part in parts for word in RECIPES[part]]
+
+
+def run_folder(base: Path, name: str, seed: int) -> Path:
+    return base / f"{name}-seed{seed}"
+
+
+def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int) -> None:
+    """Train one recipe with one seed, go on with it, or find that it is done."""
+    folder = run_folder(Path(args.run_dir), name, seed)
+    words = [
+        sys.executable, ROOT / "train_part_a.py", "--data-dir", args.data_dir,
+        "--folds", args.folds, "--run-dir", folder, "--seed", seed, "--epochs", args.epochs,
+        "--patches-dir", Path(args.run_dir) / "patches", "--resume",
+        *common, *arguments(name),
+    ]  # fmt: skip
+    log.info("recipe %s, seed %d", name, seed)
+    code = subprocess.run([str(word) for word in words], stdout=sys.stderr).returncode
+    if code:
+        raise InputError(
+            f"Every run must finish.\nReceived: exit code {code} of {folder}.\n"
+            "Mend what its log says; the same command goes on."
+        )
+
+
+def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
+    """Scores of a recipe, and its paired difference from `base`.
+
+    Returns:
+        `accuracy` and `binary_accuracy`, each `value` (mean over seeds), `difference`
+        (an interval as of `bootstrap`) and `sd` (of the difference over seeds, None
+        with one seed); `verdict` on the accuracy.
+    """
+    tables = []
+    for seed in seeds:
+        ours, base = (read_images(run_folder(base_dir, n, seed)) for n in (name, "base"))
+        both = ours.merge(base[["image_id", "predicted"]], on="image_id", suffixes=("", "_base"))
+        if len(both) != len(ours) or len(both) != len(base):
+            raise InputError(
+                "A recipe and base must have predicted the same images.\n"
+                f"Received: {len(ours)} and {len(base)} images, {len(both)} in common "
+                f"({name}, seed {seed}).\nName a new --run-dir for other folds or limits."
+            )
+        tables.append(both.assign(seed=seed))
+    table = pd.concat(tables, ignore_index=True)
+    numbers, unit = patient_units(table)
+    sums = np.hstack(
+        [accuracy_sums(table["label"], table[column]) for column in ("predicted", "predicted_base")]
+    )
+    width = sums.shape[1] // 2
+    result = {}
+    for metric in ("accuracy", "binary_accuracy"):
+
+        def difference(values: np.ndarray, metric: str = metric) -> np.ndarray:
+            ours, base = values[..., :width], values[..., width:]
+            return accuracy_from_sums(ours, metric) - accuracy_from_sums(base, metric)
+
+        per_seed = [difference(sums[table["seed"] == seed].sum(axis=0)) for seed in seeds]
+        result[metric] = {
+            "value": float(accuracy_from_sums(sums.sum(axis=0)[:width], metric)),
+            "difference": bootstrap(unit_sums(sums, numbers), difference, unit=unit),
+            "sd": float(np.std(per_seed, ddof=1)) if len(seeds) > 1 else None,
+        }
+    return {"arguments": arguments(name), **result} | {
+        "verdict": verdict(result["accuracy"]["difference"])
+    }
+
+
+def paint(folder: Path) -> tuple[Path, Path]:
+    """A small trial data set and its folds, for --quick."""
+    data, table = folder / "toy", folder / "folds.csv"
+    toy.make_data_set(data, patients=4, images=4, test_images=0, slides=0, test_slides=0)
+    folds.main(
+        ["make", "--data-dir", str(data), "--folds", "2", "--part", "a",
+         "--patients", str(data / "patients.csv"), "--out", str(table)]
+    )  # fmt: skip
+    return data, table
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", default="data/BACH", help="folder of the challenge data")
+    parser.add_argument("--folds", default="folds/part_a.csv", help="table of folds")
+    parser.add_argument("--run-dir", default="runs/recipes", help="folder of the runs")
+    parser.add_argument(
+        "--recipes", nargs="+", default=list(RECIPES), metavar="NAME",
+        help=f"recipes to try beside base: {', '.join(RECIPES)}; + joins several",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, help="trainings a recipe")
+    parser.add_argument("--epochs", type=int, default=25, help="passes over the patches")
+    parser.add_argument("--quick", action="store_true", help="one recipe on a little trial data")
+    return parser.parse_known_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, common = parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.quick:
+            args.data_dir, args.folds = paint(Path(temporary))
+            args.run_dir, args.recipes, args.seeds, args.epochs = temporary, ["softmax"], 1, 1
+            common = ["--backbone", "small", "--weights", "none", "--batch-size", "16", *common]
+        names = ["base", *(name for name in dict.fromkeys(args.recipes) if name != "base")]
+        for name in names:
+            arguments(name)  # a misspelt name is said before hours of work
+        seeds = list(range(args.seeds))
+        # Seed by seed, so that a first table can be had early.
+        for seed in seeds:
+            for name in names:
+                train(args, common, name, seed)
+        report({name: compare(Path(args.run_dir), name, seeds) for name in names}, seeds, common)
+
+
+def report(results: dict[str, dict], seeds: Sequence[int], common: Sequence[str]) -> None:
+    """Print the table and the result as JSON."""
+    print(
+        "| recipe | arguments | accuracy | minus base | sd over seeds | carcinoma or not "
+        "| minus base | |\n|---|---|---|---|---|---|---|---|"
+    )
+    for name, result in results.items():
+        cells = [name, " ".join(result["arguments"])]
+        four, two = result["accuracy"], result["binary_accuracy"]
+        differences = [
+            "" if name == "base" else format_interval(row["difference"], 3) for row in (four, two)
+        ]
+        sd = "" if four["sd"] is None or name == "base" else f"{four['sd']:.3f}"
+        cells += [f"{four['value']:.3f}", differences[0], sd, f"{two['value']:.3f}", differences[1]]
+        cells.append("" if name == "base" else result["verdict"])
+        print(f"| {' | '.join(cells)} |")
+    print(f"\nMean over {len(seeds)} seeds. All runs: {' '.join(common) or 'no more options'}.")
+    print(to_json({"seeds": len(seeds), "common": list(common), "recipes": results}))
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,249 @@
+"""Does the input keep up with the network, and what do two devices cost?
+
+Script 1's own loop (`bach.training.train` on a patch store of painted photos, augmentation
+and all) is timed beside the same compiled step on one batch that lies on the device
+already, and beside the loop on two logical devices at the same global batch.
+
+`input_efficiency`: patches/s of the loop / patches/s of the bare step; 1 means that the
+    network never waits for its input.
+`replica_overhead`: time of a step of the loop on two logical CPU devices / on one. They
+    share the machine, so 1 means that replication costs nothing.
+Both are medians over rounds with the lowest and highest beside. A round times all three
+one after the other, so that what else the machine does falls on all. The first batches
+of an epoch, which were read ahead while something else went on, are not counted.
+
+Also the time and bytes to cut the patch store, once a round.
+
+Reads:   nothing.
+Writes:  a temporary folder, deleted.
+Command: python benchmarks/training.py
+         python benchmarks/training.py --backbone InceptionResNetV2 --batch-size 16 --steps 8
+Time:    3 min on two cores with the small backbone; --quick, which times too few steps for
+         figures that mean anything, 1 min.
+Prints a table; the last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bach import data, devices, toy, training
+from bach.augment import Augmentation
+from bach.batches import Batches, PatchStore, cut_photos
+from bach.metrics import to_json
+from bach.model import build_model
+from bach.runs import exit_with, log, setup_logging
+
+
+class Clock(keras.callbacks.Callback):
+    """Times an epoch but for its first batches; between epochs does what it is told.
+
+    After every epoch it prints the seconds of the loop and reads commands: `step` times
+    the bare step and prints its seconds, `loop` goes on with another epoch.
+
+    Args:
+        batches: The training batches.
+        skip: Batches at the start of an epoch that are not timed.
+    """
+
+    def __init__(self, batches: Batches, skip: int):
+        super().__init__()
+        self._batches = batches
+        self._skip = skip
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self._skip:
+            float(logs["loss"])  # waits until the device is done
+            self._start = time.perf_counter()
+        if batch + 1 == len(self._batches):
+            float(logs["loss"])
+            self._seconds = time.perf_counter() - self._start
+
+    def on_epoch_end(self, epoch, logs=None):
+        _say(loop=self._seconds)
+        for line in sys.stdin:
+            if line.strip() == "loop":
+                return
+            _say(step=self._time_step())
+
+    def _time_step(self) -> float:
+        patches, labels = (keras.ops.convert_to_tensor(array) for array in self._batches[0])
+        self.model.train_on_batch(patches, labels)  # the first compiles
+        start = time.perf_counter()
+        for _ in range(len(self._batches) - self._skip):
+            self.model.train_on_batch(patches, labels)  # waits until the device is done
+        return time.perf_counter() - start
+
+
+def _say(**values: float) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Be one of the processes that are timed: train, and report to the one that asks."""
+    setup_logging()
+    devices.start(args.devices, 0, args.precision)
+    store = PatchStore(Path(args.work) / "patches")
+    with devices.scope():
+        model = build_model(args.backbone, "none")
+    skip = 9  # Keras reads 8 batches ahead
+    rows = np.resize(np.arange(len(store.table)), (skip + args.steps) * args.batch_size)
+    batches = Batches(
+        [store.patches], [store.table["label"].to_numpy()], [rows], args.batch_size, 0,
+        Augmentation(),
+    )  # fmt: skip
+    settings = training.Settings(epochs=1 + args.rounds, bn_patches=0)
+    folder = Path(args.work) / f"devices_{args.devices}"
+    training.train(model, batches, None, None, settings, folder, [Clock(batches, skip)])
+
+
+class Worker:
+    """A process that trains on `devices` logical devices and waits to be told to go on."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path, devices: int):
+        words = [
+            "--work", folder, "--devices", devices, "--backbone", args.backbone,
+            "--batch-size", args.batch_size, "--steps", args.steps, "--rounds", args.rounds,
+            "--precision", args.precision,
+        ]  # fmt: skip
+        environment = dict(os.environ)
+        if devices > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = "-1"
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *map(str, words)], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self.read("loop")  # the first epoch compiles
+
+    def read(self, name: str) -> float:
+        """Seconds that the process reports under a name."""
+        for line in self._process.stdout:
+            if line.startswith("{") and name in (values := json.loads(line)):
+                return values[name]
+        raise RuntimeError(f"The process that trains ended with {self._process.wait()}.")
+
+    def ask(self, name: str) -> float:
+        """Have the process time its loop or the bare step: seconds."""
+        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.flush()
+        return self.read(name)
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict:
+    """All figures, as the last line of output holds them."""
+    toy.make_data_set(
+        folder / "data", patients=4, images=args.photos, test_images=0, slides=0, test_slides=0
+    )
+    images = data.part(folder / "data", "A")
+    seconds: dict[str, list[float]] = {"cut": [], "loop": [], "step": [], "two": []}
+    for _ in range(args.rounds):
+        shutil.rmtree(folder / "patches", ignore_errors=True)
+        start = time.perf_counter()
+        store = cut_photos(images, folder / "patches")
+        seconds["cut"].append(time.perf_counter() - start)
+    workers = [Worker(args, folder, count) for count in (1, 2)]
+    workers[0].ask("step")  # compiles
+    for number in range(args.rounds):
+        seconds["loop"].append(workers[0].ask("loop"))
+        seconds["step"].append(workers[0].ask("step"))
+        seconds["two"].append(workers[1].ask("loop"))
+        log.info("round %d: %s", number, {k: round(v[-1], 2) for k, v in seconds.items()})
+    for worker in workers:
+        worker.end()
+    loop, step, two = (np.array(seconds[name]) for name in ("loop", "step", "two"))
+    patches = args.steps * args.batch_size
+    cut = float(np.median(seconds["cut"]))
+    return {
+        "backbone": args.backbone,
+        "backend": keras.backend.backend(),
+        "precision": args.precision,
+        "batch_size": args.batch_size,
+        "cores": os.cpu_count(),
+        "input_efficiency": _spread(step / loop),
+        "replica_overhead": _spread(two / loop),
+        "patches_per_s": {
+            "loop": _spread(patches / loop),
+            "step": _spread(patches / step),
+            "loop, two devices": _spread(patches / two),
+        },
+        "cut": {
+            "photos": len(images),
+            "patches": len(store.table),
+            "seconds": cut,
+            "bytes": (folder / "patches" / "patches.npy").stat().st_size,
+            "photos_per_s": len(images) / cut,
+        },
+    }
+
+
+def _spread(values: np.ndarray) -> dict:
+    return {
+        "value": float(np.median(values)),
+        "lowest": float(values.min()),
+        "highest": float(values.max()),
+    }
+
+
+def report(result: dict) -> None:
+    """Print the table and the result as JSON."""
+    print("| figure | median | lowest | highest |\n|---|---|---|---|")
+    rows = {name: result[name] for name in ("input_efficiency", "replica_overhead")}
+    rows |= {f"patches/s, {name}": row for name, row in result["patches_per_s"].items()}
+    for name, row in rows.items():
+        print(f"| {name} | {' | '.join(f'{value:.3g}' for value in row.values())} |")
+    cut = result["cut"]
+    print(
+        f"\ncut {cut['photos']} photos into {cut['patches']:,} patches: {cut['seconds']:.2f} s "
+        f"({cut['photos_per_s']:.1f} photos/s), {cut['bytes'] / 1e6:.1f} MB"
+    )
+    print(to_json(result))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbone", default="small", help="small, or of keras.applications")
+    parser.add_argument("--batch-size", type=int, default=64, help="patches a global batch")
+    parser.add_argument("--steps", type=int, default=20, help="batches to time a round")
+    parser.add_argument("--rounds", type=int, default=5, help="times that all is timed")
+    parser.add_argument("--photos", type=int, default=4, help="photos a class to paint")
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        help="number format of the network's inner layers",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="few and small batches")
+    parser.add_argument("--work", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--devices", type=int, default=1, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.batch_size, args.steps, args.rounds, args.photos = 8, 4, 2, 1
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.work:
+        work(args)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        report(measure(args, Path(temporary)))
+
+
+if __name__ == "__main__":
+    exit_with(main)
