@@ -261,15 +261,16 @@ class Batches(keras.utils.PyDataset):
         return -(-len(self._row) // self.batch_size)
 
     def start_epoch(self, epoch: int) -> None:
-        """Set the epoch, which decides order and augmentation."""
+        """Set the epoch, which decides order and augmentation.
+
+        Whoever trains calls it: Keras looks at a first batch before it trains, and says
+        `on_epoch_end` after that already.
+        """
         self._epoch = epoch
         self.order = np.arange(len(self._row))
         if self._augmentation is not None:
             rng = np.random.default_rng([self._seed, epoch])
             self.order = rng.permutation(len(self._row))
-
-    def on_epoch_end(self) -> None:
-        self.start_epoch(self._epoch + 1)
 
     def patches(self, positions: np.ndarray) -> np.ndarray:
         """Copy patches into memory: uint8 `(len(positions), side, side, 3)`."""

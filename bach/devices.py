@@ -78,6 +78,20 @@ def start(
     return count
 
 
+def start_model(seed: int) -> None:
+    """Forget earlier models and seed anew, so that a model does not depend on them.
+
+    Keras's `clear_session` alone would also forget the precision and, on JAX, the
+    devices: every model would be trained in float32 on one device.
+    """
+    policy, distribution = keras.config.dtype_policy(), keras.distribution.distribution()
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(policy)
+    if distribution is not None:
+        keras.distribution.set_distribution(distribution)
+    keras.utils.set_random_seed(seed)
+
+
 def check_batch_size(batch_size: int) -> None:
     """Refuse a global batch that does not divide over the devices.
 

@@ -163,8 +163,7 @@ def train_fold(
         return None if heldout is None else np.load(done)
     # Seeded by fold, so that a fold does not depend on those trained before it in
     # the same process.
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(args.seed * 1000 + fold + 1)
+    devices.start_model(args.seed * 1000 + fold + 1)
     margins = {store.margin for store, _ in parts}
     if len(margins) != 1:
         raise InputError(
@@ -465,6 +464,7 @@ class _Progress(keras.callbacks.Callback):
         self._bar = None
 
     def on_epoch_begin(self, epoch, logs=None):
+        self._training.start_epoch(epoch)
         self._start = time.monotonic()
         self._bar = tqdm(
             total=len(self._training), desc=f"epoch {epoch + 1}/{self._epochs}",

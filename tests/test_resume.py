@@ -74,6 +74,7 @@ def folder(request, tmp_path_factory):
     assert process.returncode == 0, out
     assert f"devices: {count} CPU ({backend}" in out
     assert out.count("going on after epoch 2 of 4") == 1
+    assert backend != "jax" or f"weights on {count} devices" in out
     return folder
 
 
@@ -123,6 +124,7 @@ def test_two_processes_train_the_model_that_one_trains(one_process, tmp_path):
     outs = [process.communicate(timeout=300)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outs)
     assert "devices: 2 CPU (jax" in outs[1]
+    assert all("weights on 2 devices" in out for out in outs)
     first, second = (tmp_path / f"both/weights{index}.npz" for index in range(2))
     assert close(first, second, atol=0)
     # Sums over two halves of a batch round otherwise than over the whole.

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tiny_training import SIDE, tiny_model
 
-from bach import training
+from bach import devices, training
 from bach.augment import Augmentation
 from bach.batches import Batches
 from bach.dense import DenseModel
@@ -289,3 +289,22 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_good_checkpoint(room, tmp_p
         _tiny(tmp_path, epochs=2)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert len(_tiny(tmp_path, epochs=2)[1]) == 2
+
+
+def test_a_new_model_is_built_in_the_precision_that_was_chosen():
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        devices.start_model(seed=0)
+        model = build_model("small", "none")
+        assert model.get_layer("dense").compute_dtype == "bfloat16"
+        assert model.get_layer("classes").compute_dtype == "float32"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_a_new_model_does_not_depend_on_those_before_it():
+    devices.start_model(seed=3)
+    one = tiny_model().get_weights()
+    tiny_model()
+    devices.start_model(seed=3)
+    assert all(np.array_equal(a, b) for a, b in zip(one, tiny_model().get_weights(), strict=True))

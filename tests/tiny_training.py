@@ -82,10 +82,11 @@ def train(folder: Path, hold: int | None) -> None:
     def batches(rows: np.ndarray, augmentation: Augmentation | None = None) -> HeldBatches:
         return HeldBatches([patches], [labels], [rows], BATCH, 1, augmentation)
 
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(1)
+    devices.start_model(seed=1)
     with devices.scope():
         model = tiny_model()
+    if keras.backend.backend() == "jax":
+        print(f"weights on {len(model.weights[0].value.sharding.device_set)} devices")
     seen, held = batches(np.arange(32), settings.augmentation), batches(np.arange(32, 48))
     seen.hold = hold
     images = np.array([f"image {row % 8}" for row in range(16)])
