@@ -1,4 +1,4 @@
-# make demo        the whole pipeline on trial data (15 to 20 minutes on two cores)
+# make demo        the whole pipeline on trial data (10 to 15 minutes on two cores)
 # make reproduce DATA=data/BACH ARGS="..."   the paper's run, its figures beside ours
 # make test        all tests
 # make lint        ruff
