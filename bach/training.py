@@ -479,7 +479,8 @@ class _Progress(keras.callbacks.Callback):
         seconds = time.monotonic() - self._start
         count = len(self._training) * self._training.batch_size
         logs["patches_per_s"] = round(count / seconds, 2)
-        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        logs["learning_rate"] = float(rate)
 
 
 class _LogEpoch(keras.callbacks.Callback):
