@@ -369,7 +369,16 @@ def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
             "--step-um", "300",
         ],
     }  # fmt: skip
-    code = ["import importlib, sys", "sys.modules['tensorflow'] = None  # as if not installed"]
+    # As if TensorFlow were not installed; Keras asks whether it is in sys.modules, so None
+    # there will not do.
+    code = [
+        "import importlib, sys",
+        "class Without:",
+        "    def find_spec(self, name, path=None, target=None):",
+        "        if name.split('.')[0] == 'tensorflow':",
+        "            raise ModuleNotFoundError(name)",
+        "sys.meta_path.insert(0, Without())",
+    ]
     for stage, words in stages.items():
         code.append(f"importlib.import_module({stage!r}).main({words!r})")
     environment = {**os.environ, "KERAS_BACKEND": "jax", "CUDA_VISIBLE_DEVICES": "-1"}
