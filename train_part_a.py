@@ -12,12 +12,14 @@ Writes   runs/part_a/patches/              all patches, cut once (1.5 GB)
     python train_part_a.py --data-dir data/BACH
     python train_part_a.py --data-dir data/toy --folds data/toy/part_a_folds.csv \\
         --backbone small --weights none --epochs 8 --learning-rate 0.02
+    python train_part_a.py --data-dir data/BACH --run-dir runs/image --image-network runs/part_a
 
 Paper (Kwok 2018, 3 folds, ImageNet weights): 0.79 four-class and 0.91 carcinoma /
 non-carcinoma accuracy; 25 epochs in 35 min on two GTX 1080 Ti.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="surroundings of a patch that the network sees, in network px (2.1 um): patches and "
         "dense heatmaps are then the same function; the later scripts follow",
     )  # fmt: skip
+    parser.add_argument(
+        "--image-network", default=None, metavar="RUN",
+        help="train on whole photos instead of patches, from the models of that run of this script "
+        "(same folds; backbone, head and margin are theirs)",
+    )  # fmt: skip
     parser.add_argument("--fold", type=int, default=None, help="train only this fold")
     parser.add_argument(
         "--patches-dir", default=None,
@@ -75,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"--fold must be one of {', '.join(map(str, every))}.\nReceived: --fold={args.fold}."
         )
+    if args.image_network is not None:
+        check_same_folds(args.image_network, images, chosen)
     run = Run(args)
     if run.finished:
         print(run.path)
@@ -82,18 +91,28 @@ def main(argv: list[str] | None = None) -> None:
     with run.watch():
         # 2. Patches, once for all folds.
         from bach import devices, training  # load the framework, which --help must not
-        from bach.batches import cut_photos
+        from bach.batches import cut_photos, store_photos
+        from bach.patches import NETWORK_SIZE
 
         devices.start(args.devices, args.seed, args.precision, processes=True)
+        build = None
+        shape = (NETWORK_SIZE + 2 * args.margin,) * 2
+        if args.image_network is not None:
+            build = {fold: image_network(args.image_network, fold, images) for fold in chosen}
+            shape = build[chosen[0]]().input_shape[1:3]
         with devices.first_process_first("patches"):
             share_patches(args.patches_dir, run)
-            store = cut_photos(images, run.path / "patches", args.margin)
-        if set(store.table["image_id"]) != set(images["image_id"]) or store.margin != args.margin:
+            if build is None:
+                store = cut_photos(images, run.path / "patches", args.margin)
+            else:
+                store = store_photos(images, run.path / "patches", shape)
+        found = store.patches.shape[1:3]
+        if set(store.table["image_id"]) != set(images["image_id"]) or found != shape:
             raise InputError(
-                "The patches must be those of the chosen photos, with the same margin.\n"
-                f"Received: --patches-dir={args.patches_dir}, with patches of "
-                f"{store.table['image_id'].nunique()} photos, margin {store.margin}; "
-                f"{len(images)} photos are chosen, --margin={args.margin}.\n"
+                "The patches must be those of the chosen photos, and of the network's size.\n"
+                f"Received: --patches-dir={args.patches_dir}, with patches of {found[1]}x{found[0]}"
+                f" px of {store.table['image_id'].nunique()} photos; {len(images)} photos are "
+                f"chosen, the network takes {shape[1]}x{shape[0]} px.\n"
                 "Name another folder, and they are cut."
             )
 
@@ -118,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
                 fold,
                 [(store, np.flatnonzero(~held))],
                 (store, np.flatnonzero(held)),
+                build and build[fold],
             )
             table = store.table.loc[held].reset_index(drop=True).assign(fold=fold)
             tables.append(table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True))))
@@ -126,6 +146,42 @@ def main(argv: list[str] | None = None) -> None:
         metrics = report(pd.concat(tables, ignore_index=True), images, run)
         run.finish(metrics)
     print(run.path)
+
+
+def check_same_folds(run_dir: str, images: pd.DataFrame, chosen: list[int]) -> None:
+    """Refuse patch models that have seen what is to be held out.
+
+    Raises:
+        InputError: If an image held out now was not held out by the model of its fold.
+    """
+    file = Path(run_dir) / "predictions.csv"
+    if not file.exists():
+        raise InputError(
+            "An image network starts from a finished run of this script.\n"
+            f"Received: --image-network={run_dir}, without {file.name}."
+        )
+    then = pd.read_csv(file, dtype={"image_id": str}).set_index("image_id")["fold"]
+    now = images[images["fold"].isin(chosen)].set_index("image_id")["fold"]
+    seen = now.index[then.reindex(now.index).to_numpy() != now.to_numpy()]
+    if len(seen):
+        raise InputError(
+            "The patch models must not have seen what is held out now: use the same folds.\n"
+            f"Received: --image-network={run_dir}; {len(seen)} images are held out in another "
+            f"fold than there, such as {seen[0]}."
+        )
+
+
+def image_network(run_dir: str, fold: int, images: pd.DataFrame) -> Callable:
+    """What builds the image network of a fold."""
+    from bach.image_network import build_image_network
+    from bach.model import load_model
+    from bach.predict import model_file
+
+    def build():
+        patch_network = load_model(model_file(run_dir, fold))
+        return build_image_network(patch_network, images["width"].max(), images["height"].max())
+
+    return build
 
 
 def share_patches(patches_dir: str | None, run: Run) -> None:

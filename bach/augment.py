@@ -83,15 +83,28 @@ def change(patch: np.ndarray, parameters: np.ndarray) -> np.ndarray:
 ORIENTATIONS = 8
 
 
+def orientations(images: np.ndarray, all_of_them: bool) -> list[int]:
+    """The orientations to average over: one, or all that keep the shape of the images.
+
+    Args:
+        images: Array `(n, rows, cols, channels)`.
+        all_of_them: Eight for squares, four for what is wider than high.
+    """
+    if not all_of_them:
+        return [0]
+    square = images.shape[1] == images.shape[2]
+    return [index for index in range(ORIENTATIONS) if square or not index & 1]
+
+
 def orient(images: np.ndarray, index: int) -> np.ndarray:
     """One of the eight orientations of the square.
 
     Args:
-        images: Array `(n, side, side, channels)`.
-        index: 0..7; 0 leaves the images as they are.
+        images: Array `(n, rows, cols, channels)`.
+        index: 0..7; 0 leaves the images as they are, odd ones exchange rows and columns.
 
     Returns:
-        A view of the same shape.
+        A view.
     """
     if index & 1:
         images = images.swapaxes(1, 2)

@@ -2,7 +2,7 @@
 
 A patch store is a folder with `patches.npy` (uint8 `(n, side, side, 3)`, mapped from
 disk while training; side is 299 px, or more with a margin) and `patches.csv` (the
-patch table, row by row).
+patch table, row by row). For an image network the patches are whole photos.
 """
 
 import concurrent.futures
@@ -22,7 +22,8 @@ from bach import devices
 from bach.augment import Augmentation, change
 from bach.classes import CLASSES
 from bach.data import read_photo
-from bach.patches import NETWORK_SIZE, PATCH_SIZE, photo_patches
+from bach.image_network import photo_input
+from bach.patches import COLUMNS, NETWORK_SIZE, PATCH_SIZE, photo_patches
 from bach.runs import InputError, atomic_path, step, write_csv
 from bach.slides import Slide
 
@@ -34,9 +35,11 @@ class PatchStore:
         folder: Folder written by `cut_photos` or `cut_slides`.
 
     Attributes:
-        patches: uint8 array `(n, side, side, 3)`, mapped from disk.
+        patches: uint8 array `(n, side, side, 3)`, mapped from disk; whole photos are
+            `(n, rows, cols, 3)`.
         table: Patch table, one row a patch.
-        margin: Surroundings on each side in network px; side is 299 + 2 * margin.
+        margin: Surroundings of a patch on each side in network px; side is
+            299 + 2 * margin.
 
     Raises:
         InputError: If there is no whole store in the folder.
@@ -90,7 +93,29 @@ def cut_photos(images: pd.DataFrame, folder: str | os.PathLike, margin: int = 0)
         def cut(index: int) -> np.ndarray:
             return photo_to_patches(read_photo(paths[index]), tables[index], margin)
 
-        _write_store(folder, tables, cut, "photos", margin)
+        _write_store(folder, tables, cut, "photos", [NETWORK_SIZE + 2 * margin] * 2)
+    return PatchStore(folder)
+
+
+def store_photos(
+    images: pd.DataFrame, folder: str | os.PathLike, shape: tuple[int, int]
+) -> PatchStore:
+    """Store whole photos as an image network takes them; each is one "patch".
+
+    Args:
+        images: Table with `image_id, path, label, width, height`.
+        folder: Where to write; a whole store there is used as it is.
+        shape: Rows and columns of the network's input.
+    """
+    if not store_exists(folder):
+        columns = images[["image_id", "label"]].assign(x=0, y=0, size=images["width"], tissue=1.0)
+        tables = [columns.iloc[[index]][COLUMNS] for index in range(len(columns))]
+        paths = images["path"].tolist()
+
+        def cut(index: int) -> np.ndarray:
+            return photo_input(read_photo(paths[index]), shape)[None]
+
+        _write_store(folder, tables, cut, "photos", shape)
     return PatchStore(folder)
 
 
@@ -143,7 +168,7 @@ def cut_slides(
             with Slide(slides[group["image_id"].iloc[0]], mpp=mpp) as slide:
                 return np.stack([read_patch(slide, row, margin) for row in group.itertuples()])
 
-        _write_store(folder, groups, cut, "slides", margin)
+        _write_store(folder, groups, cut, "slides", [NETWORK_SIZE + 2 * margin] * 2)
     return PatchStore(folder)
 
 
@@ -169,13 +194,12 @@ def _write_store(
     tables: Sequence[pd.DataFrame],
     cut: Callable[[int], np.ndarray],
     what: str,
-    margin: int,
+    size: Sequence[int],
 ) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.concat(tables, ignore_index=True)
-    side = NETWORK_SIZE + 2 * margin
-    shape = (len(table), side, side, 3)
+    shape = (len(table), *size, 3)
     needed = int(np.prod(shape))
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -195,7 +219,7 @@ def _write_store(
             for _ in tqdm(jobs, total=len(tables), desc=what, disable=None):
                 pass
         patches.flush()
-        notes.append(f"{len(tables)} {what} -> {len(table):,} patches of {side} px")
+        notes.append(f"{len(tables)} {what} -> {len(table):,} of {size[1]}x{size[0]} px")
         notes.append(f"{needed / 1e9:.2f} GB")
     write_csv(table, folder / "patches.csv")
 
@@ -288,6 +312,8 @@ class Batches(keras.utils.PyDataset):
             return (patches,)
         rng = np.random.default_rng([self._seed, self._epoch, index])
         drawn = self._augmentation.draw(rng, self.batch_size)[share]
+        if patches.shape[1] != patches.shape[2]:
+            drawn[:, 0] = 0  # a photo that is wider than high cannot be turned on its side
         for patch, parameters in zip(patches, drawn, strict=True):
             patch[:] = change(patch, parameters)
         return patches, one_hot(self.labels[positions[share]])

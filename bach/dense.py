@@ -26,7 +26,7 @@ from bach import devices
 from bach.augment import ORIENTATIONS, orient, orient_back
 from bach.classes import CLASSES
 from bach.inference import fast_clone
-from bach.model import margin_of
+from bach.model import margin_of, probabilities
 from bach.patches import NETWORK_MPP, NETWORK_SIZE
 from bach.predict import ReadAhead
 from bach.runs import InputError
@@ -100,10 +100,7 @@ class DenseModel:
         x = layers.AveragePooling2D(self.window, strides=1)(pooled)
         x = clone.get_layer("dense")(x)
         last = clone.get_layer("classes")
-        x = last(x)
-        if last.activation is keras.activations.sigmoid:
-            x = x / keras.ops.maximum(keras.ops.sum(x, axis=-1, keepdims=True), 1e-7)
-        self._top = keras.Model(pooled, x)
+        self._top = keras.Model(pooled, probabilities(last(x), last))
         for half in (self._features, self._top):
             half.compile(jit_compile=devices.jit())
 

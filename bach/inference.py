@@ -39,16 +39,25 @@ def fast_clone(
     return _clone(model, None if any_size else model.input_shape[1:3], half, top=True)
 
 
+def resized_clone(model: keras.Model, height: int, width: int) -> keras.Model:
+    """Copy a model for input of another size, to be trained or not; nothing is folded."""
+    return _clone(model, (height, width), None, fold=False)
+
+
 def _clone(
-    model: keras.Model, size: tuple | None, half: str | None, top: bool = False
+    model: keras.Model,
+    size: tuple | None,
+    half: str | None,
+    top: bool = False,
+    fold: bool = True,
 ) -> keras.Model:
-    folded = _foldable(model)
+    folded = _foldable(model) if fold else {}
     readers = set(folded.values())
     first_of_top = _top_layers(model) if top else frozenset()
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, keras.Model):
-            return _clone(layer, size, half)
+            return _clone(layer, size, half, fold=fold)
         if layer.name in readers:
             kind = layers.Identity if type(layer) is layers.BatchNormalization else layers.Add
             return kind(name=layer.name, dtype=half)

@@ -68,10 +68,8 @@ def build_model(
     x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
     x = layers.Dropout(DROPOUT, name="dropout")(x)
     # float32 also under mixed precision: a sum of four small sigmoids underflows.
-    x = layers.Dense(len(CLASSES), activation=head, dtype="float32", name="classes")(x)
-    if head == "sigmoid":
-        x = x / ops.maximum(ops.sum(x, axis=-1, keepdims=True), 1e-7)
-    model = keras.Model(inputs, x, name=backbone.lower())
+    last = layers.Dense(len(CLASSES), activation=head, dtype="float32", name="classes")
+    model = keras.Model(inputs, probabilities(last(x), last), name=backbone.lower())
     if os.path.isfile(weights):
         _load_weights(model, weights)
     return model
@@ -104,6 +102,16 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     if isinstance(model.input, list):  # saved so, though it is a single one
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     return model
+
+
+def probabilities(outputs: keras.KerasTensor, last: layers.Dense) -> keras.KerasTensor:
+    """Outputs of a classifier's last layer, `(..., 4)`, as probabilities that sum to 1.
+
+    Source for sigmoids: Kwok 2018, section 4.2.
+    """
+    if last.activation is not keras.activations.sigmoid:
+        return outputs
+    return outputs / ops.maximum(ops.sum(outputs, axis=-1, keepdims=True), 1e-7)
 
 
 def margin_of(model: keras.Model) -> int:

@@ -15,10 +15,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from bach import devices
-from bach.augment import ORIENTATIONS, orient
+from bach.augment import orient, orientations
 from bach.batches import fill_up, photo_to_patches, read_patch
 from bach.classes import PROB_COLUMNS
 from bach.data import read_photo
+from bach.image_network import is_image_network, photo_input
 from bach.inference import fast_clone
 from bach.model import load_model, margin_of
 from bach.patches import photo_patches
@@ -30,6 +31,7 @@ def load_models(
     run_dir: str | os.PathLike,
     folds: Sequence[int] | None = None,
     ready: Callable[[keras.Model], object] | None = None,
+    whole_photos: bool = False,
 ) -> dict:
     """Load the models of a training run.
 
@@ -38,18 +40,29 @@ def load_models(
             file.
         folds: Which folds to load; all there are by default.
         ready: What to make of each model; `prepare` by default.
+        whole_photos: Take image networks too, which know nothing of patches.
 
     Returns:
         Model by fold number; a run with `--fold none` and a single file have the
         key -1.
 
     Raises:
-        InputError: If there is no finished model, or a fold is missing.
+        InputError: If there is no finished model, a fold is missing, or a model is of
+            the wrong kind.
     """
-    ready = ready or prepare
+
+    def load(file: Path):
+        model = load_model(file)
+        if is_image_network(model) and not whole_photos:
+            raise InputError(
+                "Slides are predicted by patch networks; this one judges whole photos.\n"
+                f"Received: {file}. Name the run that it was made from."
+            )
+        return (ready or prepare)(model)
+
     run_dir = Path(run_dir)
     if run_dir.suffix == ".keras":
-        return {-1: ready(load_model(run_dir))}
+        return {-1: load(run_dir)}
     found = {}
     for path in sorted(run_dir.glob("fold_*/model.keras")):
         name = path.parent.name.removeprefix("fold_")
@@ -63,7 +76,7 @@ def load_models(
             + ".\nTrain it first (or finish it with --resume)."
         )
     log.info("models: %s of %s", ", ".join(f"fold {fold}" for fold in wanted), run_dir)
-    return {fold: ready(load_model(found[fold])) for fold in wanted}
+    return {fold: load(found[fold]) for fold in wanted}
 
 
 def model_file(run_dir: str | os.PathLike, fold: int) -> Path:
@@ -96,16 +109,16 @@ def predict_patches(model: keras.Model, patches: np.ndarray, tta: bool = False) 
 
     Args:
         model: From `prepare`.
-        patches: uint8 `(n, side, side, 3)`.
-        tta: Mean over the eight orientations, at eight times the cost.
+        patches: uint8 `(n, side, side, 3)`, or whole photos for an image network.
+        tta: Mean over the eight orientations (four of photos), at as many times the cost.
 
     Source of the eight orientations: Liu et al. 2017.
     """
     total = np.zeros((len(patches), len(PROB_COLUMNS)), np.float32)
-    count = ORIENTATIONS if tta else 1
-    for index in range(count):
+    chosen = orientations(patches, tta)
+    for index in chosen:
         total += np.asarray(model.predict_on_batch(np.ascontiguousarray(orient(patches, index))))
-    return total / count
+    return total / len(chosen)
 
 
 def predict_batches(model: keras.Model, batches: keras.utils.PyDataset, count: int) -> np.ndarray:
@@ -173,12 +186,12 @@ def common_margin(models: Sequence[keras.Model]) -> int:
 def predict_photos(
     models: Sequence[keras.Model], images: pd.DataFrame, tta: bool = False
 ) -> pd.DataFrame:
-    """Predict whole photos by the mean over their patches and over models.
+    """Predict whole photos, by image networks or by the mean over their patches.
 
     Args:
-        models: One or more models of one margin.
+        models: One or more models of one input size; the mean is over them too.
         images: Image table of photos.
-        tta: Mean over the eight orientations too; Kwok 2018 does without.
+        tta: Mean over all orientations too; Kwok 2018 does without.
 
     Returns:
         Table with `image_id` and the four `prob_` columns, one row an image.
@@ -187,10 +200,14 @@ def predict_photos(
     """
     rows = []
     margin = common_margin(models)
+    whole = is_image_network(models[0])
     for image in tqdm(images.itertuples(), total=len(images), desc="photos", disable=None):
         photo = read_photo(image.path)
-        table = photo_patches(image.image_id, photo.shape[1], photo.shape[0], None)
-        patches = photo_to_patches(photo, table, margin)
+        if whole:
+            patches = photo_input(photo, models[0].input_shape[1:3])[None]
+        else:
+            table = photo_patches(image.image_id, photo.shape[1], photo.shape[0], None)
+            patches = photo_to_patches(photo, table, margin)
         # Filled up to a multiple of 8, so that it splits over as many devices.
         filled = fill_up(patches, -(-len(patches) // 8) * 8)
         probs = np.mean(

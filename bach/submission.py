@@ -459,7 +459,7 @@ def predict_part_a(
     from bach import devices, predict
 
     devices.start()
-    models = predict.load_models(model_dir)
+    models = predict.load_models(model_dir, whole_photos=True)
     with step("predictions") as notes:
         table = predict.predict_photos(list(models.values()), images, tta)
         if temperature is not None:

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -140,6 +140,7 @@ def train_fold(
     fold: int,
     parts: Sequence[tuple[PatchStore, np.ndarray]],
     heldout: tuple[PatchStore, np.ndarray] | None,
+    build: Callable[[], keras.Model] | None = None,
 ) -> np.ndarray | None:
     """Build and train the model of one fold, or load what is there of it.
 
@@ -152,6 +153,7 @@ def train_fold(
         fold: Number of the fold; seeds it.
         parts: Stores to train on, each with the rows to use.
         heldout: Store and rows held out, or None.
+        build: Makes the model; a patch classifier by the arguments if not given.
 
     Returns:
         Probabilities of the held-out patches `(n, 4)`, or None without any.
@@ -172,7 +174,10 @@ def train_fold(
             "Mine hard examples with the models of the same run of train_part_a.py."
         )
     with devices.scope():
-        model = build_model(args.backbone, args.weights, args.head, margins.pop())
+        if build is None:
+            model = build_model(args.backbone, args.weights, args.head, margins.pop())
+        else:
+            model = build()
     settings = Settings(
         epochs=args.epochs,
         optimizer=args.optimizer,

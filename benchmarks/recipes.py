@@ -3,9 +3,10 @@
 Trains script 1 once for every recipe and seed, on the same patient-safe folds and one
 patch store, and compares every recipe with `base` on the same held-out images.
 
-A recipe is a few more arguments of `train_part_a.py` (`RECIPES` below); names joined by
-+ add up, as in `cosine+ema-0.99`. Options that are not listed here go to every run, so
-`--backbone small --weights none --learning-rate 0.02` chooses what all are tried on.
+A recipe is a few more arguments of `train_part_a.py` (`RECIPES` below; BASE stands for
+the run of `base` with the same seed); names joined by + add up, as in `cosine+ema-0.99`.
+Options that are not listed here go to every run, so `--backbone small --weights none
+--learning-rate 0.02` chooses what all are tried on.
 
 Accuracy is that of images, the mean over seeds, out of fold. `minus base` is paired:
 patients are drawn anew, all seeds of a patient together, and both recipes are scored on
@@ -63,6 +64,7 @@ RECIPES = {
     "no-colour-change": ["--hue", "0", "--saturation", "0", "--value", "0"],
     "moving-statistics": ["--bn-patches", "0"],
     "best-epoch": ["--keep", "best"],
+    "image-network": ["--image-network", "BASE"],
     "no-weights": ["--weights", "none"],
 }
 
@@ -89,12 +91,14 @@ def run_folder(base: Path, name: str, seed: int) -> Path:
 
 def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int) -> None:
     """Train one recipe with one seed, go on with it, or find that it is done."""
-    folder = run_folder(Path(args.run_dir), name, seed)
+    base, folder = (run_folder(Path(args.run_dir), n, seed) for n in ("base", name))
+    own = [str(base) if word == "BASE" else word for word in arguments(name)]
+    patches = "photos" if "--image-network" in own else "patches"
     words = [
         sys.executable, ROOT / "train_part_a.py", "--data-dir", args.data_dir,
         "--folds", args.folds, "--run-dir", folder, "--seed", seed, "--epochs", args.epochs,
-        "--patches-dir", Path(args.run_dir) / "patches", "--resume",
-        *common, *arguments(name),
+        "--patches-dir", Path(args.run_dir) / patches, "--resume",
+        *common, *own,
     ]  # fmt: skip
     log.info("recipe %s, seed %d", name, seed)
     code = subprocess.run([str(word) for word in words], stdout=sys.stderr).returncode

@@ -1,0 +1,117 @@
+"""The image network: a patch network run over a whole photo, with a small top of its own.
+
+The trained patch network is run once over the photo, its top at every feature. The
+heatmap that this gives is reduced by 5x5 max pooling, so that a small focus counts, and
+judged by a hidden layer with a linear shortcut beside. All of it is then trained end to
+end, a photo at a time instead of a patch.
+
+Source: the entry of Therapixel to the DREAM mammography challenge 2017; the challenge's
+paper is Schaffter et al. 2020, doi:10.1001/jamanetworkopen.2020.0265.
+"""
+
+import math
+
+import cv2
+import keras
+import numpy as np
+from keras import layers
+
+from bach.classes import CLASSES
+from bach.inference import resized_clone
+from bach.model import margin_of, probabilities
+from bach.patches import NETWORK_SIZE, PATCH_SIZE
+from bach.runs import InputError
+
+SHRINK = PATCH_SIZE // NETWORK_SIZE  # photo px per network px
+
+# The input is a patch and a multiple of so many network px more, the stride of the
+# networks of keras.applications: unpadded ones would drop what is over at one side.
+STEP = 32
+
+POOL = 5  # features
+HIDDEN = 16
+
+# How sharp the first answer is: logits are GAIN times the mean of the pooled
+# probabilities. A mean of 0.7 against 0.1 is then an answer of 0.9.
+GAIN = 5.0
+
+
+def build_image_network(patch_network: keras.Model, width: int, height: int) -> keras.Model:
+    """Turn a patch classifier into a network of whole photos.
+
+    Before it is trained, its answer is what the strongest cells of the heatmap say in
+    the mean: the shortcut starts as that mean, the hidden layer at nothing.
+
+    Args:
+        patch_network: A model of `bach.model.build_model`, trained; left as it is.
+        width, height: Size of the largest photo in px (0.42 um/px).
+
+    Returns:
+        Model from float `(batch, rows, cols, 3)` in 0..255, see `photo_input`, to
+        `(batch, 4)`.
+    """
+    window = patch_network.get_layer("pool").input.shape[1]
+    margin = margin_of(patch_network)
+
+    def side(length: int) -> int:
+        steps = max(0, math.ceil((length / SHRINK - NETWORK_SIZE) / STEP))
+        return NETWORK_SIZE + steps * STEP + 2 * margin
+
+    clone = resized_clone(patch_network, side(height), side(width))
+    features = clone.get_layer("pool").input
+    # The mean over a patch, but for cells at the edge over what of it is in the photo.
+    x = layers.AveragePooling2D(window, strides=1, padding="same", name="pool")(features)
+    for name in ("dense", "dropout", "classes"):
+        x = clone.get_layer(name)(x)
+    heatmap = probabilities(x, clone.get_layer("classes"))
+    x = layers.MaxPooling2D(POOL, padding="same", name="strongest")(heatmap)
+    x = layers.Flatten(name="strongest_flat")(x)
+    cells = x.shape[-1] // len(CLASSES)
+    hidden = layers.Dense(HIDDEN, activation="relu", dtype="float32", name="hidden")(x)
+    logits = layers.Add(dtype="float32", name="logits")(
+        [
+            layers.Dense(len(CLASSES), kernel_initializer="zeros", dtype="float32", name="judge")(
+                hidden
+            ),
+            layers.Dense(len(CLASSES), use_bias=False, dtype="float32", name="shortcut")(x),
+        ]
+    )
+    outputs = layers.Softmax(dtype="float32", name="photo")(logits)
+    model = keras.Model(clone.input, outputs, name=f"{patch_network.name}_image")
+    start = np.tile(np.eye(len(CLASSES), dtype=np.float32), (cells, 1)) * GAIN / cells
+    model.get_layer("shortcut").set_weights([start])
+    return model
+
+
+def is_image_network(model: keras.Model) -> bool:
+    """Whether a model judges whole photos."""
+    return any(layer.name == "strongest" for layer in model.layers)
+
+
+def photo_input(photo: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A whole photo as an image network takes it.
+
+    Args:
+        photo: uint8 `(height, width, 3)`, 0.42 um/px.
+        shape: Rows and columns of the network's input.
+
+    Returns:
+        uint8 `(*shape, 3)`, shrunk five times; each pixel is the mean of 5x5. The photo
+        lies in the middle, mirrored beyond its edges.
+
+    Raises:
+        InputError: If the photo is larger than the input.
+    """
+    missing = np.array(shape) * SHRINK - photo.shape[:2]
+    if (missing < 0).any():
+        raise InputError(
+            "An image network takes no photos larger than those it was trained on.\n"
+            f"Received: {photo.shape[1]}x{photo.shape[0]} px, at most "
+            f"{shape[1] * SHRINK}x{shape[0] * SHRINK}. Predict it with the patch networks."
+        )
+    top, left = missing // 2
+    bottom, right = missing - missing // 2
+    around = cv2.copyMakeBorder(
+        photo, int(top), int(bottom), int(left), int(right), cv2.BORDER_REFLECT_101
+    )
+    return cv2.resize(around, shape[::-1], interpolation=cv2.INTER_AREA)
