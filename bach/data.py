@@ -184,17 +184,17 @@ def check_data(data_dir: str | os.PathLike) -> tuple[pd.DataFrame, list[str]]:
 def _roots(data_dir: Path) -> tuple[Path | None, Path | None]:
     """The folders of the training and the test set, each None if absent."""
 
-    def find(name: str, inside: str) -> Path | None:
+    def find(name: str, inside: tuple[str, ...]) -> Path | None:
         candidates = [data_dir] if data_dir.name == name else []
         candidates += [data_dir / name, data_dir / name / name, data_dir.parent / name]
         # data_dir may be the challenge folder under another name.
-        if (data_dir / inside).is_dir():
+        if any((data_dir / child).is_dir() for child in inside):
             candidates.append(data_dir)
         return next((path for path in candidates if path.is_dir()), None)
 
-    train = find(TRAIN_FOLDER, f"Photos/{CLASSES[0]}")
+    train = find(TRAIN_FOLDER, (f"Photos/{CLASSES[0]}", "WSI"))
     beside = train is not None and train == data_dir
-    test = find(TEST_FOLDER, "no such folder") if beside or data_dir.name == TEST_FOLDER else None
+    test = find(TEST_FOLDER, ()) if beside or data_dir.name == TEST_FOLDER else None
     test = test or next(
         (p for p in (data_dir / TEST_FOLDER, data_dir / TEST_FOLDER / TEST_FOLDER) if p.is_dir()),
         None,

@@ -16,7 +16,6 @@ measures what a leaky split would have promised, see `bach.audit`.
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bach import data
 from bach.classes import CLASSES, parse_label
 from bach.metrics import image_key
 from bach.patients import read_patients, with_patients
@@ -32,8 +32,6 @@ from bach.runs import InputError, exit_with, log, write_csv
 COLUMNS = ("image_id", "label", "patient", "fold")
 ALWAYS_TRAIN = -1
 
-_PHOTO_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
-_BESIDE_SLIDES = (".xml", *_PHOTO_ENDINGS[2:], ".json", ".geojson", ".csv", ".txt")
 _RESTARTS = 50
 _SHOWN = 10
 
@@ -354,82 +352,6 @@ def class_counts(folds: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def find_photos(data_dir: str | os.PathLike) -> pd.DataFrame:
-    """List the labelled Part A images of a data folder; the label is the subfolder.
-
-    Args:
-        data_dir: Folder that holds `Photos/{Normal,Benign,InSitu,Invasive}`
-            anywhere below.
-
-    Returns:
-        Table of `image_id`, `label` and an empty `patient`, in class order.
-
-    Raises:
-        InputError: If there are none, or one comes twice.
-    """
-    found = []
-    for file in Path(data_dir).glob("**/Photos/*/*"):
-        label = parse_label(file.parent.name)
-        if file.suffix.lower() in _PHOTO_ENDINGS and label is not None:
-            found.append((label, _in_order(file.stem), file))
-    if not found:
-        raise InputError(
-            f"No Part A images in Photos/{{{','.join(CLASSES)}}}.\n"
-            f"Received: --data-dir={data_dir} ({_contents(Path(data_dir))}).\n"
-            "Unpack the archive first, or give a table with --images."
-        )
-    rows = [(file.stem, CLASSES[label], "") for label, _, file in sorted(found)]
-    table = pd.DataFrame(rows, columns=["image_id", "label", "patient"])
-    _refuse_double(table, str(data_dir))
-    return table
-
-
-def find_annotated_slides(data_dir: str | os.PathLike) -> pd.DataFrame:
-    """List the Part B slides of a data folder that have an annotation beside them.
-
-    Args:
-        data_dir: Folder that holds `WSI/<slide>.svs` and `WSI/<slide>.xml` anywhere
-            below.
-
-    Returns:
-        Table of `image_id`, `label` and `patient`; the latter two are empty.
-
-    Raises:
-        InputError: If there are none, or one comes twice.
-    """
-    files = [file for file in Path(data_dir).glob("**/WSI/*") if file.is_file()]
-    annotated = {
-        (file.parent, file.stem.lower()) for file in files if file.suffix.lower() == ".xml"
-    }
-    stems = [
-        file.stem
-        for file in files
-        if file.suffix.lower() not in _BESIDE_SLIDES
-        and (file.parent, file.stem.lower()) in annotated
-    ]
-    if not stems:
-        raise InputError(
-            "No Part B slides with an .xml of the same name beside them in WSI/.\n"
-            f"Received: --data-dir={data_dir} ({_contents(Path(data_dir))}).\n"
-            "Unpack the archive first, or give a table with --images."
-        )
-    table = pd.DataFrame({"image_id": sorted(stems, key=_in_order), "label": "", "patient": ""})
-    _refuse_double(table, str(data_dir))
-    return table
-
-
-def _in_order(name: str) -> list[tuple[str, int]]:
-    """Sort key that puts b2 before b10."""
-    return [(text.lower(), int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
-
-
-def _contents(folder: Path) -> str:
-    if not folder.is_dir():
-        return "no such folder"
-    names = sorted(path.name for path in folder.iterdir())
-    return f"contains: {_listed(names) or 'nothing'}"
-
-
 def _listed(items: Sequence[str]) -> str:
     items = list(items)
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
@@ -495,8 +417,8 @@ def _make(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
         table = _read_table(args.images, ("image_id",))
         table["label"] = [_class_name(text) for text in table["label"]]
     else:
-        find = find_photos if args.part == "a" else find_annotated_slides
-        table = find(args.data_dir)
+        table = data.part(args.data_dir, args.part.upper())[["image_id", "label", "patient"]]
+        table["label"] = ["" if label < 0 else CLASSES[label] for label in table["label"]]
     unknown = args.unknown or ("train" if args.part == "a" else "own")
     folds = make_folds(with_patients(table, patients), args.folds, args.seed, unknown)
     check_folds(folds)
