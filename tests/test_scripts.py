@@ -315,7 +315,8 @@ def test_a_model_trained_on_two_devices_opens_as_a_plain_model(toy, tmp_path):
 
 def _kill_when(words, ready, timeout=400, how=signal.SIGKILL):
     """Start a command and end it as soon as `ready()` holds: what it said, and its code."""
-    process = _run(words)
+    # Where the tests run in the background, Ctrl-C is ignored by all that they start.
+    process = _run(words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     end = time.monotonic() + timeout
     while not ready():
         assert process.poll() is None, f"ended before it was killed: {process.stdout.read()}"
@@ -328,7 +329,7 @@ def _kill_when(words, ready, timeout=400, how=signal.SIGKILL):
 def test_ctrl_c_leaves_nothing_half_and_says_how_to_go_on(toy, tmp_path):
     run = tmp_path / "run"
     words = _part_a(toy, run, "--limit", "3", "--fold", "0")
-    words[words.index("--epochs") + 1] = "50"
+    words[words.index("--epochs") + 1] = "20"
     out, code = _kill_when(
         ["train_part_a.py", *words], (run / "fold_0/state.npz").exists, how=signal.SIGINT
     )
