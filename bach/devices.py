@@ -319,12 +319,31 @@ def _keep_memory() -> None:
 
     By default it returns every large block to the system, and each operation of a
     network that runs on the CPU gets its feature maps anew, page by page: a third of the
-    time of a large region. One heap, for what one thread frees another asks for.
+    time of a large region. One heap, for what one thread frees another asks for. See
+    `release_memory` for its end.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another system, another C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    if (library := _c_library()) is not None:
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
-            mallopt(option, value)
+            library.mallopt(option, value)
+
+
+def release_memory() -> None:
+    """Give back to the system what is not in use, once after so much work that it pays.
+
+    Regions of other sizes leave holes in the heap that the next one does not fit in;
+    kept for good, they would add up over a large slide.
+    """
+    if (library := _c_library()) is not None:
+        library.malloc_trim(0)
+
+
+def _c_library() -> ctypes.CDLL | None:
+    """glibc, or None on another system or with another C library."""
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        return library if hasattr(library, "malloc_trim") else None
+    except OSError:
+        return None
 
 
 def _start_jax(devices: int):
