@@ -45,9 +45,6 @@ REGION = 70
 # costs as many in surroundings.
 MAX_GAP = 8
 
-# Cells in a row that the top predicts at once.
-TOP_CELLS = 64
-
 
 class Region(NamedTuple):
     """A rectangle of features that goes through the network at once.
@@ -209,42 +206,56 @@ def _one_pass(
     ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
     # Regions of a fixed size may reach beyond the grid.
-    columns = max(region.col + region.cols for region in regions) + before + TOP_CELLS
-    end, kept = None, []
+    columns = before + max(region.col + region.cols for region in regions)
+    end, above = None, []
     with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
         both = zip(regions, ahead, strict=True)
         for (row, rows), band in itertools.groupby(both, lambda pair: pair[0].band):
-            shape = (before + rows, columns)
-            strips = [np.zeros((*shape, one.channels), np.float32) for one in models]
-            if end == row:
-                for strip, above in zip(strips, kept, strict=True):
-                    strip[:before] = above
+            # The last rows of the band above and of this one, and the last columns of the
+            # region to the left: what windows that reach over a border need.
+            edges = [np.zeros((before, columns, one.channels), np.float32) for one in models]
+            if end != row:
+                above = [np.zeros_like(edge) for edge in edges]
+            right, left = None, []
             for region, seen in band:
-                top = before + region.row - row
-                place = np.s_[top : top + region.rows, region.col : region.col + region.cols]
-                for strip, one in zip(strips, models, strict=True):
-                    strip[place] = one.features(seen, orientation)
+                # In columns counted from -before, the strip begins at region.col.
+                place = np.s_[region.col : region.col + before + region.cols]
+                shape = (before + rows, before + region.cols)
+                strips = [np.zeros((*shape, one.channels), np.float32) for one in models]
+                for index, (one, strip) in enumerate(zip(models, strips, strict=True)):
+                    strip[:before] = above[index][:, place]
+                    if right == region.col:
+                        strip[before:, :before] = left[index]
+                    top = before + region.row - row
+                    strip[top : top + region.rows, before:] = one.features(seen, orientation)
+                    edges[index][:, place][:, before:] = strip[rows:, before:]
+                    _add_probs(one, strip, (row - before, region.col - before), cells, total)
+                right = region.col + region.cols
+                left = [strip[before:, region.cols :].copy() for strip in strips]
+                del strips, strip
                 devices.release_memory()
                 bar.update()
-            for strip, one in zip(strips, models, strict=True):
-                _add_probs(one, strip, row - before, cells, total)
-            end, kept = row + rows, [strip[rows:].copy() for strip in strips]
+            end, above = row + rows, edges
     ahead.log_rate(slide.name, int(cells.sum()), "cells")
 
 
 def _add_probs(
-    model: DenseModel, strip: np.ndarray, first: int, cells: np.ndarray, total: np.ndarray
+    model: DenseModel,
+    strip: np.ndarray,
+    first: tuple[int, int],
+    cells: np.ndarray,
+    total: np.ndarray,
 ) -> None:
-    """Add the predictions of the cells whose windows begin in rows `first` on of a strip."""
-    rows = len(strip) - model.window + 1
-    low, high = max(0, -first), min(rows, len(cells) - first)
-    if high <= low:
-        return  # the first windows are not whole yet
-    wanted = cells[first + low : first + high].any(axis=0)
-    for col, cols in _pieces(wanted, TOP_CELLS, fixed=devices.jit() is not False):
-        probs = model.top(strip[:, col : col + cols + model.window - 1])
-        part = total[first + low : first + high, col : col + cols]
-        part += probs[low:high, : part.shape[1]]
+    """Add the predictions of the cells that are wanted of those that begin in a strip."""
+    inside, there = [], []
+    for start, length, count in zip(first, strip.shape, cells.shape, strict=False):
+        low, high = max(0, -start), min(length - model.window + 1, count - start)
+        if high <= low:
+            return  # no window is whole yet
+        inside.append(slice(low, high))
+        there.append(slice(start + low, start + high))
+    if cells[tuple(there)].any():
+        total[tuple(there)] += model.top(strip)[tuple(inside)]
 
 
 def needed_features(cells: np.ndarray, window: int) -> np.ndarray:
