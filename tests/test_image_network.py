@@ -94,6 +94,7 @@ def test_photos_that_are_not_square_have_four_orientations(photos):
 
 def test_the_script_trains_it_from_the_patch_models_and_submits(toy, tmp_path):
     words = ["--data-dir", str(toy), "--folds", f"{toy}/part_a.csv", "--limit", "3", *OPTIONS]
+    words += ["--fold", "0"]
     train_part_a.main([*words, "--run-dir", f"{tmp_path}/patch"])
     more = ["--image-network", f"{tmp_path}/patch"]
     train_part_a.main([*words, *more, "--run-dir", f"{tmp_path}/image"])

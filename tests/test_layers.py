@@ -10,16 +10,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"classes", "runs", "metrics", "patients", "intervals", "comparison"},
-    {"slides", "tissue", "annotations", "pictures", "painter"},
+    {"slides", "tissue", "annotations", "data", "pictures", "painter"},
     {"patches", "folds"},
     {
-        "data",
         "audit",
         "augment",
         "batches",
-        "inference",
         "devices",
         "model",
+        "image_network",
+        "inference",
         "training",
         "predict",
         "calibration",
@@ -27,7 +27,7 @@ LAYERS = [
     {"mining", "heatmap", "dense", "thresholds"},
     {"submission", "validation", "report", "toy", "demo", "reproduce"},
 ]
-FRAMEWORK_FREE = sorted(set.union(*LAYERS[:3]) | {"data", "mining", "heatmap", "toy"})
+FRAMEWORK_FREE = sorted(set.union(*LAYERS[:3]) | {"mining", "heatmap", "toy"})
 
 
 def _imports(path: Path) -> set[str]:
