@@ -208,6 +208,7 @@ def _one_pass(
     # Regions of a fixed size may reach beyond the grid.
     columns = before + max(region.col + region.cols for region in regions)
     end, above = None, []
+    devices.release_memory()  # what finding tissue took
     with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
         both = zip(regions, ahead, strict=True)
         for (row, rows), band in itertools.groupby(both, lambda pair: pair[0].band):
