@@ -38,8 +38,8 @@ from bach.slides import Slide
 HALO = 128
 
 # Features along a region's side. More share less surroundings but need more memory:
-# Inception-ResNet-v2 takes 300 MB for a million pixels, 1.9 GB for these.
-REGION = 70
+# Inception-ResNet-v2 takes 300 MB for a million pixels.
+REGION = 64
 
 # Features of glass in a row that are computed rather than passed over: a new region
 # costs as many in surroundings.
