@@ -11,7 +11,6 @@ others it is not quite: inside a patch they see zeros beyond the patch's edge wh
 dense prediction sees what is really there.
 """
 
-import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -207,37 +206,66 @@ def _one_pass(
     before = model.window - 1
     # Regions of a fixed size may reach beyond the grid.
     columns = before + max(region.col + region.cols for region in regions)
-    end, above = None, []
+    mosaics = [_Mosaic(before, columns, one.channels) for one in models]
     devices.release_memory()  # what finding tissue took
     with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
-        both = zip(regions, ahead, strict=True)
-        for (row, rows), band in itertools.groupby(both, lambda pair: pair[0].band):
-            # The last rows of the band above and of this one, and the last columns of the
-            # region to the left: what windows that reach over a border need.
-            edges = [np.zeros((before, columns, one.channels), np.float32) for one in models]
-            if end != row:
-                above = [np.zeros_like(edge) for edge in edges]
-            right, left = None, []
-            for region, seen in band:
-                # In columns counted from -before, the strip begins at region.col.
-                place = np.s_[region.col : region.col + before + region.cols]
-                shape = (before + rows, before + region.cols)
-                strips = [np.zeros((*shape, one.channels), np.float32) for one in models]
-                for index, (one, strip) in enumerate(zip(models, strips, strict=True)):
-                    strip[:before] = above[index][:, place]
-                    if right == region.col:
-                        strip[before:, :before] = left[index]
-                    top = before + region.row - row
-                    strip[top : top + region.rows, before:] = one.features(seen, orientation)
-                    edges[index][:, place][:, before:] = strip[rows:, before:]
-                    _add_probs(one, strip, (row - before, region.col - before), cells, total)
-                right = region.col + region.cols
-                left = [strip[before:, region.cols :].copy() for strip in strips]
-                del strips, strip
-                devices.release_memory()
-                bar.update()
-            end, above = row + rows, edges
+        for region, seen in zip(regions, ahead, strict=True):
+            for one, mosaic in zip(models, mosaics, strict=True):
+                strip = mosaic.join(region, one.features(seen, orientation))
+                first_cell = (region.band[0] - before, region.col - before)
+                _add_probs(one, strip, first_cell, cells, total)
+            del strip
+            devices.release_memory()
+            bar.update()
     ahead.log_rate(slide.name, int(cells.sum()), "cells")
+
+
+class _Mosaic:
+    """Gives each region the features above and to its left that its windows reach over.
+
+    Regions come band by band, in each from left to right. Of the band above only the last
+    rows are kept, of the region to the left only the last columns.
+
+    Args:
+        before: How many rows and columns a window reaches back.
+        columns: Of the whole grid of features, and `before`.
+        channels: Of the features.
+    """
+
+    def __init__(self, before: int, columns: int, channels: int):
+        self._before = before
+        self._band = None
+        self._last_rows = np.zeros((before, columns, channels), np.float32)
+        self._above = self._left = self._right = None
+
+    def join(self, region: Region, features: np.ndarray) -> np.ndarray:
+        """Put a region's features beside what was there before.
+
+        Args:
+            region: The next region.
+            features: float32 `(rows, cols, channels)`.
+
+        Returns:
+            float32 `(before + rows of the band, before + cols, channels)`, zeros where
+            there is nothing.
+        """
+        before, (row, rows) = self._before, region.band
+        if region.band != self._band:
+            touches = self._band is not None and sum(self._band) == row
+            self._above = self._last_rows if touches else np.zeros_like(self._last_rows)
+            self._last_rows = np.zeros_like(self._last_rows)
+            self._band, self._right = region.band, None
+        strip = np.zeros((before + rows, before + region.cols, features.shape[-1]), np.float32)
+        # In columns counted from -before, the strip begins at region.col.
+        place = np.s_[region.col : region.col + before + region.cols]
+        strip[:before] = self._above[:, place]
+        if self._right == region.col:
+            strip[before:, :before] = self._left
+        top = before + region.row - row
+        strip[top : top + region.rows, before:] = features
+        self._last_rows[:, place][:, before:] = strip[rows:, before:]
+        self._left, self._right = strip[before:, region.cols :].copy(), region.col + region.cols
+        return strip
 
 
 def _add_probs(

@@ -5,6 +5,8 @@ patch store, and compares every recipe with `base` on the same held-out images.
 
 A recipe is a few more arguments of `train_part_a.py` (`RECIPES` below; BASE stands for
 the run of `base` with the same seed); names joined by + add up, as in `cosine+ema-0.99`.
+Names of backbones are recipes as well. `two-devices` shows on TensorFlow what
+batch-normalisation statistics of half a batch do.
 Options that are not listed here go to every run, so `--backbone small --weights none
 --learning-rate 0.02` chooses what all are tried on.
 
@@ -65,8 +67,18 @@ RECIPES = {
     "moving-statistics": ["--bn-patches", "0"],
     "best-epoch": ["--keep", "best"],
     "image-network": ["--image-network", "BASE"],
+    "two-devices": ["--devices", "2"],
     "no-weights": ["--weights", "none"],
 }
+
+# The backbones of Kwok 2018 (Keras has no Inception-v4), and
+# families of keras.applications that came later.
+BACKBONES = (
+    "InceptionResNetV2", "VGG19", "InceptionV3", "Xception", "ResNet50V2", "DenseNet121",
+    "MobileNetV2", "EfficientNetV2S", "ConvNeXtTiny",
+)  # fmt: skip
+RECIPES |= {name: ["--backbone", name] for name in BACKBONES}
+ON_REQUEST = ("two-devices", *BACKBONES)
 
 
 def arguments(name: str) -> list[str]:
@@ -171,8 +183,10 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--folds", default="folds/part_a.csv", help="table of folds")
     parser.add_argument("--run-dir", default="runs/recipes", help="folder of the runs")
     parser.add_argument(
-        "--recipes", nargs="+", default=list(RECIPES), metavar="NAME",
-        help=f"recipes to try beside base: {', '.join(RECIPES)}; + joins several",
+        "--recipes", nargs="+", metavar="NAME",
+        default=[name for name in RECIPES if name not in ON_REQUEST],
+        help=f"recipes to try beside base, {', '.join(RECIPES)}; + joins several "
+        f"(default: all but {', '.join(ON_REQUEST)})",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="trainings a recipe")
     parser.add_argument("--epochs", type=int, default=25, help="passes over the patches")

@@ -19,7 +19,8 @@ Figures of the last line:
     rss_mb      peak resident memory of make_heatmap.py on the large slide; rss_growth is
                 that over the peak on the small one.
     linearity   seconds a mm2 at 10, 50 and 200 mm2 of tissue in pieces of 10 mm2, largest
-                over smallest. The smaller ones are timed before and after the largest.
+                over smallest; medians, for the smaller ones are timed before and after the
+                largest, and the smallest also in between.
     linearity_px  the network's pixels a mm2 for one square of 10, 50 and 200 mm2, largest
                 over smallest: what the surroundings of a small piece cost.
 
@@ -41,12 +42,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach import devices, painter
-from bach.dense import REGION, DenseModel, cover, dense_step_um, needed_features, predict_dense
+from bach.dense import (
+    REGION,
+    DenseModel,
+    Region,
+    cover,
+    dense_step_um,
+    needed_features,
+    predict_dense,
+)
 from bach.heatmap import heatmap_patches
 from bach.mining import slide_masks
 from bach.model import build_model
@@ -171,13 +179,6 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def grid_seconds(model, slide: Slide, table: pd.DataFrame, args: argparse.Namespace) -> float:
-    """Seconds a patch of the winner's grid, on patches spread over the slide."""
-    rows = np.linspace(0, len(table) - 1, args.sample // 6).round().astype(int)
-    sample = table.iloc[rows]
-    return seconds_of(lambda: predict_slide([model], slide, sample, args.batch_size)) / len(sample)
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -192,6 +193,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=192, help="patches of the grid to time")
     parser.add_argument("--every", type=int, default=4, help="regions of the bare pass: every n-th")
     parser.add_argument("--batch-size", type=int, default=32, help="patches a batch of the grid")
+    parser.add_argument(
+        "--only", nargs="+", default=["speed", "linearity"], choices=("speed", "linearity"),
+        help="what to measure (default: both; memory belongs to speed)",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a small slide and network")
     args = parser.parse_args(argv)
     args.backbone = args.backbone or ("small" if args.quick else "InceptionResNetV2")
@@ -199,6 +204,128 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.small_size = args.small_size or ((8000, 7000) if args.quick else (10000, 10000))
     args.areas = args.areas or ([3, 6, 12] if args.quick else [10, 50, 200])
     return args
+
+
+class Bench:
+    """The large slide, what is wanted of it, and the network in both modes.
+
+    Args:
+        slide: The open slide.
+        model: The network.
+        args: As of `parse_args`.
+    """
+
+    def __init__(self, slide: Slide, model, args: argparse.Namespace):
+        self.slide, self.args = slide, args
+        self.grid = prepare(model, args.precision)
+        self.dense = DenseModel(model, args.precision)
+        self.every = dense_step_um(self.dense, DENSE_STEP_UM)
+        _, tissue, _, downsample = slide_masks(slide)
+        self.table = heatmap_patches(
+            slide.name, slide.width, slide.height, slide.mpp, tissue, downsample, DENSE_STEP_UM
+        )
+        self.wanted = np.zeros(
+            grid_shape(slide.width, slide.height, DENSE_STEP_UM / slide.mpp), bool
+        )
+        self.wanted[self.table["row"], self.table["col"]] = True
+        self.regions = self.cover(self.wanted)
+        # All has run once before it is timed: tracing is done once a script.
+        self.patch_seconds()
+        middle = np.zeros(self.wanted.shape, bool)
+        row, col = (length // 2 for length in middle.shape)
+        middle[row, col] = middle[row + 5, col + 9] = True
+        self.dense_seconds(middle)
+        self.dense_seconds(np.roll(middle, 3))
+
+    def cover(self, cells: np.ndarray) -> list[Region]:
+        return cover(needed_features(cells, self.dense.window), REGION)
+
+    def pixels(self, region: Region) -> int:
+        """Network px of a region."""
+        return self.dense.region_px(region.rows) * self.dense.region_px(region.cols)
+
+    def patch_seconds(self) -> float:
+        """Seconds a patch of the winner's grid, on patches spread over the slide."""
+        rows = np.linspace(0, len(self.table) - 1, self.args.sample // 6).round().astype(int)
+        sample = self.table.iloc[rows]
+        return seconds_of(
+            lambda: predict_slide([self.grid], self.slide, sample, self.args.batch_size)
+        ) / len(sample)
+
+    def dense_seconds(self, cells: np.ndarray, every: int = 1, model=None) -> float:
+        """Seconds of dense prediction of the wanted cells."""
+        model, every = model or self.dense, every * self.every
+        return seconds_of(lambda: predict_dense([model], self.slide, cells, every))
+
+    def bare_seconds(self) -> float:
+        """Seconds a network pixel of the bare forward pass, on some of the regions."""
+        some = self.regions[:: self.args.every]
+        blanks = [
+            np.zeros((self.dense.region_px(x.rows), self.dense.region_px(x.cols), 3), np.uint8)
+            for x in some
+        ]
+        seconds = seconds_of(lambda: [self.dense.features(blank) for blank in blanks])
+        return seconds / sum(self.pixels(region) for region in some)
+
+
+def measure_speed(bench: Bench, large: Path, model: Path) -> dict:
+    """Dense against the grid, and the script against the bare network."""
+    bench.bare_seconds()  # the first region of each size takes longer
+    patch = [bench.patch_seconds()]
+
+    def time_patches() -> None:
+        time.sleep(2)  # the regions that are read ahead are there by then
+        patch.append(bench.patch_seconds())
+
+    stopped = Interrupted(bench.dense, math.ceil(len(bench.regions) / 5), time_patches)
+    whole = bench.dense_seconds(bench.wanted, model=stopped) - stopped.paused
+    patch.append(bench.patch_seconds())
+    per_pixel = [bench.bare_seconds()]
+    script = run_script(large, model, bench.args)
+    per_pixel.append(bench.bare_seconds())
+
+    computed = sum(bench.pixels(region) for region in bench.regions)
+    return {
+        "patches": len(bench.table),
+        "patches_timed": len(patch) * (bench.args.sample // 6),
+        "patches_per_s": round(1 / np.mean(patch), 2),
+        "regions": len(bench.regions),
+        "mpx_per_s": round(1e-6 / np.mean(per_pixel), 3),
+        "seconds": round(script["seconds"], 1),
+        "speedup": round(np.mean(patch) * len(bench.table) / whole, 2),
+        "overhead": round(script["seconds"] / (np.mean(per_pixel) * computed), 3),
+        "halo": round(1 - bench.wanted.sum() * bench.dense.stride**2 / computed, 3),
+        "rss_mb": round(script["rss_mb"]),
+    }
+
+
+def measure_linearity(bench: Bench) -> dict:
+    """Seconds a mm2 of less and of more tissue."""
+    smallest, *larger = bench.args.areas
+    shape = bench.wanted.shape
+    times: dict[float, list[float]] = {area: [] for area in bench.args.areas}
+    # The smallest between all others: it is over soonest and feels most what else the
+    # machine does.
+    between = [x for area in [*larger, *larger[-2::-1]] for x in (area, smallest)]
+    for area in [smallest, *between]:
+        some = pieces(shape, smallest, max(1, round(area / smallest)))
+        times[area].append(bench.dense_seconds(some) / (some.sum() * CELL_MM2))
+    medians = {area: float(np.median(seconds)) for area, seconds in times.items()}
+    costs = []
+    for area in bench.args.areas:
+        square = pieces(shape, area, 1)
+        cost = sum(bench.pixels(region) for region in bench.cover(square))
+        costs.append(cost / (square.sum() * CELL_MM2))
+    coarse = pieces(shape, bench.args.areas[1], 1)
+    rows, cols = (np.flatnonzero(coarse.any(axis=axis))[0] % 2 for axis in (1, 0))
+    coarse[rows + 1 :: 2] = coarse[:, cols + 1 :: 2] = False
+    double = bench.dense_seconds(coarse[rows::2, cols::2], every=2)
+    return {
+        "s_per_mm2": {f"{area:g}": round(seconds, 3) for area, seconds in medians.items()},
+        "s_per_mm2_step_134": round(double / (coarse.sum() * 4 * CELL_MM2), 3),
+        "linearity": round(max(medians.values()) / min(medians.values()), 3),
+        "linearity_px": round(max(costs) / min(costs), 3),
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -213,99 +340,16 @@ def main(argv: list[str] | None = None) -> None:
     file = args.dir / f"{args.backbone}.keras"
     with atomic_path(file) as temporary:
         model.save(temporary)
-    grid = prepare(model, args.precision)
-    dense = DenseModel(model, args.precision)
-    every = dense_step_um(dense, DENSE_STEP_UM)
-
+    result = {"backbone": args.backbone, "precision": args.precision, "slide": list(args.size)}
     with Slide(paths["large"]) as slide:
-        _, tissue, _, downsample = slide_masks(slide)
-        table = heatmap_patches(
-            slide.name, slide.width, slide.height, slide.mpp, tissue, downsample, DENSE_STEP_UM
-        )
-        shape = grid_shape(slide.width, slide.height, DENSE_STEP_UM / slide.mpp)
-        wanted = np.zeros(shape, bool)
-        wanted[table["row"], table["col"]] = True
-
-        # Both have run once before they are timed: tracing is done once a script.
-        predict_slide([grid], slide, table.iloc[: args.batch_size], args.batch_size)
-        first = np.zeros(shape, bool)
-        first[shape[0] // 2, shape[1] // 2] = first[shape[0] // 2 + 5, shape[1] // 2 + 9] = True
-        predict_dense([dense], slide, first, every)
-        predict_dense([dense], slide, np.roll(first, 3), every)
-
-        regions = cover(needed_features(wanted, dense.window), REGION)
-        sizes = [(region.rows, region.cols) for region in regions]
-
-        def pixels(rows: int, cols: int) -> int:
-            return dense.region_px(rows) * dense.region_px(cols)
-
-        def bare() -> float:
-            """Seconds a network pixel of the bare forward pass."""
-            some = sizes[:: args.every]
-            blanks = [np.zeros((*map(dense.region_px, size), 3), np.uint8) for size in some]
-            seconds = seconds_of(lambda: [dense.features(blank) for blank in blanks])
-            return seconds / sum(pixels(*size) for size in some)
-
-        bare()  # the first region of each size takes longer
-        patch = [grid_seconds(grid, slide, table, args)]
-
-        def time_patches() -> None:
-            time.sleep(2)  # the regions that are read ahead are there by then
-            patch.append(grid_seconds(grid, slide, table, args))
-
-        stopped = Interrupted(dense, math.ceil(len(regions) / 5), time_patches)
-        whole = seconds_of(lambda: predict_dense([stopped], slide, wanted, every))
-        whole -= stopped.paused
-        patch.append(grid_seconds(grid, slide, table, args))
-        per_pixel = [bare()]
-        large = run_script(paths["large"], file, args)
-        per_pixel.append(bare())
-
-        counts = [max(1, round(area / args.areas[0])) for area in args.areas]
-        times = {count: [] for count in counts}
-        for count in [*counts[:-1], *counts[::-1]]:
-            some = pieces(shape, args.areas[0], count)
-            seconds = seconds_of(lambda: predict_dense([dense], slide, some, every))  # noqa: B023
-            times[count].append(seconds / (some.sum() * CELL_MM2))
-        areas = {count * args.areas[0]: np.mean(times[count]) for count in counts}
-        costs = []
-        for area in args.areas:
-            square = pieces(shape, area, 1)
-            covered = cover(needed_features(square, dense.window), REGION)
-            cost = sum(pixels(region.rows, region.cols) for region in covered)
-            costs.append(cost / (square.sum() * CELL_MM2))
-        coarse = np.zeros(shape, bool)
-        side = round((args.areas[1] * 1e6) ** 0.5 / DENSE_STEP_UM)
-        top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-        coarse[top : top + side : 2, left : left + side : 2] = True
-        coarse = coarse[top % 2 :: 2, left % 2 :: 2]
-        double = seconds_of(lambda: predict_dense([dense], slide, coarse, 2 * every))
-        double /= coarse.sum() * 4 * CELL_MM2
-    small = run_script(paths["small"], file, args)
-
-    computed = sum(pixels(*size) for size in sizes)
-    mm2 = wanted.sum() * CELL_MM2
-    result = {
-        "backbone": args.backbone,
-        "precision": args.precision,
-        "slide": list(args.size),
-        "mm2": round(float(mm2), 1),
-        "patches": len(table),
-        "patches_timed": len(patch) * (args.sample // 6),
-        "patches_per_s": round(1 / np.mean(patch), 2),
-        "regions": len(regions),
-        "mpx_per_s": round(1e-6 / np.mean(per_pixel), 3),
-        "seconds": round(large["seconds"], 1),
-        "speedup": round(np.mean(patch) * len(table) / whole, 2),
-        "overhead": round(large["seconds"] / (np.mean(per_pixel) * computed), 3),
-        "halo": round(1 - wanted.sum() * dense.stride**2 / computed, 3),
-        "rss_mb": round(large["rss_mb"]),
-        "rss_growth": round(large["rss_mb"] / small["rss_mb"], 3),
-        "s_per_mm2": {f"{area:g}": round(float(value), 3) for area, value in areas.items()},
-        "s_per_mm2_step_134": round(float(double), 3),
-        "linearity": round(max(areas.values()) / min(areas.values()), 3),
-        "linearity_px": round(max(costs) / min(costs), 3),
-    }
+        bench = Bench(slide, model, args)
+        result["mm2"] = round(float(bench.wanted.sum() * CELL_MM2), 1)
+        if "speed" in args.only:
+            result |= measure_speed(bench, paths["large"], file)
+            small = run_script(paths["small"], file, args)
+            result["rss_growth"] = round(result["rss_mb"] / small["rss_mb"], 3)
+        if "linearity" in args.only:
+            result |= measure_linearity(bench)
     log.info("a patch has %d px, a step is %.1f um", NETWORK_SIZE, DENSE_STEP_UM)
     print(f"| figure | {args.backbone}, {args.precision} |\n|---|---|")
     for key, value in result.items():
