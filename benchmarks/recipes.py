@@ -4,7 +4,9 @@ Trains script 1 once for every recipe and seed, on the same patient-safe folds a
 patch store, and compares every recipe with `base` on the same held-out images.
 
 A recipe is a few more arguments of `train_part_a.py` (`RECIPES` below; BASE stands for
-the run of `base` with the same seed); names joined by + add up, as in `cosine+ema-0.99`.
+the run of `base` with the same seed, NORMALISED for copies of the photos whose stain the
+library torchstain has normalised by the recipe's method); names joined by + add up, as in
+`cosine+ema-0.99`.
 Names of backbones are recipes as well. `two-devices` shows on TensorFlow what
 batch-normalisation statistics of half a batch do.
 Options that are not listed here go to every run, so `--backbone small --weights none
@@ -16,8 +18,9 @@ the same draw. Its interval says what other patients would change; `sd over seed
 that difference, what another seed would.
 
 Reads:   --data-dir, --folds.
-Writes:  DIR/patches/, DIR/<recipe>-seed<n>/ (run folders of script 1). Run again, the
-         same command goes on: finished runs are not repeated.
+Writes:  DIR/patches/, DIR/<recipe>-seed<n>/ (run folders of script 1), DIR/reinhard/ and
+         DIR/macenko/ (normalised photos). Run again, the same command goes on: finished
+         runs are not repeated.
 Command: python benchmarks/recipes.py --data-dir data/BACH --folds folds/part_a.csv \\
              --run-dir runs/recipes --backbone small --weights none --learning-rate 0.02
 Time:    that of a run of script 1, times recipes, times seeds; --quick paints 16 photos
@@ -26,6 +29,7 @@ Prints a Markdown table; the last line is JSON.
 """
 
 import argparse
+import concurrent.futures
 import subprocess
 import sys
 import tempfile
@@ -34,10 +38,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bach import folds, toy
+from bach import data, folds, toy
+from bach.classes import CLASSES
 from bach.comparison import read_images, verdict
 from bach.intervals import (
     accuracy_from_sums,
@@ -48,7 +55,7 @@ from bach.intervals import (
     unit_sums,
 )
 from bach.metrics import to_json
-from bach.runs import InputError, exit_with, log
+from bach.runs import InputError, atomic_path, exit_with, log
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,6 +74,8 @@ RECIPES = {
     "moving-statistics": ["--bn-patches", "0"],
     "best-epoch": ["--keep", "best"],
     "image-network": ["--image-network", "BASE"],
+    "reinhard": ["--data-dir", "NORMALISED"],
+    "macenko": ["--data-dir", "NORMALISED"],
     "two-devices": ["--devices", "2"],
     "no-weights": ["--weights", "none"],
 }
@@ -78,7 +87,7 @@ BACKBONES = (
     "MobileNetV2", "EfficientNetV2S", "ConvNeXtTiny",
 )  # fmt: skip
 RECIPES |= {name: ["--backbone", name] for name in BACKBONES}
-ON_REQUEST = ("two-devices", *BACKBONES)
+ON_REQUEST = ("reinhard", "macenko", "two-devices", *BACKBONES)
 
 
 def arguments(name: str) -> list[str]:
@@ -103,13 +112,19 @@ def run_folder(base: Path, name: str, seed: int) -> Path:
 
 def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int) -> None:
     """Train one recipe with one seed, go on with it, or find that it is done."""
-    base, folder = (run_folder(Path(args.run_dir), n, seed) for n in ("base", name))
-    own = [str(base) if word == "BASE" else word for word in arguments(name)]
-    patches = "photos" if "--image-network" in own else "patches"
+    base_dir = Path(args.run_dir)
+    base, folder = (run_folder(base_dir, n, seed) for n in ("base", name))
+    own, patches = arguments(name), "patches"
+    if "--image-network" in own:
+        own, patches = [str(base) if word == "BASE" else word for word in own], "photos"
+    for method in set(name.split("+")) & {"reinhard", "macenko"}:
+        photos = normalise_photos(args.data_dir, base_dir / method, method)
+        own = [str(photos) if word == "NORMALISED" else word for word in own]
+        patches = f"{patches}-{method}"
     words = [
         sys.executable, ROOT / "train_part_a.py", "--data-dir", args.data_dir,
         "--folds", args.folds, "--run-dir", folder, "--seed", seed, "--epochs", args.epochs,
-        "--patches-dir", Path(args.run_dir) / patches, "--resume",
+        "--patches-dir", base_dir / patches, "--resume",
         *common, *own,
     ]  # fmt: skip
     log.info("recipe %s, seed %d", name, seed)
@@ -119,6 +134,51 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
             f"Every run must finish.\nReceived: exit code {code} of {folder}.\n"
             "Mend what its log says; the same command goes on."
         )
+
+
+def normalise_photos(data_dir: str, folder: Path, method: str) -> Path:
+    """Copy all Part A photos with their stain normalised, but for those that are there.
+
+    Args:
+        data_dir: The challenge data.
+        folder: Where to write, in the challenge's layout.
+        method: "reinhard", to the first photo (by name), or "macenko", to the stains that
+            the library takes for typical.
+
+    Returns:
+        `folder`.
+
+    Source: Reinhard et al. 2001; Macenko et al. 2009.
+    """
+    images = data.part(data_dir, "A")
+    first = images["path"].iloc[0]
+    jobs = []
+    for path, label in zip(images["path"], images["label"], strict=True):
+        out = folder / data.TRAIN_FOLDER / "Photos" / CLASSES[label] / Path(path).name
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.exists():
+            jobs.append((path, out, first, method))
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        done = pool.map(_normalise, jobs)
+        for _ in tqdm(done, total=len(jobs), desc=method, unit="photo", disable=None):
+            pass
+    return folder
+
+
+def _normalise(job: tuple[str, Path, str, str]) -> None:
+    from torchstain.base.normalizers import MacenkoNormalizer, ReinhardNormalizer
+
+    path, out, first, method = job
+    if method == "reinhard":
+        normalizer = ReinhardNormalizer(backend="numpy")
+        normalizer.fit(data.read_photo(first))
+        photo = normalizer.normalize(data.read_photo(path))
+    else:
+        photo, *_ = MacenkoNormalizer(backend="numpy").normalize(
+            data.read_photo(path), stains=False
+        )
+    with atomic_path(out) as temporary:
+        Image.fromarray(photo).save(temporary, format="TIFF", compression="tiff_lzw")
 
 
 def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
@@ -166,13 +226,13 @@ def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
 
 def paint(folder: Path) -> tuple[Path, Path]:
     """A small trial data set and its folds, for --quick."""
-    data, table = folder / "toy", folder / "folds.csv"
-    toy.make_data_set(data, patients=4, images=4, test_images=0, slides=0, test_slides=0)
+    painted, table = folder / "toy", folder / "folds.csv"
+    toy.make_data_set(painted, patients=4, images=4, test_images=0, slides=0, test_slides=0)
     folds.main(
-        ["make", "--data-dir", str(data), "--folds", "2", "--part", "a",
-         "--patients", str(data / "patients.csv"), "--out", str(table)]
+        ["make", "--data-dir", str(painted), "--folds", "2", "--part", "a",
+         "--patients", str(painted / "patients.csv"), "--out", str(table)]
     )  # fmt: skip
-    return data, table
+    return painted, table
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
