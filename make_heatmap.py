@@ -43,7 +43,7 @@ from bach.heatmap import (
     to_heatmap,
 )
 from bach.intervals import format_interval, score_interval
-from bach.metrics import joint_counts, score_from_counts, to_json, write_class_map
+from bach.labels import write_class_map
 from bach.mining import slide_masks
 from bach.patches import DENSE_STEP_UM, grid_shape
 from bach.pictures import heat_colors, overlay, side_by_side, write_png
@@ -57,9 +57,11 @@ from bach.runs import (
     exit_with,
     log,
     step,
+    to_json,
     write_csv,
     write_json,
 )
+from bach.scores import joint_counts, score_from_counts
 from bach.slides import Slide
 from bach.thresholds import dinkelbach
 

@@ -23,7 +23,6 @@ import pandas as pd
 
 from bach.classes import PROB_COLUMNS
 from bach.folds import check_folds, join_folds, read_folds
-from bach.metrics import part_a_metrics
 from bach.runs import (
     InputError,
     Run,
@@ -34,6 +33,7 @@ from bach.runs import (
     write_csv,
     write_json,
 )
+from bach.scores import part_a_metrics
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -29,7 +29,6 @@ from bach.classes import CLASSES, PROB_COLUMNS
 from bach.data import part
 from bach.folds import check_folds, join_folds, read_folds, take
 from bach.intervals import accuracy_interval, format_interval
-from bach.metrics import part_a_metrics
 from bach.mining import add_difficulty
 from bach.pictures import contact_sheet, write_png
 from bach.runs import (
@@ -41,6 +40,7 @@ from bach.runs import (
     log,
     write_csv,
 )
+from bach.scores import part_a_metrics
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

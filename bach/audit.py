@@ -46,9 +46,9 @@ from bach.intervals import (
     ratio,
     unit_sums,
 )
-from bach.metrics import image_key, read_labels, to_json
+from bach.labels import image_key, read_labels
 from bach.patients import read_patients, with_patients
-from bach.runs import InputError, log, step, write_csv, write_json
+from bach.runs import InputError, log, step, to_json, write_csv, write_json
 
 _FEATURES_VERSION = 1
 _QUANTILES = (5, 25, 50, 75, 95)

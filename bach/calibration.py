@@ -25,9 +25,9 @@ from scipy.special import logsumexp
 
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.folds import read_folds
-from bach.metrics import image_key, read_labels, to_json
+from bach.labels import image_key, read_labels
 from bach.pictures import write_png
-from bach.runs import InputError, exit_with, log, write_json
+from bach.runs import InputError, exit_with, log, to_json, write_json
 
 # Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599),
 # section 2 (reliability, ECE with 15 bins in section 5) and 4.2 (temperature).

@@ -33,9 +33,9 @@ from bach.intervals import (
     slide_sums,
     unit_sums,
 )
-from bach.metrics import read_labels, to_json
+from bach.labels import read_labels
 from bach.patients import read_patients, with_patients
-from bach.runs import InputError, log
+from bach.runs import InputError, log, to_json
 
 _KWOK = "Kwok 2018, ICIAR, LNCS 10882, pp. 931-940"
 _BACH = "Aresta et al. 2019, arXiv:1808.04277"

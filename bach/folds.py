@@ -25,15 +25,14 @@ import pandas as pd
 
 from bach import data
 from bach.classes import CLASSES, parse_label
-from bach.metrics import image_key
+from bach.labels import image_key
 from bach.patients import read_patients, with_patients
-from bach.runs import InputError, exit_with, log, write_csv
+from bach.runs import InputError, exit_with, listed, log, write_csv
 
 COLUMNS = ("image_id", "label", "patient", "fold")
 ALWAYS_TRAIN = -1
 
 _RESTARTS = 50
-_SHOWN = 10
 
 
 # Reading and using
@@ -60,7 +59,7 @@ def read_folds(path: str | os.PathLike) -> pd.DataFrame:
     if len(bad):
         raise InputError(
             f"Every fold in {path} must be 0, 1, 2 ... or -1 (always in training).\n"
-            f"Received something else for {len(bad)} images: {_listed(bad)}.\n"
+            f"Received something else for {len(bad)} images: {listed(bad)}.\n"
             "Mend these rows."
         )
     table["fold"] = fold.astype(int)
@@ -96,7 +95,7 @@ def _refuse_double(table: pd.DataFrame, where: str) -> None:
     if keys.duplicated().any():
         raise InputError(
             f"Every image must stand in {where} once (file endings and case do not matter).\n"
-            f"Received more than once: {_listed(keys[keys.duplicated()].unique())}.\n"
+            f"Received more than once: {listed(keys[keys.duplicated()].unique())}.\n"
             "Keep one row an image."
         )
 
@@ -143,7 +142,7 @@ def join_folds(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> pd.Da
     if len(missing):
         raise InputError(
             f"Every image must be in the fold table.\n"
-            f"Received: {name} without {len(missing)} images: {_listed(missing)}.\n"
+            f"Received: {name} without {len(missing)} images: {listed(missing)}.\n"
             "Make folds for this data set with `python -m bach.folds make`."
         )
     return images.assign(
@@ -202,7 +201,7 @@ def check_folds(folds: pd.DataFrame, patients: pd.DataFrame | None = None) -> No
         raise InputError(
             "No patient may have images in the training and in the held-out part.\n"
             f"Received: {len(leaking)} held-out images of {len(names)} patients who are also "
-            f"trained on: {_listed(names)}.\n"
+            f"trained on: {listed(names)}.\n"
             "Use the committed folds, or make new ones with `python -m bach.folds make`."
         )
 
@@ -352,12 +351,6 @@ def class_counts(folds: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _listed(items: Sequence[str]) -> str:
-    items = list(items)
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(map(str, items[:_SHOWN])) + more
-
-
 # The tool
 
 # Commands that `bach.audit` takes care of.
@@ -449,7 +442,7 @@ def _check(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
         rows = folds[folds["patient"] == patient].sort_values("fold")
         parts = [
             f"{'always trained on' if fold == ALWAYS_TRAIN else f'fold {fold}'}: "
-            f"{_listed(part['image_id'])}"
+            f"{listed(part['image_id'])}"
             for fold, part in rows.groupby("fold")
         ]
         print(f"patient {patient} stands on both sides; {'; '.join(parts)}")

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import ndtr, stdtrit
 
 from bach.classes import CLASSES, PROB_COLUMNS
-from bach.metrics import part_b_terms
+from bach.scores import part_b_terms
 
 SAMPLES = 10_000
 LEVEL = 0.95
@@ -270,7 +270,7 @@ def slide_sums(per_slide_counts: Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
     Args:
         per_slide_counts: Joint counts (4, 4) of every slide, rows the true class,
-            as from `bach.metrics.joint_counts`; {slide: counts} or a sequence.
+            as from `bach.scores.joint_counts`; {slide: counts} or a sequence.
 
     Returns:
         float64 `(slides, 4)`: the slide's score (0 if undefined), 1 if it is

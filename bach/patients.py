@@ -4,7 +4,7 @@ import os
 
 import pandas as pd
 
-from bach.metrics import image_key
+from bach.labels import image_key
 from bach.runs import InputError
 
 

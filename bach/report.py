@@ -33,10 +33,10 @@ from tqdm import tqdm
 
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS, parse_label
 from bach.data import natural_key, part, read_photo
-from bach.metrics import joint_counts, to_json
 from bach.mining import add_difficulty
 from bach.pictures import contact_sheet, legend, write_png
-from bach.runs import InputError, exit_with, log, step, write_csv
+from bach.runs import InputError, exit_with, listed, log, step, to_json, write_csv
+from bach.scores import joint_counts
 
 # Columns to tick, and when. They ask for different remedies: other data, other labels,
 # another field of view, or a better network.
@@ -67,7 +67,6 @@ _BAR = 10
 _CELL = 30
 _LINE = 15
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_SHOWN = 10  # ids in one message
 
 
 # Mistakes
@@ -92,7 +91,7 @@ def read_run(run: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
     if without:
         raise InputError(
             "Every image of predictions.csv must have its patches in patch_predictions.csv.\n"
-            f"Received: none of {_listed(without)}.\nFinish the run with --resume."
+            f"Received: none of {listed(without)}.\nFinish the run with --resume."
         )
     images["patient"] = images["patient"].fillna("")
     return add_difficulty(images), add_difficulty(patches)
@@ -341,7 +340,7 @@ def _paths(wrong: pd.DataFrame, data_dir: str | os.PathLike) -> dict[str, str]:
     if missing:
         raise InputError(
             "Every photo that was predicted wrongly must be there to be shown.\n"
-            f"Received: --data-dir={data_dir} without {_listed(missing)}.\n"
+            f"Received: --data-dir={data_dir} without {listed(missing)}.\n"
             "Name the folder of the data that the run was trained on."
         )
     return paths
@@ -405,7 +404,7 @@ def read_ticks(path: str | os.PathLike) -> pd.DataFrame:
         if bad:
             raise InputError(
                 f"Every {name} in {path} must be a class: {', '.join(CLASSES)}.\n"
-                f"Received: {_listed(bad)}.\nMend these rows."
+                f"Received: {listed(bad)}.\nMend these rows."
             )
         table[name] = np.array(labels, int)
     return table
@@ -476,11 +475,6 @@ def format_totals(result: dict) -> str:
     ]  # fmt: skip
     lines += [line(pair, cells["mistakes"], cells) for pair, cells in result["pairs"].items()]
     return "\n".join(lines)
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
 
 
 # The tool

@@ -45,7 +45,7 @@ from bach.demo import ROOT, call
 from bach.folds import join_folds, read_folds, take
 from bach.heatmap import STEP_UM, heatmap_patches
 from bach.intervals import accuracy_interval, bootstrap, format_interval, ratio, score_interval
-from bach.metrics import image_key, joint_counts, score_from_counts
+from bach.labels import image_key
 from bach.mining import HARD_EXAMPLES, HARDEST, MIN_TISSUE_HARD, mining_patches, slide_masks
 from bach.patches import NETWORK_SIZE, PATCH_SIZE, PATCH_STRIDE, SLIDE_STRIDE_UM, grid
 from bach.runs import (
@@ -60,6 +60,7 @@ from bach.runs import (
     write_csv,
     write_json,
 )
+from bach.scores import joint_counts, score_from_counts
 from bach.slides import Slide
 
 # Figures of Kwok 2018 (paper, and talk at PyCon HK 2018) that are no scores of a run and

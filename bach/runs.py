@@ -13,13 +13,14 @@ import errno
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 log = logging.getLogger("bach")
@@ -94,6 +95,19 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=plain) + "\n")
+
+
+def to_json(value: object) -> str:
+    """One line of JSON, with null for a number that is undefined (nan)."""
+
+    def clean(item: object) -> object:
+        if isinstance(item, dict):
+            return {key: clean(part) for key, part in item.items()}
+        if isinstance(item, list):
+            return [clean(part) for part in item]
+        return None if isinstance(item, float) and math.isnan(item) else item
+
+    return json.dumps(clean(value), allow_nan=False)
 
 
 def write_csv(frame, path: str | os.PathLike) -> None:
@@ -398,6 +412,18 @@ def setup_logging(file: str | os.PathLike | None = None) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
+
+
+def listed(items: Iterable, most: int = 10) -> str:
+    """The first of many, for a message.
+
+    Example:
+        >>> listed("abcd", most=2)
+        'a, b and 2 more'
+    """
+    items = [str(item) for item in items]
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
 
 
 def duration(seconds: float) -> str:

@@ -47,7 +47,7 @@ from PIL import Image
 
 from bach import calibration, data
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
-from bach.metrics import image_key, read_class_map
+from bach.labels import image_key, read_class_map
 from bach.runs import InputError, atomic_path, exit_with, log, step
 from bach.slides import Slide
 from bach.validation import (
@@ -179,7 +179,7 @@ def write_part_b(
 
     Args:
         class_maps: PNG of the class map by name of the slide, see
-            `bach.metrics.read_class_map`.
+            `bach.labels.read_class_map`.
         out: Folder to make, or a file that ends in `.zip`.
         template: See `complete_template`; resized by nearest neighbour.
         slides: The slides that must be in it, name to (width, height) in level-0

@@ -24,8 +24,9 @@ from bach.classes import CLASSES
 from bach.folds import read_folds
 from bach.heatmap import THRESHOLDS, cells_to_map, to_classes
 from bach.intervals import bootstrap, format_interval, ratio, score_interval, slide_sums
-from bach.metrics import image_key, read_class_map, score_from_counts, to_json
-from bach.runs import InputError, exit_with, log, step, write_json
+from bach.labels import image_key, read_class_map
+from bach.runs import InputError, exit_with, log, step, to_json, write_json
+from bach.scores import score_from_counts
 
 QUARTERS = (0.25, 0.5, 0.75)
 
@@ -173,7 +174,7 @@ def counts_of_thresholds(hist: np.ndarray, thresholds: Sequence[float]) -> np.nd
             multiple above.
 
     Returns:
-        int64 (4, 4), rows the true class, as `bach.metrics.joint_counts`.
+        int64 (4, 4), rows the true class, as `bach.scores.joint_counts`.
     """
     predicted = to_classes(_edges(len(hist) - 1), tuple(thresholds))
     return np.stack([hist[predicted == label].sum(axis=0) for label in range(4)], axis=1)

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from bach.classes import CLASSES, parse_label
 from bach.data import natural_key
-from bach.metrics import image_key
+from bach.labels import image_key
 from bach.runs import InputError
 
 # Part A. "2018" is how the organisers' own microscopy_ground_truth.csv is written.

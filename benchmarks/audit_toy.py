@@ -37,9 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bach import audit, data, toy
 from bach.classes import CLASSES
 from bach.folds import make_folds
-from bach.metrics import image_key, read_labels, to_json
+from bach.labels import image_key, read_labels
 from bach.patients import read_patients, with_patients
-from bach.runs import exit_with, log
+from bach.runs import exit_with, log, to_json
 
 ESTIMATES = ("safe", "leaky")
 

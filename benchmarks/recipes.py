@@ -54,8 +54,7 @@ from bach.intervals import (
     patient_units,
     unit_sums,
 )
-from bach.metrics import to_json
-from bach.runs import InputError, atomic_path, exit_with, log
+from bach.runs import InputError, atomic_path, exit_with, log, to_json
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -41,9 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bach import data, devices, toy, training
 from bach.augment import Augmentation
 from bach.batches import Batches, PatchStore, cut_photos
-from bach.metrics import to_json
 from bach.model import build_model
-from bach.runs import exit_with, log, setup_logging
+from bach.runs import exit_with, log, setup_logging, to_json
 
 
 class Clock(keras.callbacks.Callback):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    {"classes", "runs", "metrics", "patients", "intervals", "comparison"},
+    {"classes", "runs", "scores", "labels", "patients", "intervals", "metrics", "comparison"},
     {"slides", "tissue", "annotations", "data", "pictures", "painter"},
     {"patches", "folds"},
     {
@@ -50,6 +50,13 @@ def _layer(module: str) -> int:
 def test_a_module_imports_only_from_its_layer_or_below(path):
     for imported in _imports(path):
         assert _layer(imported) <= _layer(path.stem), f"{path.stem} imports {imported}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    above = {path.stem: _imports(path) for path in (ROOT / "bach").glob("[a-z]*.py")}
+    while leaves := {name for name, imported in above.items() if not imported & set(above)}:
+        above = {name: imported for name, imported in above.items() if name not in leaves}
+    assert not above, "these import each other in a circle"
 
 
 def test_only_slides_and_the_toy_writer_import_slide_libraries():

@@ -18,9 +18,9 @@ from bach.comparison import ALWAYS_BENIGN
 from bach.demo import call
 from bach.folds import read_folds
 from bach.intervals import score_interval
-from bach.metrics import score_from_counts
 from bach.patches import NETWORK_SIZE
 from bach.runs import InputError
+from bach.scores import score_from_counts
 
 ROOT = Path(__file__).resolve().parent.parent
 

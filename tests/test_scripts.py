@@ -21,8 +21,9 @@ import train_final
 import train_part_a
 from bach import calibration, submission
 from bach.classes import PROB_COLUMNS
-from bach.metrics import part_b_score, read_class_map
+from bach.labels import read_class_map
 from bach.runs import InputError
+from bach.scores import part_b_score
 from bach.toy import write_annotation_xml, write_slide
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,10 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from bach import metrics, thresholds
+from bach import labels, thresholds
 from bach.heatmap import cells_to_map, to_classes, to_heatmap
-from bach.metrics import joint_counts, part_b_score, part_b_terms, score_from_counts
 from bach.runs import InputError
+from bach.scores import joint_counts, part_b_score, part_b_terms, score_from_counts
 from bach.thresholds import (
     cell_histogram,
     count_truth,
@@ -315,7 +315,7 @@ def heatmap_run(folder, count=4, in_sample=(), folds=True):
         np.save(folder / "probs" / f"{name}.npy", probs)
         np.save(folder / "heatmaps" / f"{name}.npy", to_heatmap(probs))
         truth = cells_to_map(cells, step, downsample, shape).astype(np.uint8)
-        metrics.write_class_map(folder / "truth" / f"{name}.png", truth)
+        labels.write_class_map(folder / "truth" / f"{name}.png", truth)
         record = {
             "width": 1200, "height": 960, "step": step, "downsample": downsample,
             "fold": number % 2 if folds else None, "in_sample": name in in_sample,
@@ -347,7 +347,7 @@ def test_the_tool_scores_every_rule_and_keeps_thresholds_for_new_slides(tmp_path
     scores = []
     for name in stored["fitted_on"]:
         values = np.load(run / "heatmaps" / f"{name}.npy")
-        truth = metrics.read_class_map(run / "truth" / f"{name}.png")
+        truth = labels.read_class_map(run / "truth" / f"{name}.png")
         on_map = cells_to_map(to_classes(values), 40.0, 16.0, truth.shape)
         scores.append(part_b_score(on_map, truth))
     assert kwok["score"]["value"] == pytest.approx(np.mean(scores))
@@ -387,7 +387,7 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(InputError, match="annotated slides"):
         thresholds.read_cells(tmp_path)
     run = heatmap_run(tmp_path / "run")
-    metrics.write_class_map(run / "truth" / "A01.png", np.zeros((30, 75), np.uint8))
+    labels.write_class_map(run / "truth" / "A01.png", np.zeros((30, 75), np.uint8))
     with pytest.raises(InputError, match=r"A01 that fit(.|\n)*\(30, 75\)"):
         thresholds.read_cells(run)
     run = heatmap_run(tmp_path / "other")

@@ -1,0 +1,166 @@
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from bach import labels
+from bach.classes import COLORS, PROB_COLUMNS
+from bach.runs import InputError
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch):
+    # A script's setup_logging turns propagation off, and caplog listens at the root.
+    monkeypatch.setattr(labels.log, "propagate", True)
+    caplog.set_level(logging.INFO, logger="bach")
+    return caplog
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+PREDICTED = [0, 1, 2, 3, 3, 0]
+
+
+def project_table():
+    probs = np.full((3, 4), 0.1)
+    probs[[0, 1, 2], [2, 0, 3]] = 0.7
+    table = pd.DataFrame(
+        {"image_id": ["is1", "b1", "iv1"], "label": ["InSitu", "Benign", "Normal"]}
+    )
+    table["patient"] = ""
+    table["predicted"] = ["InSitu", "Normal", "Invasive"]
+    table[list(PROB_COLUMNS)] = probs
+    return table
+
+
+@pytest.mark.parametrize(
+    ("text", "image"),
+    [
+        ("test0.tif", "test0"),
+        ("folder/Test0.TIFF", "test0"),
+        ("C:\\photos\\test0.tif", "test0"),
+        (" test0 ", "test0"),
+        ("SOB_B-14.25", "sob_b-14.25"),
+        (".tif", ".tif"),
+    ],
+)
+def test_ids_match_without_folder_ending_and_case(text, image):
+    assert labels.image_key(text) == image
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.tif,Normal\nb.tif,Benign\nc.tif,InSitu\nd.tif,Invasive\ne.tif,Invasive\nf.tif,Normal\n",
+        "a,normal\nb,b\nc,Carcinoma in situ\nd,invasive carcinoma\ne,IV\n\nf,n\n",
+        "A.TIF,0\nx/b.png,1\nc,2\nd,3.0\ne,3\nf,0\n",
+        "\ufeffa;Normal\nb;Benign\nc;In situ\nd;Invasive\ne;Invasive\nf;Normal\n",
+        "image_id,label\na,Normal\nb,Benign\nc,in-situ\nd,Invasive\ne,Invasive\nf,Normal\n",
+        "label,image\n0,a\n1,b\n2,c\n3,d\n3,e\n0,f\n",
+        "case,class,P(Normal)\na.tif,1,1\nb.tif,2,0\nc.tif,3,0\nd.tif,4,0\ne.tif,4,0\nf.tif,1,1\n",
+        "picture,Prediction\na,Normal\nb,Benign\nc,InSitu\nd,Invasive\ne,Invasive\nf,Normal\n",
+    ],
+)
+def test_every_dialect_of_a_prediction_table_is_read(tmp_path, text):
+    table = labels.read_labels(write(tmp_path / "p.csv", text), "predictions")
+    assert table["key"].tolist() == list("abcdef")
+    assert table["label"].tolist() == PREDICTED
+
+
+def test_in_the_projects_own_table_prob_columns_answer_and_label_is_the_truth(tmp_path):
+    path = tmp_path / "predictions.csv"
+    project_table().to_csv(path, index=False)
+    assert labels.read_labels(path, "predictions")["label"].tolist() == [2, 0, 3]
+    assert labels.read_labels(path, "truth")["label"].tolist() == [2, 1, 0]
+
+
+def test_prob_columns_may_stand_in_any_order(tmp_path):
+    table = project_table()
+    path = tmp_path / "predictions.csv"
+    table[list(table.columns[::-1])].to_csv(path, index=False)
+    found = labels.read_labels(path, "predictions")
+    assert found["image_id"].tolist() == ["is1", "b1", "iv1"]
+    assert found["label"].tolist() == [2, 0, 3]
+
+
+def test_a_table_that_contradicts_itself_is_logged(tmp_path, messages):
+    table = project_table()
+    table["predicted"] = "Benign"
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    labels.read_labels(tmp_path / "predictions.csv", "predictions")
+    assert "differs from column 'predicted' in 3 rows" in messages.text
+    text = "case,class,P(Normal),P(Benign),P(In Situ),P(Invasive)\na,4,.1,.6,.2,.1\n"
+    found = labels.read_labels(write(tmp_path / "p.csv", text), "predictions")
+    assert found["label"].tolist() == [3]
+    assert "differs from the largest P(...) in 1 rows" in messages.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "an empty file"),
+        ("image_id,label\n", "only 'image_id,label'"),
+        ("a.tif\nb.tif\n", "one column"),
+        ("a,Normal\nb,Normal,x\n", "rows 2 differ"),
+        ("a,Normal\nb,Bening\nc,7\n", r"\(2 rows\): b: 'Bening', c: '7'"),
+        ("a,Bening\nb,Normal\n", "mend the class"),
+        ("image_id,label\na,Normal\nb,\n", "b: ''"),
+        ("case,class\na,0\nb,4\n", "a: '0'"),
+        ("a.tif,Normal\nA,Benign\nx/a.png,Benign\n", r"\(1\): a"),
+        ("image_id,fold,size\na,1,2\n", "Received the columns: image_id, fold, size"),
+        (",".join(["image_id", *PROB_COLUMNS]) + "\na,1,0,0,x\n", "table rows 1"),
+    ],
+)
+def test_tables_that_cannot_be_read_are_refused_with_the_reason(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        labels.read_labels(write(tmp_path / "p.csv", text), "predictions")
+
+
+def test_a_table_of_predictions_is_no_truth(tmp_path):
+    path = write(tmp_path / "p.csv", "image_id,predicted\na,Normal\n")
+    with pytest.raises(InputError, match="column of true classes"):
+        labels.read_labels(path, "truth")
+
+
+def test_a_missing_table_is_refused(tmp_path):
+    with pytest.raises(InputError, match="readable CSV"):
+        labels.read_labels(tmp_path / "none.csv", "truth")
+
+
+def test_a_class_map_is_read_back_as_written_and_carries_its_colours(tmp_path):
+    class_map = np.random.default_rng(0).integers(0, 4, (13, 7), dtype=np.uint8)
+    for values in (class_map, np.full((3, 5), 3, np.uint8)):
+        labels.write_class_map(tmp_path / "map.png", values)
+        assert np.array_equal(labels.read_class_map(tmp_path / "map.png"), values)
+    colors = np.array(Image.open(tmp_path / "map.png").convert("RGB"))
+    assert tuple(colors[0, 0]) == COLORS[3]
+    assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
+
+
+def test_a_map_of_other_values_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="values 4"):
+        labels.write_class_map(tmp_path / "map.png", np.full((2, 2), 4, np.uint8))
+    with pytest.raises(ValueError, match="height, width"):
+        labels.write_class_map(tmp_path / "map.png", np.zeros((2, 2, 1), np.uint8))
+
+
+def test_gray_maps_are_read_and_pictures_are_refused(tmp_path):
+    values = np.array([[0, 1], [2, 3]], np.uint8)
+    path = tmp_path / "map.png"
+    for kind in (np.uint8, np.uint16):
+        Image.fromarray(values.astype(kind)).save(path)
+        assert np.array_equal(labels.read_class_map(path), values)
+    Image.fromarray(values * 85).save(path)
+    with pytest.raises(InputError, match="values: 0, 85, 170, 255"):
+        labels.read_class_map(path)
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(path)
+    with pytest.raises(InputError, match="mode RGB"):
+        labels.read_class_map(path)
+    path.write_text("no PNG")
+    with pytest.raises(InputError, match="readable PNG"):
+        labels.read_class_map(path)
