@@ -200,8 +200,9 @@ def _one_pass(
         width, height = model.region_px(region.cols), model.region_px(region.rows)
         return slide.read(x, y, width, height, NETWORK_MPP)
 
-    # One thread keeps ahead of a CPU's network; an accelerator's takes more.
-    workers = 1 if devices.jit() is False else min(8, os.cpu_count() or 1)
+    # Two threads keep ahead of a CPU's network, also of a small one; an accelerator's
+    # takes more. Each needs memory for what it decodes.
+    workers = min(2 if devices.jit() is False else 8, os.cpu_count() or 1)
     ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
     # Regions of a fixed size may reach beyond the grid.
