@@ -30,8 +30,8 @@ SLIDE_SUFFIXES = (
 PHOTO_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 # Reading shrinks block by block, so that a slide without a pyramid needs no more
-# memory than one with it. 16 Mpx of RGBA are 64 MB.
-_BLOCK_PIXELS = 16_000_000
+# memory than one with it. 1 Mpx is 4 MB of RGBA, and ten times that while it shrinks.
+_BLOCK_PIXELS = 1_000_000
 
 # Files that OpenSlide cannot read are decoded whole; 500 Mpx are 1.5 GB.
 _WHOLE_IMAGE_PIXELS = 500_000_000
