@@ -38,7 +38,7 @@ HALO = 128
 
 # Features along a region's side. More share less surroundings but need more memory:
 # Inception-ResNet-v2 takes 300 MB for a million pixels.
-REGION = 64
+REGION = 60
 
 # Features of glass in a row that are computed rather than passed over: a new region
 # costs as many in surroundings.
@@ -201,9 +201,12 @@ def _one_pass(
         return slide.read(x, y, width, height, NETWORK_MPP)
 
     # Two threads keep ahead of a CPU's network, also of a small one; an accelerator's
-    # takes more. Each needs memory for what it decodes.
-    workers = min(2 if devices.jit() is False else 8, os.cpu_count() or 1)
-    ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
+    # takes more, and more that lies ready.
+    if devices.jit() is False:
+        ahead = ReadAhead(read, regions, workers=2, ahead=2)
+    else:
+        workers = min(8, os.cpu_count() or 1)
+        ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
     # Regions of a fixed size may reach beyond the grid.
     columns = before + max(region.col + region.cols for region in regions)
