@@ -11,6 +11,7 @@ others it is not quite: inside a patch they see zeros beyond the patch's edge wh
 dense prediction sees what is really there.
 """
 
+import collections
 import math
 import os
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ from bach.slides import Slide
 HALO = 128
 
 # Features along a region's side. More share less surroundings but need more memory:
-# Inception-ResNet-v2 takes 300 MB for a million pixels.
-REGION = 60
+# Inception-ResNet-v2 takes 200 MB for a million pixels.
+REGION = 66
 
 # Features of glass in a row that are computed rather than passed over: a new region
 # costs as many in surroundings.
@@ -89,16 +90,14 @@ class DenseModel:
         _check_alignment(whole, self.window, self.stride, model.name)
         self.halo = math.ceil(max(HALO, self.margin) / self.stride)
         features = layers.Cropping2D(self.halo, dtype="float32")(base)
-        self._features = keras.Model(clone.input, features)
-        self.channels = features.shape[-1]
+        self._features = devices.compiled(keras.Model(clone.input, features), "uint8")
 
-        pooled = keras.Input((None, None, self.channels))
+        pooled = keras.Input((None, None, features.shape[-1]))
         x = layers.AveragePooling2D(self.window, strides=1)(pooled)
         x = clone.get_layer("dense")(x)
         last = clone.get_layer("classes")
-        self._top = keras.Model(pooled, probabilities(last(x), last))
-        for half in (self._features, self._top):
-            half.compile(jit_compile=devices.jit())
+        top = keras.Model(pooled, probabilities(last(x), last))
+        self._top = devices.compiled(top, "float32")
 
     def region_px(self, count: int) -> int:
         """Length of the region that gives `count` features in a row, in network px."""
@@ -116,7 +115,7 @@ class DenseModel:
             float32 `(rows, cols, channels)`.
         """
         seen = np.ascontiguousarray(orient(region[None], orientation))
-        return orient_back(np.asarray(self._features.predict_on_batch(seen)), orientation)[0]
+        return orient_back(self._features(seen), orientation)[0]
 
     def top(self, features: np.ndarray) -> np.ndarray:
         """Predictions of the patches whose features these are.
@@ -127,7 +126,7 @@ class DenseModel:
         Returns:
             float32 `(rows - window + 1, cols - window + 1, 4)`.
         """
-        return np.asarray(self._top.predict_on_batch(features[None]))[0]
+        return self._top(features[None])[0]
 
 
 def predict_dense(
@@ -208,18 +207,17 @@ def _one_pass(
         workers = min(8, os.cpu_count() or 1)
         ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
-    # Regions of a fixed size may reach beyond the grid.
-    columns = before + max(region.col + region.cols for region in regions)
-    mosaics = [_Mosaic(before, columns, one.channels) for one in models]
+    mosaics = [_Mosaic(before) for _ in models]
     devices.release_memory()  # what finding tissue took
     with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
         for region, seen in zip(regions, ahead, strict=True):
             for one, mosaic in zip(models, mosaics, strict=True):
-                strip = mosaic.join(region, one.features(seen, orientation))
+                features = one.features(seen, orientation)
+                devices.release_memory()  # before more is asked for
+                strip = mosaic.join(region, features)
                 first_cell = (region.band[0] - before, region.col - before)
                 _add_probs(one, strip, first_cell, cells, total)
-            del strip
-            devices.release_memory()
+                del features, strip
             bar.update()
     ahead.log_rate(slide.name, int(cells.sum()), "cells")
 
@@ -228,19 +226,20 @@ class _Mosaic:
     """Gives each region the features above and to its left that its windows reach over.
 
     Regions come band by band, in each from left to right. Of the band above only the last
-    rows are kept, of the region to the left only the last columns.
+    rows are kept, as far as they are still to come, of the region to the left only the
+    last columns.
 
     Args:
         before: How many rows and columns a window reaches back.
-        columns: Of the whole grid of features, and `before`.
-        channels: Of the features.
     """
 
-    def __init__(self, before: int, columns: int, channels: int):
+    def __init__(self, before: int):
         self._before = before
         self._band = None
-        self._last_rows = np.zeros((before, columns, channels), np.float32)
-        self._above = self._left = self._right = None
+        # Last rows of the regions of the band above, and of this one, with their columns.
+        self._above: collections.deque[tuple[int, np.ndarray]] = collections.deque()
+        self._below: collections.deque[tuple[int, np.ndarray]] = collections.deque()
+        self._left = self._right = None
 
     def join(self, region: Region, features: np.ndarray) -> np.ndarray:
         """Put a region's features beside what was there before.
@@ -256,18 +255,22 @@ class _Mosaic:
         before, (row, rows) = self._before, region.band
         if region.band != self._band:
             touches = self._band is not None and sum(self._band) == row
-            self._above = self._last_rows if touches else np.zeros_like(self._last_rows)
-            self._last_rows = np.zeros_like(self._last_rows)
+            self._above = self._below if touches else collections.deque()
+            self._below = collections.deque()
             self._band, self._right = region.band, None
         strip = np.zeros((before + rows, before + region.cols, features.shape[-1]), np.float32)
-        # In columns counted from -before, the strip begins at region.col.
-        place = np.s_[region.col : region.col + before + region.cols]
-        strip[:before] = self._above[:, place]
+        first = region.col - before
+        while self._above and self._above[0][0] + self._above[0][1].shape[1] <= first:
+            self._above.popleft()
+        for col, last in self._above:
+            low, high = max(col, first), min(col + last.shape[1], region.col + region.cols)
+            if low < high:
+                strip[:before, low - first : high - first] = last[:, low - col : high - col]
         if self._right == region.col:
             strip[before:, :before] = self._left
         top = before + region.row - row
         strip[top : top + region.rows, before:] = features
-        self._last_rows[:, place][:, before:] = strip[rows:, before:]
+        self._below.append((region.col, strip[rows:, before:].copy()))
         self._left, self._right = strip[before:, region.cols :].copy(), region.col + region.cols
         return strip
 

@@ -18,7 +18,7 @@ Each gives its share of every global batch to its devices; only process 0 writes
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -206,6 +206,32 @@ def call(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
     return keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
 
 
+def compiled(model: keras.Model, dtype: str) -> Callable[[np.ndarray], np.ndarray]:
+    """A model's forward pass, compiled once for inputs of any size.
+
+    Keras traces a TensorFlow model anew for the first two sizes that it sees, and keeps
+    both: seconds and tens of megabytes each for a large network.
+
+    Args:
+        model: A model whose input has an open height and width.
+        dtype: What it will be given, "uint8" or "float32".
+
+    Returns:
+        A function from a batch to the model's output, both arrays.
+    """
+    model.compile(jit_compile=jit())
+    if keras.backend.backend() != "tensorflow":
+        return lambda inputs: np.asarray(model.predict_on_batch(inputs))
+    import tensorflow as tf
+
+    function = tf.function(
+        lambda inputs: model(inputs, training=False),
+        input_signature=[tf.TensorSpec(model.input_shape, dtype)],
+        jit_compile=bool(model.jit_compile),
+    )
+    return lambda inputs: function(inputs).numpy()
+
+
 def refresh_batch_norm(model: keras.Model, batches: list[np.ndarray]) -> None:
     """Estimate batch-normalisation statistics anew, with the weights as they are.
 
@@ -328,7 +354,7 @@ def _keep_memory() -> None:
 
 
 def release_memory() -> None:
-    """Give back to the system what is not in use, once after so much work that it pays.
+    """Give back to the system what is not in use; to be called where that pays.
 
     Regions of other sizes leave holes in the heap that the next one does not fit in;
     kept for good, they would add up over a large slide.

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import gc
 import itertools
 import json
 import os
@@ -58,7 +59,10 @@ def load_models(
                 "Slides are predicted by patch networks; this one judges whole photos.\n"
                 f"Received: {file}. Name the run that it was made from."
             )
-        return (ready or prepare)(model)
+        made = (ready or prepare)(model)
+        del model
+        gc.collect()  # a Keras model refers to itself: its weights would stay
+        return made
 
     run_dir = Path(run_dir)
     if run_dir.suffix == ".keras":
