@@ -26,7 +26,7 @@ from bach import devices
 from bach.augment import ORIENTATIONS, orient, orient_back
 from bach.classes import CLASSES
 from bach.inference import fast_clone
-from bach.model import margin_of, probabilities
+from bach.model import probabilities, view_of
 from bach.patches import NETWORK_MPP, NETWORK_SIZE
 from bach.predict import ReadAhead
 from bach.runs import InputError
@@ -85,7 +85,13 @@ class DenseModel:
 
     def __init__(self, model: keras.Model, precision: str = "float32"):
         self.window = int(model.get_layer("pool").input.shape[1])
-        self.margin = margin_of(model)
+        view = view_of(model)
+        if view.zoom > 1:
+            raise InputError(
+                "A network of two magnifications predicts patch by patch.\n"
+                f"Received: {model.name}. Use --mode patches."
+            )
+        self.margin = view.margin
         clone = fast_clone(model, any_size=True, precision=precision)
         base = clone.get_layer("context" if self.margin else "pool").input
         whole = keras.Model(clone.input, base)

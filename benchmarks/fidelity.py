@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import make_heatmap
 from bach import painter
-from bach.patches import DENSE_STEP_UM
+from bach.patches import DENSE_STEP_UM, View
 from bach.runs import exit_with
 from bach.thresholds import dinkelbach
 from bach.toy import paint_slide, write_slide
@@ -104,7 +104,7 @@ def quick_cases(folder: Path) -> list[tuple[list[str], Path]]:
     cases, weights = [], None
     for margin in (0, 32):
         keras.utils.set_random_seed(0)
-        model = build_model("small", "none", margin=margin)
+        model = build_model("small", "none", view=View(margin))
         weights = weights or model.get_weights()
         model.set_weights(weights)
         # Random weights hardly tell one patch from another: make the most of it.
