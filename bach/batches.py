@@ -23,7 +23,7 @@ from bach.augment import Augmentation, change
 from bach.classes import CLASSES
 from bach.data import read_photo
 from bach.image_network import photo_input
-from bach.patches import COLUMNS, NETWORK_SIZE, PATCH_SIZE, View, photo_patches
+from bach.patches import COLUMNS, NETWORK_SIZE, PATCH_SIZE, PLAIN_VIEW, View, photo_patches
 from bach.runs import InputError, atomic_path, step, write_csv
 from bach.slides import Slide
 
@@ -66,7 +66,9 @@ def store_exists(folder: str | os.PathLike) -> bool:
     return (Path(folder) / "patches.csv").exists()
 
 
-def cut_photos(images: pd.DataFrame, folder: str | os.PathLike, view: View = View()) -> PatchStore:
+def cut_photos(
+    images: pd.DataFrame, folder: str | os.PathLike, view: View = PLAIN_VIEW
+) -> PatchStore:
     """Cut all patches of the photos of an image table into a store.
 
     Args:
@@ -118,7 +120,7 @@ def store_photos(
     return PatchStore(folder)
 
 
-def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, view: View = View()) -> np.ndarray:
+def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, view: View = PLAIN_VIEW) -> np.ndarray:
     """Cut patches out of a photo and shrink them five times, or less by the view's zoom.
 
     Args:
@@ -148,7 +150,7 @@ def cut_slides(
     slides: dict[str, str],
     folder: str | os.PathLike,
     mpp: float | None,
-    view: View = View(),
+    view: View = PLAIN_VIEW,
 ) -> PatchStore:
     """Cut the patches of a table out of slides into a store.
 
@@ -171,7 +173,7 @@ def cut_slides(
     return PatchStore(folder)
 
 
-def read_patch(slide: Slide, row, view: View = View()) -> np.ndarray:
+def read_patch(slide: Slide, row, view: View = PLAIN_VIEW) -> np.ndarray:
     """Read one patch of a slide as the network takes it.
 
     Args:

@@ -13,7 +13,7 @@ import keras
 from keras import layers, ops
 
 from bach.classes import CLASSES
-from bach.patches import NETWORK_SIZE, View
+from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
 from bach.runs import InputError, log
 
 # Kwok 2018, section 4.2.
@@ -25,7 +25,7 @@ def build_model(
     backbone: str = "InceptionResNetV2",
     weights: str = "imagenet",
     head: str = "sigmoid",
-    view: View = View(),
+    view: View = PLAIN_VIEW,
 ) -> keras.Model:
     """Build a patch classifier.
 

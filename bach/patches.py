@@ -56,6 +56,9 @@ class View(NamedTuple):
         return cls((side // zoom - NETWORK_SIZE) // 2, zoom)
 
 
+PLAIN_VIEW = View()
+
+
 def grid(width: float, height: float, size: float, stride: float) -> np.ndarray:
     """Left and top edges of patches that cover an image.
 
