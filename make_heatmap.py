@@ -44,7 +44,7 @@ from bach.heatmap import (
 )
 from bach.intervals import format_interval, score_interval
 from bach.labels import write_class_map
-from bach.mining import slide_masks
+from bach.masks import slide_masks
 from bach.patches import DENSE_STEP_UM, grid_shape
 from bach.pictures import heat_colors, overlay, side_by_side, write_png
 from bach.runs import (

@@ -21,6 +21,7 @@ import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.data import part
+from bach.masks import slide_masks
 from bach.mining import (
     HARD_EXAMPLES,
     HARDEST,
@@ -29,9 +30,8 @@ from bach.mining import (
     draw_evenly,
     hardest,
     mining_patches,
-    slide_masks,
 )
-from bach.patches import DENSE_STEP_UM, SLIDE_STRIDE_UM, grid_shape
+from bach.patches import DENSE_STEP_UM, SLIDE_STRIDE_UM, View, grid_shape
 from bach.pictures import contact_sheet, mask_and_grid, write_png
 from bach.runs import (
     InputError,
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         from bach.batches import cut_slides
 
         devices.start(args.devices, args.seed, args.precision)
-        margin, predict = load_predictor(args)
+        view, predict = load_predictor(args)
 
         # 2. Slide by slide: tissue, patches, labels, predictions.
         failures = []
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # 4. Their pixels, and a look at the worst.
         paths = dict(zip(slides["image_id"], slides["path"], strict=True))
-        store = cut_slides(chosen, paths, run.path / "patches", args.mpp, margin)
+        store = cut_slides(chosen, paths, run.path / "patches", args.mpp, view)
         draw_hardest(store, run)
         wrong = table["predicted"] != table["label"]
         run.finish(
@@ -134,14 +134,14 @@ def main(argv: list[str] | None = None) -> None:
     print(run.path)
 
 
-def load_predictor(args: argparse.Namespace) -> tuple[int, Callable]:
-    """Load the models; return their margin, and how a table of a slide is predicted."""
-    from bach.predict import common_margin, load_models, predict_slide, prepare
+def load_predictor(args: argparse.Namespace) -> tuple[View, Callable]:
+    """Load the models; return what they see, and how a table of a slide is predicted."""
+    from bach.predict import common_view, load_models, predict_slide, prepare
 
     if args.mode == "patches":
         models = load_models(args.model_dir, ready=lambda model: prepare(model, args.precision))
         models = list(models.values())
-        return common_margin(models), lambda slide, table: predict_slide(
+        return common_view(models), lambda slide, table: predict_slide(
             models, slide, table, args.batch_size
         )
     from bach.dense import DenseModel, dense_step_um, predict_dense
@@ -155,7 +155,7 @@ def load_predictor(args: argparse.Namespace) -> tuple[int, Callable]:
         wanted[table["row"], table["col"]] = True
         return predict_dense(models, slide, wanted, every)[table["row"], table["col"]]
 
-    return models[0].margin, dense
+    return View(models[0].margin), dense
 
 
 def predict_one(row, predict: Callable, args: argparse.Namespace, run: Run) -> None:

@@ -56,6 +56,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "dense heatmaps are then the same function; the later scripts follow",
     )  # fmt: skip
     parser.add_argument(
+        "--magnifications", type=int, default=1, choices=(1, 2),
+        help="2: a second network beside sees the middle of the patch at twice the magnification "
+        "(twice the time, four times the disk, no dense heatmaps)",
+    )  # fmt: skip
+    parser.add_argument(
         "--image-network", default=None, metavar="RUN",
         help="train on whole photos instead of patches, from the models of that run of this script "
         "(same folds; backbone, head and margin are theirs)",
@@ -92,18 +97,19 @@ def main(argv: list[str] | None = None) -> None:
         # 2. Patches, once for all folds.
         from bach import devices, training  # load the framework, which --help must not
         from bach.batches import cut_photos, store_photos
-        from bach.patches import NETWORK_SIZE
+        from bach.patches import View
 
         devices.start(args.devices, args.seed, args.precision, processes=True)
         build = None
-        shape = (NETWORK_SIZE + 2 * args.margin,) * 2
+        view = View(args.margin, args.magnifications)
+        shape = (view.side,) * 2
         if args.image_network is not None:
             build = {fold: image_network(args.image_network, fold, images) for fold in chosen}
             shape = build[chosen[0]]().input_shape[1:3]
         with devices.first_process_first("patches"):
             share_patches(args.patches_dir, run)
             if build is None:
-                store = cut_photos(images, run.path / "patches", args.margin)
+                store = cut_photos(images, run.path / "patches", view)
             else:
                 store = store_photos(images, run.path / "patches", shape)
         found = store.patches.shape[1:3]

@@ -23,7 +23,7 @@ from bach.augment import Augmentation, change
 from bach.classes import CLASSES
 from bach.data import read_photo
 from bach.image_network import photo_input
-from bach.patches import COLUMNS, NETWORK_SIZE, PATCH_SIZE, photo_patches
+from bach.patches import COLUMNS, NETWORK_SIZE, PATCH_SIZE, PLAIN_VIEW, View, photo_patches
 from bach.runs import InputError, atomic_path, step, write_csv
 from bach.slides import Slide
 
@@ -38,8 +38,7 @@ class PatchStore:
         patches: uint8 array `(n, side, side, 3)`, mapped from disk; whole photos are
             `(n, rows, cols, 3)`.
         table: Patch table, one row a patch.
-        margin: Surroundings of a patch on each side in network px; side is
-            299 + 2 * margin.
+        view: What a network sees of these patches.
 
     Raises:
         InputError: If there is no whole store in the folder.
@@ -54,7 +53,7 @@ class PatchStore:
             )
         self.table = pd.read_csv(folder / "patches.csv", dtype={"image_id": str})
         self.patches = np.load(folder / "patches.npy", mmap_mode="r")
-        self.margin = (self.patches.shape[1] - NETWORK_SIZE) // 2
+        self.view = View.of_side(self.patches.shape[1])
         if len(self.table) != len(self.patches):
             raise InputError(
                 f"The patch store {folder} is damaged: {len(self.table)} rows, "
@@ -67,13 +66,15 @@ def store_exists(folder: str | os.PathLike) -> bool:
     return (Path(folder) / "patches.csv").exists()
 
 
-def cut_photos(images: pd.DataFrame, folder: str | os.PathLike, margin: int = 0) -> PatchStore:
+def cut_photos(
+    images: pd.DataFrame, folder: str | os.PathLike, view: View = PLAIN_VIEW
+) -> PatchStore:
     """Cut all patches of the photos of an image table into a store.
 
     Args:
         images: Table with `image_id, path, label, width, height`.
         folder: Where to write; a whole store there is used as it is.
-        margin: Surroundings to cut along, in network px on each side.
+        view: What the network is to see.
     """
     if not store_exists(folder):
         sizes = images[["width", "height"]].to_numpy()
@@ -91,9 +92,9 @@ def cut_photos(images: pd.DataFrame, folder: str | os.PathLike, margin: int = 0)
         paths = images["path"].tolist()
 
         def cut(index: int) -> np.ndarray:
-            return photo_to_patches(read_photo(paths[index]), tables[index], margin)
+            return photo_to_patches(read_photo(paths[index]), tables[index], view)
 
-        _write_store(folder, tables, cut, "photos", [NETWORK_SIZE + 2 * margin] * 2)
+        _write_store(folder, tables, cut, "photos", [view.side] * 2)
     return PatchStore(folder)
 
 
@@ -119,23 +120,23 @@ def store_photos(
     return PatchStore(folder)
 
 
-def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, margin: int = 0) -> np.ndarray:
-    """Cut patches out of a photo and shrink them five times.
+def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, view: View = PLAIN_VIEW) -> np.ndarray:
+    """Cut patches out of a photo and shrink them five times, or less by the view's zoom.
 
     Args:
         photo: uint8 `(height, width, 3)`.
         table: Patch table of this photo.
-        margin: Surroundings in network px. A photo has little of them; beyond its edge
-            it is mirrored, which is tissue of the same kind, where white or zeros would
-            tell the network where the edge is.
+        view: What the network sees. A photo has few surroundings; beyond its edge it is
+            mirrored, which is tissue of the same kind, where white or zeros would tell
+            the network where the edge is.
 
     Returns:
-        uint8 array `(n, side, side, 3)`, side 299 + 2 * margin; each pixel is the mean
-        of 5x5.
+        uint8 array `(n, side, side, 3)`, side that of the view; each pixel is the mean
+        of 5x5, or of less.
     """
-    side = NETWORK_SIZE + 2 * margin
-    around = margin * PATCH_SIZE // NETWORK_SIZE
-    if margin:
+    side = view.side
+    around = view.margin * PATCH_SIZE // NETWORK_SIZE
+    if around:
         photo = cv2.copyMakeBorder(photo, *[around] * 4, cv2.BORDER_REFLECT_101)
     result = np.empty((len(table), side, side, 3), np.uint8)
     for index, (x, y, size) in enumerate(table[["x", "y", "size"]].to_numpy(int)):
@@ -149,7 +150,7 @@ def cut_slides(
     slides: dict[str, str],
     folder: str | os.PathLike,
     mpp: float | None,
-    margin: int = 0,
+    view: View = PLAIN_VIEW,
 ) -> PatchStore:
     """Cut the patches of a table out of slides into a store.
 
@@ -158,7 +159,7 @@ def cut_slides(
         slides: Path of each slide by image id.
         folder: Where to write; a whole store there is used as it is.
         mpp: Overrides the slides' scale if given.
-        margin: Surroundings to cut along, in network px on each side.
+        view: What the network is to see.
     """
     if not store_exists(folder):
         groups = [group for _, group in table.groupby("image_id", sort=False)]
@@ -166,27 +167,26 @@ def cut_slides(
         def cut(index: int) -> np.ndarray:
             group = groups[index]
             with Slide(slides[group["image_id"].iloc[0]], mpp=mpp) as slide:
-                return np.stack([read_patch(slide, row, margin) for row in group.itertuples()])
+                return np.stack([read_patch(slide, row, view) for row in group.itertuples()])
 
-        _write_store(folder, groups, cut, "slides", [NETWORK_SIZE + 2 * margin] * 2)
+        _write_store(folder, groups, cut, "slides", [view.side] * 2)
     return PatchStore(folder)
 
 
-def read_patch(slide: Slide, row, margin: int = 0) -> np.ndarray:
+def read_patch(slide: Slide, row, view: View = PLAIN_VIEW) -> np.ndarray:
     """Read one patch of a slide as the network takes it.
 
     Args:
         slide: The open slide.
         row: Anything with `x, y, size` in level-0 px (floats).
-        margin: Surroundings in network px on each side.
+        view: What the network is to see.
 
     Returns:
-        uint8 `(side, side, 3)`, side 299 + 2 * margin.
+        uint8 `(side, side, 3)`, side that of the view.
     """
     scale = row.size / NETWORK_SIZE  # level-0 px per network px
-    side = NETWORK_SIZE + 2 * margin
-    left, top = row.x - margin * scale, row.y - margin * scale
-    return slide.read(left, top, side, side, mpp=scale * slide.mpp)
+    left, top = row.x - view.margin * scale, row.y - view.margin * scale
+    return slide.read(left, top, view.side, view.side, mpp=scale * slide.mpp / view.zoom)
 
 
 def _write_store(

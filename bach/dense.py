@@ -26,7 +26,7 @@ from bach import devices
 from bach.augment import ORIENTATIONS, orient, orient_back
 from bach.classes import CLASSES
 from bach.inference import fast_clone
-from bach.model import margin_of, probabilities
+from bach.model import probabilities, view_of
 from bach.patches import NETWORK_MPP, NETWORK_SIZE
 from bach.predict import ReadAhead
 from bach.runs import InputError
@@ -82,7 +82,13 @@ class DenseModel:
 
     def __init__(self, model: keras.Model, precision: str = "float32"):
         self.window = int(model.get_layer("pool").input.shape[1])
-        self.margin = margin_of(model)
+        view = view_of(model)
+        if view.zoom > 1:
+            raise InputError(
+                "A network of two magnifications predicts patch by patch.\n"
+                f"Received: {model.name}. Use --mode patches."
+            )
+        self.margin = view.margin
         clone = fast_clone(model, any_size=True, precision=precision)
         base = clone.get_layer("context" if self.margin else "pool").input
         whole = keras.Model(clone.input, base)
@@ -199,13 +205,10 @@ def _one_pass(
         width, height = model.region_px(region.cols), model.region_px(region.rows)
         return slide.read(x, y, width, height, NETWORK_MPP)
 
-    # Two threads keep ahead of a CPU's network, also of a small one; an accelerator's
-    # takes more, and more that lies ready.
-    if devices.jit() is False:
-        ahead = ReadAhead(read, regions, workers=2, ahead=2)
-    else:
-        workers = min(8, os.cpu_count() or 1)
-        ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
+    # A region is decoded by several threads as it is; that keeps ahead of a CPU's network,
+    # also of a small one. An accelerator's takes more, and more that lies ready.
+    workers = 1 if devices.jit() is False else min(8, os.cpu_count() or 1)
+    ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
     mosaics = [_Mosaic(before) for _ in models]
     devices.release_memory()  # what finding tissue took

@@ -18,7 +18,7 @@ from keras import layers
 
 from bach.classes import CLASSES
 from bach.inference import resized_clone
-from bach.model import margin_of, probabilities
+from bach.model import probabilities, view_of
 from bach.patches import NETWORK_SIZE, PATCH_SIZE
 from bach.runs import InputError
 
@@ -49,13 +49,21 @@ def build_image_network(patch_network: keras.Model, width: int, height: int) -> 
     Returns:
         Model from float `(batch, rows, cols, 3)` in 0..255, see `photo_input`, to
         `(batch, 4)`.
+
+    Raises:
+        InputError: If the patch network sees two magnifications.
     """
     window = patch_network.get_layer("pool").input.shape[1]
-    margin = margin_of(patch_network)
+    view = view_of(patch_network)
+    if view.zoom > 1:
+        raise InputError(
+            "An image network is made from a patch network of one magnification.\n"
+            f"Received: {patch_network.name}, with {view.zoom}."
+        )
 
     def side(length: int) -> int:
         steps = max(0, math.ceil((length / SHRINK - NETWORK_SIZE) / STEP))
-        return NETWORK_SIZE + steps * STEP + 2 * margin
+        return NETWORK_SIZE + steps * STEP + 2 * view.margin
 
     clone = resized_clone(patch_network, side(height), side(width))
     features = clone.get_layer("pool").input

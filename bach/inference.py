@@ -57,7 +57,9 @@ def _clone(
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, keras.Model):
-            return _clone(layer, size, half, fold=fold)
+            # One that sees only a part of the input, or it shrunk, keeps its size.
+            same = layer.input_shape == model.input_shape
+            return _clone(layer, size if same else layer.input_shape[1:3], half, fold=fold)
         if layer.name in readers:
             kind = layers.Identity if type(layer) is layers.BatchNormalization else layers.Add
             return kind(name=layer.name, dtype=half)

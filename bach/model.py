@@ -13,7 +13,7 @@ import keras
 from keras import layers, ops
 
 from bach.classes import CLASSES
-from bach.patches import NETWORK_SIZE
+from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
 from bach.runs import InputError, log
 
 # Kwok 2018, section 4.2.
@@ -25,7 +25,7 @@ def build_model(
     backbone: str = "InceptionResNetV2",
     weights: str = "imagenet",
     head: str = "sigmoid",
-    margin: int = 0,
+    view: View = PLAIN_VIEW,
 ) -> keras.Model:
     """Build a patch classifier.
 
@@ -37,17 +37,18 @@ def build_model(
             by these scripts, or weights of the backbone alone (`.weights.h5`).
         head: "sigmoid" (the paper's: four sigmoids rescaled to sum to 1) or
             "softmax".
-        margin: Surroundings of a patch that the network sees on each side, in
-            network px. Their features are cut off before pooling, so that those of
-            the patch have seen tissue where they would have seen zeros.
+        view: What the network sees. The features of a margin are cut off before
+            pooling, so that those of the patch have seen tissue where they would have
+            seen zeros. With a zoom a second network of the same kind sees the middle
+            of the patch enlarged; what both have pooled is joined.
 
     Returns:
-        Model from float `(batch, side, side, 3)` in 0..255, side 299 + 2 * margin, to
+        Model from float `(batch, side, side, 3)` in 0..255, side that of the view, to
         `(batch, 4)`.
 
     Raises:
         InputError: If the backbone is unknown, the weights cannot be had, or the
-            margin is no multiple of the network's stride.
+            margin is no multiple of the network's stride, or there is a zoom as well.
 
     Source: Kwok 2018, section 4.2.
     """
@@ -57,14 +58,27 @@ def build_model(
         raise InputError(
             f"--weights is neither imagenet nor none nor a file.\nReceived: --weights={weights}."
         )
-    side = NETWORK_SIZE + 2 * margin
-    inputs = keras.Input((side, side, 3), name="patch")
-    features = _features(inputs, backbone, weights)
-    if margin:
-        features = layers.Cropping2D(_margin_features(features, backbone, margin), name="context")(
-            features
+    if view.zoom > 1 and view.margin:
+        raise InputError(
+            "A network of two magnifications has no margin.\n"
+            f"Received: --magnifications={view.zoom}, --margin={view.margin}. Choose one."
         )
+    inputs = keras.Input((view.side, view.side, 3), name="patch")
+    seen = inputs
+    if view.zoom > 1:
+        seen = layers.AveragePooling2D(view.zoom, name="far")(inputs)
+    features = _features(seen, backbone, weights)
+    if view.margin:
+        cut = _margin_features(features, backbone, view.margin)
+        features = layers.Cropping2D(cut, name="context")(features)
     x = layers.GlobalAveragePooling2D(name="pool")(features)
+    if view.zoom > 1:
+        before = (view.side - NETWORK_SIZE) // 2
+        cut = (before, view.side - NETWORK_SIZE - before)
+        near = layers.Cropping2D((cut, cut), name="near")(inputs)
+        near = _features(near, backbone, weights, prefix="near_")
+        near = layers.GlobalAveragePooling2D(name="near_pool")(near)
+        x = layers.Concatenate(name="both")([x, near])
     x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
     x = layers.Dropout(DROPOUT, name="dropout")(x)
     # float32 also under mixed precision: a sum of four small sigmoids underflows.
@@ -114,9 +128,9 @@ def probabilities(outputs: keras.KerasTensor, last: layers.Dense) -> keras.Keras
     return outputs / ops.maximum(ops.sum(outputs, axis=-1, keepdims=True), 1e-7)
 
 
-def margin_of(model: keras.Model) -> int:
-    """The margin that a model was built with, in network px."""
-    return (model.input_shape[1] - NETWORK_SIZE) // 2
+def view_of(model: keras.Model) -> View:
+    """What a model of patches sees."""
+    return View.of_side(model.input_shape[1])
 
 
 def _margin_features(features: keras.KerasTensor, backbone: str, margin: int) -> int:
@@ -135,14 +149,16 @@ def _margin_features(features: keras.KerasTensor, backbone: str, margin: int) ->
     return crop
 
 
-def _features(inputs: keras.KerasTensor, backbone: str, weights: str) -> keras.KerasTensor:
+def _features(
+    inputs: keras.KerasTensor, backbone: str, weights: str, prefix: str = ""
+) -> keras.KerasTensor:
     if backbone == "small":
         if weights == "imagenet":
             raise InputError(
                 "The small backbone has no ImageNet weights.\n"
                 "Received: --backbone=small --weights=imagenet.\nAdd --weights none."
             )
-        return _small(inputs)
+        return _small(inputs, prefix)
     function = getattr(keras.applications, backbone, None)
     if not callable(function):
         names = [name for name in dir(keras.applications) if name[0].isupper()]
@@ -157,6 +173,7 @@ def _features(inputs: keras.KerasTensor, backbone: str, weights: str) -> keras.K
             include_top=False,
             weights="imagenet" if weights == "imagenet" else None,
             input_shape=tuple(inputs.shape[1:]),
+            **({"name": prefix + backbone.lower()} if prefix else {}),
         )
     except Exception as error:
         if weights != "imagenet":
@@ -169,7 +186,7 @@ def _features(inputs: keras.KerasTensor, backbone: str, weights: str) -> keras.K
     return network(x)
 
 
-def _small(inputs: keras.KerasTensor) -> keras.KerasTensor:
+def _small(inputs: keras.KerasTensor, prefix: str) -> keras.KerasTensor:
     """Four unpadded strided convolutions and a residual one.
 
     The strided layers are unpadded, as in Inception-ResNet-v2, so that 299 px give
@@ -177,26 +194,25 @@ def _small(inputs: keras.KerasTensor) -> keras.KerasTensor:
     into squares of 4 px (8.4 um, a nucleus): convolutions at full resolution are
     what takes the time on a CPU.
     """
+
+    def convolution(x, width: int, size: int, strides: int, padding: str, name: str):
+        name = prefix + name
+        x = layers.Conv2D(
+            width, size, strides=strides, padding=padding, use_bias=False,
+            kernel_initializer="he_normal", name=name,
+        )(x)  # fmt: skip
+        # Keras's default momentum of 0.99 forgets the first weights only after some
+        # hundred steps; small data sets do not have that many in an epoch.
+        x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
+        return layers.Activation("relu", name=f"{name}_relu")(x)
+
     x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-    x = _convolution(x, 32, size=4, strides=4, padding="valid", name="stem")
-    x = _convolution(x, 48, size=3, strides=2, padding="valid", name="down1")
-    x = _convolution(x, 96, size=3, strides=2, padding="valid", name="down2")
-    branch = _convolution(x, 96, size=3, strides=1, padding="same", name="residual")
-    x = layers.Add(name="add")([x, branch])
-    return _convolution(x, 128, size=3, strides=2, padding="valid", name="down3")
-
-
-def _convolution(
-    x, width: int, size: int, strides: int, padding: str, name: str
-) -> keras.KerasTensor:
-    x = layers.Conv2D(
-        width, size, strides=strides, padding=padding, use_bias=False,
-        kernel_initializer="he_normal", name=name,
-    )(x)  # fmt: skip
-    # Keras's default momentum of 0.99 forgets the first weights only after some
-    # hundred steps; small data sets do not have that many in an epoch.
-    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
-    return layers.Activation("relu", name=f"{name}_relu")(x)
+    x = convolution(x, 32, size=4, strides=4, padding="valid", name="stem")
+    x = convolution(x, 48, size=3, strides=2, padding="valid", name="down1")
+    x = convolution(x, 96, size=3, strides=2, padding="valid", name="down2")
+    branch = convolution(x, 96, size=3, strides=1, padding="same", name="residual")
+    x = layers.Add(name=f"{prefix}add")([x, branch])
+    return convolution(x, 128, size=3, strides=2, padding="valid", name="down3")
 
 
 def _load_weights(model: keras.Model, file: str) -> None:
@@ -206,8 +222,8 @@ def _load_weights(model: keras.Model, file: str) -> None:
             model.set_weights(load_model(file).get_weights())
             log.info("weights: all of %s", file)
             return
-        backbone = next((x for x in model.layers if isinstance(x, keras.Model)), model)
-        backbone.load_weights(file)
+        for backbone in [x for x in model.layers if isinstance(x, keras.Model)] or [model]:
+            backbone.load_weights(file)
         log.info("weights: backbone from %s", file)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(

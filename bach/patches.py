@@ -5,6 +5,7 @@ side in level-0 px (floats on slides), the share of tissue, and the label.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,33 @@ SLIDE_STRIDE_UM = PATCH_UM / 5  # 125.58
 DENSE_STEP_UM = 32 * NETWORK_MPP  # 67.2
 
 COLUMNS = ["image_id", "x", "y", "size", "tissue", "label"]
+
+
+class View(NamedTuple):
+    """What a network sees of a patch.
+
+    Attributes:
+        margin: Surroundings on each side, in network px.
+        zoom: Pixels along a network px: 2 for a network that sees the middle of the
+            patch at twice the magnification as well.
+    """
+
+    margin: int = 0
+    zoom: int = 1
+
+    @property
+    def side(self) -> int:
+        """Side of the network's input in px."""
+        return (NETWORK_SIZE + 2 * self.margin) * self.zoom
+
+    @classmethod
+    def of_side(cls, side: int) -> "View":
+        """The view that has an input of this side, which is odd if it is not zoomed."""
+        zoom = 1 if side % 2 else 2
+        return cls((side // zoom - NETWORK_SIZE) // 2, zoom)
+
+
+PLAIN_VIEW = View()
 
 
 def grid(width: float, height: float, size: float, stride: float) -> np.ndarray:

@@ -22,8 +22,8 @@ from bach.classes import PROB_COLUMNS
 from bach.data import read_photo
 from bach.image_network import is_image_network, photo_input
 from bach.inference import fast_clone
-from bach.model import load_model, margin_of
-from bach.patches import photo_patches
+from bach.model import load_model, view_of
+from bach.patches import View, photo_patches
 from bach.runs import InputError, duration, log
 from bach.slides import Slide
 
@@ -140,7 +140,7 @@ def predict_slide(
     """Mean probabilities over models of the patches of a slide.
 
     Args:
-        models: One or more models of one margin.
+        models: One or more models of one view.
         slide: The open slide.
         table: Patch table of this slide; may be empty.
         batch_size: Patches a batch.
@@ -151,12 +151,12 @@ def predict_slide(
     """
     if table.empty:
         return np.zeros((0, len(PROB_COLUMNS)), np.float32)
-    margin = common_margin(models)
+    view = common_view(models)
     total = np.zeros((len(table), len(PROB_COLUMNS)), np.float64)
     rows = list(table[["x", "y", "size"]].itertuples(index=False))
 
     def read(start: int) -> np.ndarray:
-        patches = [read_patch(slide, row, margin) for row in rows[start : start + batch_size]]
+        patches = [read_patch(slide, row, view) for row in rows[start : start + batch_size]]
         return fill_up(np.stack(patches), batch_size)
 
     workers = os.cpu_count() or 1
@@ -172,19 +172,19 @@ def predict_slide(
     return (total / len(models)).astype(np.float32)
 
 
-def common_margin(models: Sequence[keras.Model]) -> int:
-    """The margin of models that are averaged.
+def common_view(models: Sequence[keras.Model]) -> View:
+    """What models that are averaged see.
 
     Raises:
         InputError: If they differ.
     """
-    margins = {margin_of(model) for model in models}
-    if len(margins) != 1:
+    views = {view_of(model) for model in models}
+    if len(views) != 1:
         raise InputError(
-            "Models that are averaged must have the same margin.\n"
-            f"Received: margins {', '.join(map(str, sorted(margins)))}. Use the models of one run."
+            "Models that are averaged must see the same of a patch.\n"
+            f"Received: {', '.join(map(str, sorted(views)))}. Use the models of one run."
         )
-    return margins.pop()
+    return views.pop()
 
 
 def predict_photos(
@@ -203,7 +203,7 @@ def predict_photos(
     Source: Kwok 2018, section 4.3: no augmentation at inference.
     """
     rows = []
-    margin = common_margin(models)
+    view = common_view(models)
     whole = is_image_network(models[0])
     for image in tqdm(images.itertuples(), total=len(images), desc="photos", disable=None):
         photo = read_photo(image.path)
@@ -211,7 +211,7 @@ def predict_photos(
             patches = photo_input(photo, models[0].input_shape[1:3])[None]
         else:
             table = photo_patches(image.image_id, photo.shape[1], photo.shape[0], None)
-            patches = photo_to_patches(photo, table, margin)
+            patches = photo_to_patches(photo, table, view)
         # Filled up to a multiple of 8, so that it splits over as many devices.
         filled = fill_up(patches, -(-len(patches) // 8) * 8)
         probs = np.mean(

@@ -46,7 +46,8 @@ from bach.folds import join_folds, read_folds, take
 from bach.heatmap import STEP_UM, heatmap_patches
 from bach.intervals import accuracy_interval, bootstrap, format_interval, ratio, score_interval
 from bach.labels import image_key
-from bach.mining import HARD_EXAMPLES, HARDEST, MIN_TISSUE_HARD, mining_patches, slide_masks
+from bach.masks import slide_masks
+from bach.mining import HARD_EXAMPLES, HARDEST, MIN_TISSUE_HARD, mining_patches
 from bach.patches import NETWORK_SIZE, PATCH_SIZE, PATCH_STRIDE, SLIDE_STRIDE_UM, grid
 from bach.runs import (
     InputError,

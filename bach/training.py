@@ -166,16 +166,16 @@ def train_fold(
     # Seeded by fold, so that a fold does not depend on those trained before it in
     # the same process.
     devices.start_model(args.seed * 1000 + fold + 1)
-    margins = {store.margin for store, _ in parts}
-    if len(margins) != 1:
+    views = {store.view for store, _ in parts}
+    if len(views) != 1:
         raise InputError(
-            "Patches that are trained on together must have the same margin.\n"
-            f"Received: margins {', '.join(map(str, sorted(margins)))}.\n"
+            "Patches that are trained on together must be of one size.\n"
+            f"Received: sides of {', '.join(str(view.side) for view in sorted(views))} px.\n"
             "Mine hard examples with the models of the same run of train_part_a.py."
         )
     with devices.scope():
         if build is None:
-            model = build_model(args.backbone, args.weights, args.head, margins.pop())
+            model = build_model(args.backbone, args.weights, args.head, views.pop())
         else:
             model = build()
     settings = Settings(

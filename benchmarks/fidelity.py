@@ -31,7 +31,7 @@ from bach import painter
 from bach.data import part
 from bach.dense import DenseModel, dense_step_um, predict_dense
 from bach.heatmap import to_heatmap
-from bach.patches import DENSE_STEP_UM, grid_shape
+from bach.patches import DENSE_STEP_UM, View, grid_shape
 from bach.predict import load_models
 from bach.runs import exit_with
 from bach.slides import Slide
@@ -135,7 +135,7 @@ def quick_cases(folder: Path) -> list[tuple[list[str], Path]]:
     cases, weights = [], None
     for margin in (0, 32):
         keras.utils.set_random_seed(0)
-        model = build_model("small", "none", margin=margin)
+        model = build_model("small", "none", view=View(margin))
         weights = weights or model.get_weights()
         model.set_weights(weights)
         # Random weights hardly tell one patch from another: make the most of it.

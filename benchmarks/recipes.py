@@ -7,6 +7,8 @@ A recipe is a few more arguments of `train_part_a.py` (`RECIPES` below; BASE sta
 the run of `base` with the same seed, NORMALISED for copies of the photos whose stain the
 library torchstain has normalised by the recipe's method); names joined by + add up, as in
 `cosine+ema-0.99`.
+`tta` trains nothing: it predicts the held-out photos of the other recipes it is joined
+with, or of base, as the mean over their orientations.
 Names of backbones are recipes as well. `two-devices` shows on TensorFlow what
 batch-normalisation statistics of half a batch do.
 Options that are not listed here go to every run, so `--backbone small --weights none
@@ -30,6 +32,7 @@ Prints a Markdown table; the last line is JSON.
 
 import argparse
 import concurrent.futures
+import json
 import subprocess
 import sys
 import tempfile
@@ -44,7 +47,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach import data, folds, toy
-from bach.classes import CLASSES
+from bach.classes import CLASSES, PROB_COLUMNS
 from bach.comparison import read_images, verdict
 from bach.intervals import (
     accuracy_from_sums,
@@ -54,7 +57,7 @@ from bach.intervals import (
     patient_units,
     unit_sums,
 )
-from bach.runs import InputError, atomic_path, exit_with, log, to_json
+from bach.runs import InputError, atomic_path, exit_with, log, to_json, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,7 +78,9 @@ RECIPES = {
     "image-network": ["--image-network", "BASE"],
     "reinhard": ["--data-dir", "NORMALISED"],
     "macenko": ["--data-dir", "NORMALISED"],
+    "two-magnifications": ["--magnifications", "2"],
     "two-devices": ["--devices", "2"],
+    "tta": [],
     "no-weights": ["--weights", "none"],
 }
 
@@ -113,10 +118,18 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
     """Train one recipe with one seed, go on with it, or find that it is done."""
     base_dir = Path(args.run_dir)
     base, folder = (run_folder(base_dir, n, seed) for n in ("base", name))
+    parts = name.split("+")
+    if "tta" in parts:
+        rest = "+".join(part for part in parts if part != "tta") or "base"
+        train(args, common, rest, seed)
+        predict_turned(run_folder(base_dir, rest, seed), folder)
+        return
     own, patches = arguments(name), "patches"
     if "--image-network" in own:
         own, patches = [str(base) if word == "BASE" else word for word in own], "photos"
-    for method in set(name.split("+")) & {"reinhard", "macenko"}:
+    if "--magnifications" in own:
+        patches = "patches-2"
+    for method in set(parts) & {"reinhard", "macenko"}:
         photos = normalise_photos(args.data_dir, base_dir / method, method)
         own = [str(photos) if word == "NORMALISED" else word for word in own]
         patches = f"{patches}-{method}"
@@ -133,6 +146,31 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
             f"Every run must finish.\nReceived: exit code {code} of {folder}.\n"
             "Mend what its log says; the same command goes on."
         )
+
+
+def predict_turned(run: Path, folder: Path) -> None:
+    """Predict the held-out photos of a finished run, as the mean over their orientations.
+
+    Args:
+        run: Run folder of script 1.
+        folder: Where to write `predictions.csv` in the same form, unless it is there.
+    """
+    if (folder / "predictions.csv").exists():
+        return
+    from bach import devices  # loads the framework
+    from bach.predict import load_models, predict_photos
+
+    devices.start()
+    data_dir = json.loads((run / "run.json").read_text())["arguments"]["data_dir"]
+    images = data.part(data_dir, "A").set_index("image_id", drop=False)
+    table = pd.read_csv(run / "predictions.csv", dtype={"image_id": str})
+    for fold, held in table.groupby("fold"):
+        models = load_models(run, [fold], whole_photos=True)
+        probs = predict_photos(list(models.values()), images.loc[held["image_id"]], tta=True)
+        table.loc[held.index, list(PROB_COLUMNS)] = probs[list(PROB_COLUMNS)].to_numpy()
+    table["predicted"] = table[list(PROB_COLUMNS)].to_numpy().argmax(axis=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(table, folder / "predictions.csv")
 
 
 def normalise_photos(data_dir: str, folder: Path, method: str) -> Path:

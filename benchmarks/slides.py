@@ -56,7 +56,7 @@ from bach.dense import (
     predict_dense,
 )
 from bach.heatmap import heatmap_patches
-from bach.mining import slide_masks
+from bach.masks import slide_masks
 from bach.model import build_model
 from bach.patches import DENSE_STEP_UM, NETWORK_SIZE, grid_shape
 from bach.predict import predict_slide, prepare

@@ -15,7 +15,7 @@ from bach.batches import (
     store_exists,
     take_rows,
 )
-from bach.patches import photo_patches
+from bach.patches import View, photo_patches
 from bach.runs import InputError
 from bach.toy import write_slide
 
@@ -37,7 +37,7 @@ def test_each_patch_pixel_is_the_mean_of_5x5(photo):
 
 def test_a_margin_shows_the_surroundings_and_mirrors_beyond_the_edge(photo):
     table = photo_patches("n001", 2048, 1536, 0)
-    plain, wide = photo_to_patches(photo, table), photo_to_patches(photo, table, margin=32)
+    plain, wide = photo_to_patches(photo, table), photo_to_patches(photo, table, View(32))
     assert wide.shape == (14, 363, 363, 3)
     assert np.array_equal(wide[:, 32:-32, 32:-32], plain)
     x, y = table.loc[3, ["x", "y"]].astype(int)

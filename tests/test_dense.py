@@ -7,7 +7,7 @@ import pytest
 
 from bach.dense import DenseModel, cover, dense_step_um, predict_dense
 from bach.model import build_model
-from bach.patches import NETWORK_MPP
+from bach.patches import NETWORK_MPP, View
 from bach.predict import predict_slide
 from bach.runs import InputError
 from bach.slides import Slide
@@ -164,7 +164,7 @@ def test_a_turned_slide_has_a_turned_heatmap_with_eight_orientations(model, tmp_
 
 def test_with_a_margin_dense_is_the_same_function_as_patches(slide):
     keras.utils.set_random_seed(3)
-    wide = build_model("small", "none", margin=32)
+    wide = build_model("small", "none", view=View(32))
     wide.get_layer("classes").kernel.assign(wide.get_layer("classes").kernel * 30)
     plain = build_model("small", "none")
     plain.set_weights(wide.get_weights())

@@ -12,6 +12,7 @@ from bach.augment import orientations
 from bach.classes import PROB_COLUMNS
 from bach.image_network import GAIN, build_image_network, is_image_network, photo_input
 from bach.model import build_model
+from bach.patches import View
 from bach.runs import InputError
 
 OPTIONS = ["--backbone", "small", "--weights", "none", "--epochs", "1", "--batch-size", "8"]
@@ -67,7 +68,7 @@ def test_its_first_answer_is_the_mean_of_the_strongest_cells(network, photos):
 
 def test_a_margin_is_seen_but_not_judged():
     keras.utils.set_random_seed(0)
-    network = build_image_network(build_model("small", "none", margin=32), 2048, 1536)
+    network = build_image_network(build_model("small", "none", view=View(32)), 2048, 1536)
     assert network.input_shape[1:3] == (331 + 64, 427 + 64)
     assert network.get_layer("pool").output.shape[1:3] == (9, 12)
 

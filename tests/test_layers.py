@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"classes", "runs", "scores", "labels", "patients", "intervals", "metrics", "comparison"},
-    {"slides", "tissue", "annotations", "data", "pictures", "painter"},
+    {"slides", "tissue", "annotations", "masks", "data", "pictures", "painter"},
     {"patches", "folds"},
     {
         "audit",

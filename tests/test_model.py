@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from bach import devices
-from bach.model import build_model, load_model, margin_of
+from bach.inference import fast_clone
+from bach.model import build_model, load_model, view_of
+from bach.patches import View
 from bach.runs import InputError
 
 
@@ -57,8 +59,8 @@ def test_the_small_backbone_has_the_geometry_of_inception_resnet_v2():
 
 def test_a_margin_is_seen_but_not_pooled(patches):
     keras.utils.set_random_seed(0)
-    model = build_model("small", "none", margin=64)
-    assert margin_of(model) == 64
+    model = build_model("small", "none", view=View(64))
+    assert view_of(model) == View(64)
     assert model.input_shape[1] == 427
     assert model.get_layer("pool").input.shape[1:3] == (8, 8)
     around = np.full((6, 427, 427, 3), 255, np.float32)
@@ -76,7 +78,7 @@ def test_a_margin_is_seen_but_not_pooled(patches):
 def test_a_margin_that_is_no_multiple_of_the_stride_is_refused():
     for margin in (20, 16, -32):
         with pytest.raises(InputError, match="multiple of the network's stride"):
-            build_model("small", "none", margin=margin)
+            build_model("small", "none", view=View(margin))
 
 
 def test_a_saved_model_opens_without_this_package(small, patches, tmp_path):
@@ -146,3 +148,26 @@ def test_refreshed_statistics_are_those_of_the_training_patches():
     assert np.allclose(norm.moving_variance, expected, rtol=1e-4)
     # Nothing else has moved: the random stream of training goes on undisturbed.
     assert np.array_equal(state, dropped.non_trainable_variables[0])
+
+
+def test_two_magnifications_see_the_whole_patch_and_its_middle_enlarged(patches):
+    keras.utils.set_random_seed(0)
+    model = build_model("small", "none", view=View(zoom=2))
+    assert model.input_shape == (None, 598, 598, 3)
+    assert view_of(model) == View(zoom=2)
+    large = patches.repeat(2, axis=1).repeat(2, axis=2)
+    far = keras.Model(model.input, model.get_layer("far").output)
+    assert np.allclose(far.predict_on_batch(large), patches, atol=1e-3)
+    both = keras.Model(model.input, model.get_layer("both").output)
+    whole = both.predict_on_batch(large)
+    edge = large.copy()
+    edge[:, :100] = 0  # beyond the middle
+    edge = both.predict_on_batch(edge)
+    channels = whole.shape[1] // 2
+    assert np.abs(whole[:, :channels] - edge[:, :channels]).max() > 1e-3
+    assert np.allclose(whole[:, channels:], edge[:, channels:], atol=1e-6)
+    assert np.allclose(
+        fast_clone(model).predict_on_batch(large), model.predict_on_batch(large), atol=1e-5
+    )
+    with pytest.raises(InputError, match="has no margin"):
+        build_model("small", "none", view=View(32, 2))
