@@ -165,6 +165,20 @@ def test_a_truncated_slide_is_called_damaged(tmp_path, path):
         slide.check()
 
 
+def test_damage_in_one_block_of_a_large_region_is_reported(tmp_path, path, monkeypatch):
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        tile = tiff.pages[0].dataoffsets[-1]
+    data[tile : tile + 1000] = bytes(1000)
+    (tmp_path / "scratched.svs").write_bytes(data)
+    monkeypatch.setattr("bach.slides._BLOCK_PIXELS", 5000)
+    with (
+        pytest.raises(InputError, match=r"scratched.svs cannot be read"),
+        Slide(tmp_path / "scratched.svs") as slide,
+    ):
+        slide.read(0, 0, 832, 640)
+
+
 def test_reading_a_closed_slide_is_an_error(path):
     slide = Slide(path)
     slide.close()
