@@ -308,10 +308,9 @@ def measure_gap(predictions: pd.DataFrame, samples: int = SAMPLES) -> dict:
             f"Received: {shares.count().to_dict()} of {len(shares)} images."
         )
     about = right.drop_duplicates("image_id").set_index("image_id").loc[shares.index]
-    numbers, said = patient_units(about.reset_index())
+    numbers, unit = patient_units(about.reset_index())
     rows = np.column_stack([shares["safe"], shares["leaky"], np.ones(len(shares))])
     units = unit_sums(rows, numbers)
-    unit = said if "+" in said else said.split(" ", 1)[1]
 
     def interval(figure: Callable[[np.ndarray], np.ndarray]) -> dict:
         return bootstrap(units, figure, samples, unit=unit)

@@ -280,7 +280,6 @@ def _pair_images(
     # Whichever of the two knows the patient.
     table["patient"] = table["patient_a"].where(table["patient_a"] != "", table["patient_b"])
     numbers, unit = patient_units(table)
-    unit = unit if "+" in unit else unit.split(" ", 1)[1]
     sums = [
         unit_sums(accuracy_sums(table["label_a"], table[f"predicted_{side}"]), numbers)
         for side in "ab"

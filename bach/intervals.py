@@ -154,8 +154,9 @@ def patient_units(table: pd.DataFrame) -> tuple[np.ndarray, str]:
             unknown).
 
     Returns:
-        Number of the unit of every row, `(rows,)`, and what the units are, for
-        example "29 patients" or "29 patients + 255 images".
+        Number of the unit of every row, `(rows,)`, and what the units are, as `bootstrap`
+        takes it: "patients", "images", or a mixture with its numbers, for example
+        "29 patients + 255 images".
     """
     images = table["image_id"].astype(str)
     if "patient" in table.columns:
@@ -166,9 +167,10 @@ def patient_units(table: pd.DataFrame) -> tuple[np.ndarray, str]:
     # A patient and an image of the same name stay two units.
     names = np.where(known, "patient " + patients, "image " + images)
     numbers, _ = pd.factorize(names)
-    counts = [(len(set(numbers[known])), "patients"), (len(set(numbers[~known])), "images")]
-    said = " + ".join(f"{count} {what}" for count, what in counts if count)
-    return numbers.astype(int), said or "0 images"
+    if known.all() or not known.any():
+        return numbers.astype(int), "patients" if known.any() else "images"
+    counts = [len(set(numbers[rows])) for rows in (known, ~known)]
+    return numbers.astype(int), f"{counts[0]} patients + {counts[1]} images"
 
 
 def accuracy_sums(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -247,19 +249,13 @@ def accuracy_interval(
     Raises:
         ValueError: If a column is missing or a class is not 0..3.
     """
-    numbers, said = patient_units(table)
+    numbers, unit = patient_units(table)
     rows = accuracy_sums(table["label"].to_numpy(int), predicted_labels(table))
-    result = bootstrap(
+    return bootstrap(
         unit_sums(rows, numbers),
         lambda sums: accuracy_from_sums(sums, metric),
-        samples, seed, level, _without_number(said),
+        samples, seed, level, unit,
     )  # fmt: skip
-    return result
-
-
-def _without_number(said: str) -> str:
-    """What the units are; a mixture keeps its numbers."""
-    return said if "+" in said else said.split(" ", 1)[1]
 
 
 # Part B

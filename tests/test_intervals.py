@@ -148,8 +148,10 @@ def test_patients_widen_the_interval_that_images_alone_would_give():
 def test_an_image_of_unknown_patient_stands_for_itself():
     table = images(6, 3)
     table["patient"] = ["P1", "P1", "", None, " ", "i005"]
-    numbers, said = patient_units(table)
-    assert said == "2 patients + 3 images"
+    numbers, unit = patient_units(table)
+    assert unit == "2 patients + 3 images"
+    assert patient_units(table[:2])[1] == "patients"
+    assert patient_units(table.drop(columns="patient"))[1] == "images"
     assert len(set(numbers)) == 5
     assert numbers[0] == numbers[1]
     # A patient named like an image is not that image.
