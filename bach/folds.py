@@ -391,9 +391,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in _AUDITS:
-        from bach import audit  # not at the top: it imports this module, and scikit-learn
+        # Not at the top: they import this module, and scikit-learn.
+        from bach import assumed, audit
 
-        return audit.main(argv)
+        return (audit if argv[0] == "audit" else assumed).main(argv[1:])
     args = parse_args(argv)
     patients = None
     if args.patients is not None:

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach import audit, data, toy
 from bach.classes import CLASSES
+from bach.features import read_features
 from bach.folds import make_folds
 from bach.labels import image_key, read_labels
 from bach.patients import read_patients, with_patients
@@ -50,7 +51,7 @@ def score_data_set(folder: Path, features_dir: Path, args: argparse.Namespace) -
     hidden = data.part(folder, "A-test")
     truth = read_labels(folder / "truth" / "part_a.csv", "truth").set_index("key")["label"]
     hidden = hidden.assign(label=hidden["image_id"].map(image_key).map(truth).astype(int))
-    features = audit.read_features(pd.concat([images, hidden], ignore_index=True), features_dir)
+    features = read_features(pd.concat([images, hidden], ignore_index=True), features_dir)
     table = with_patients(images, read_patients(folder / "patients.csv"))
     named = table.assign(label=[CLASSES[label] for label in table["label"]])
     answers = audit.score_twice(features, named, args.folds, args.draws, args.trees)

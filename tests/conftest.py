@@ -27,3 +27,20 @@ def toy(tmp_path_factory):
                 "--out", f"{path}/part_a.csv"])  # fmt: skip
     folds.main([*make, "2", "--part", "b", "--out", f"{path}/part_b.csv"])
     return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """32 tiny photos of 8 patients, two of them unknown, and 8 test photos."""
+    import pandas as pd
+
+    from bach.toy import make_data_set
+
+    path = tmp_path_factory.mktemp("photos") / "data"
+    make_data_set(
+        path, patients=8, images=8, test_images=2, slides=0, test_slides=0, photo_size=(160, 120)
+    )
+    patients = pd.read_csv(path / "patients.csv")
+    patients.loc[patients["patient"].isin(["T01", "T06"]), "patient"] = ""
+    patients.to_csv(path / "patients.csv", index=False)
+    return path

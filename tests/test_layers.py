@@ -13,7 +13,9 @@ LAYERS = [
     {"slides", "tissue", "annotations", "masks", "data", "pictures", "painter"},
     {"patches", "folds"},
     {
+        "features",
         "audit",
+        "assumed",
         "augment",
         "batches",
         "devices",

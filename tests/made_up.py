@@ -1,0 +1,26 @@
+"""Features without photos, for tests of what is learned from them."""
+
+import numpy as np
+import pandas as pd
+
+from bach.classes import CLASSES
+
+
+def made_up(patients=20, images=8, seed=0, own=0.0, true=0.0):
+    """Images with three features: noise, the patient's own mark, the class's mark."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(patients), images)
+    label = patient % 4  # to know the patient is to know the class
+    marks = rng.normal(size=(patients, 6))
+    values = rng.normal(size=(len(patient), 6)) * 0.2 + own * marks[patient]
+    classes = rng.normal(size=(4, 6))
+    values = np.hstack([values, rng.normal(size=values.shape) * 0.2 + true * classes[label]])
+    ids = [f"i{number:03}" for number in range(len(patient))]
+    table = pd.DataFrame(
+        {
+            "image_id": ids,
+            "label": [CLASSES[name] for name in label],
+            "patient": [f"p{name}" for name in patient],
+        }
+    )
+    return pd.DataFrame(values, index=ids), table
