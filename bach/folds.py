@@ -353,7 +353,7 @@ def class_counts(folds: pd.DataFrame) -> pd.DataFrame:
 
 # The tool
 
-# Commands that `bach.audit` takes care of.
+# Commands that `bach.audit` and `bach.assumed` take care of.
 _AUDITS = {
     "audit": "what a leaky split promises beside what a patient-safe one finds",
     "assume": "assumed patients for images whose patient is unknown, and their worth",
