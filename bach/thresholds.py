@@ -565,14 +565,17 @@ def compare_rules(rules: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
 
 def format_rules(result: Mapping[str, dict]) -> str:
     """Lay the scores of the rules out to be read."""
-    width = max(map(len, result))
-    lines = [f"{'rule':<{width}}  {'score, mean over slides':<38}{'pooled':<25}minus the first"]
+    rows = [("rule", "score, mean over slides", "pooled", "minus the first")]
     for rule, row in result.items():
         mean, pooled, apart = (
             format_interval(row[key], 4) for key in ("score", "pooled", "difference")
         )
-        pooled, apart = (text.rsplit(" (", 1)[0] for text in (pooled, apart))
-        lines.append(f"{rule:<{width}}  {mean:<38}{pooled:<25}{apart}")
+        rows.append((rule, mean, *(text.rsplit(" (", 1)[0] for text in (pooled, apart))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     warning = next(iter(result.values()))["score"]["warning"]
     if warning:
         lines.append(f"note: {warning}")
