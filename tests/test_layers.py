@@ -27,7 +27,7 @@ LAYERS = [
         "calibration",
     },
     {"mining", "heatmap", "dense", "thresholds"},
-    {"submission", "validation", "report", "toy", "demo", "reproduce"},
+    {"submission", "validation", "report", "toy", "demo", "paper", "effort", "reproduce"},
 ]
 FRAMEWORK_FREE = sorted(set.union(*LAYERS[:3]) | {"mining", "heatmap", "toy"})
 

@@ -8,19 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from bach import reproduce
 from bach.classes import CLASSES, PREFIXES
-from bach.comparison import ALWAYS_BENIGN
 from bach.demo import call
 from bach.folds import read_folds
-from bach.intervals import score_interval
-from bach.patches import NETWORK_SIZE
 from bach.runs import InputError
-from bach.scores import score_from_counts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,18 +37,6 @@ def _challenge(path, photos=None, slides=10):
         for suffix in ("svs", "xml"):
             (root / "WSI" / f"A{number:02}.{suffix}").touch()
     return path
-
-
-def _slides(**changes):
-    """A survey of A01..A10 that gives the paper's figures, but for the changes."""
-    table = pd.DataFrame(
-        {"image_id": list(ALWAYS_BENIGN), "annotated": True, "mined": 10_000, "cells": 20_000,
-         "pixels": 10_000_000, "benign": list(ALWAYS_BENIGN.values()),
-         "benign_tissue": list(reproduce.PAPER_TISSUE_BENIGN.values())}
-    )  # fmt: skip
-    for name, value in changes.items():
-        table.loc[table["image_id"] == name, "benign"] = value
-    return table
 
 
 # What is run
@@ -128,99 +111,6 @@ def test_problems_of_the_data_stop_the_run_unless_they_are_to_be_ignored(tmp_pat
     found = capsys.readouterr().out.count("problem: ")
     assert found >= 5  # four empty photos, one empty slide
     assert reproduce.check(_args("--data-dir", data, "--ignore-problems")) == found
-
-
-def test_the_work_is_that_of_the_papers_epochs_on_the_committed_folds():
-    folds = read_folds(ROOT / "folds/part_a.csv")
-    photos = folds.assign(patches=14)
-    slides = pd.concat([_slides(), _slides().assign(annotated=False, mined=0)])
-    work = reproduce.workload(_args("--bn-patches", "0"), photos, slides, 5)
-    # 145 photos are held out once each: 3 x 5,600 - 14 x 145 patches an epoch.
-    assert work["part_a"] == (25 * 14_770, 26 * 14 * 145)
-    assert work["hard_examples"] == (0, 3 * 100_000)
-    # Each of five models trains on four fifths of 5,900 hard examples.
-    assert work["final"] == (15 * (5 * 5600 + 4 * 5900), 16 * 5900)
-    assert work["heatmaps"] == (0, 200_000 + 5 * 200_000)
-
-
-def test_the_estimate_says_time_disk_and_memory_of_what_is_left():
-    rates = {"train": 10.0, "predict": 100.0, "memory": 3 * 10**9, "devices": 1, "parameters": 10}
-    work = {"part_a": (36_000.0, 0.0), "hard_examples": (0.0, 6000.0)}
-    text = reproduce.estimate_text(work, rates, [], 5 * 10**9, 70 * 10**9, {"part_a": 3})
-    assert "about 1 h 1 min" in text
-    assert "3 x 35 min" in text
-    assert "5.0 GB in all, 70.0 GB free" in text
-    assert "3.0 GB while training" in text
-    rest = reproduce.estimate_text(work, rates, ["part_a"], 0, 0, {"part_a": 3})
-    assert "about 1 min 0 s" in rest
-    assert "finished" in rest
-
-
-def test_the_disk_estimate_counts_patches_and_models():
-    slides = _slides().assign(pixels=0)
-    size = reproduce.disk_bytes(_args(), 5600, slides, models=8, parameters=54_000_000)
-    patches = (5600 + 5900) * NETWORK_SIZE**2 * 3
-    assert size == patches + 8 * 3 * 4 * 54_000_000 + 8 * 54_000_000
-
-
-# The paper's figures
-
-
-def test_the_papers_figures_are_found_by_where_they_were_measured():
-    assert reproduce.published("A", "3-fold", "accuracy") == 0.79
-    assert reproduce.published("A", "3-fold", "binary_accuracy") == 0.91
-    assert reproduce.published("A", "hidden", "accuracy") == 0.87
-    assert reproduce.published("B", "hidden", "score") == 0.6929
-    assert reproduce.published("B", "A01-A10", "score") == 0.75
-    assert reproduce.published("B", "A01-A10", "score", "always Benign") == 0.60
-
-
-def test_the_papers_means_follow_from_its_slides():
-    assert round(np.mean(list(ALWAYS_BENIGN.values())), 2) == 0.60
-    assert round(np.mean(list(reproduce.PAPER_TISSUE_BENIGN.values())), 2) == 0.53
-    assert sum(reproduce.PAPER_CANDIDATES.values()) == 53_700
-
-
-def test_always_benign_needs_the_annotation_alone():
-    truth = np.repeat(np.arange(4, dtype=np.uint8), 100).reshape(20, 20)
-    tissue = truth == 1
-    scores = reproduce.benign_scores(truth, tissue)
-    assert scores["benign"] == pytest.approx(0.6)  # classes equally likely
-    assert scores["benign_tissue"] == 1
-    assert np.isnan(reproduce.benign_scores(truth, np.zeros_like(tissue))["benign_tissue"])
-
-
-def test_slides_that_score_otherwise_than_in_the_paper_are_named():
-    assert "all pixels: 10 of 10" in reproduce.agreement(_slides())
-    text = reproduce.agreement(_slides(A03=0.70, A07=0.545))
-    assert "all pixels: 9 of 10 slides as in the paper (+-0.01), others on A03;" in text
-    assert "9 of 10" in reproduce.agreement(_slides(A03=np.nan))
-
-
-def test_in_sample_figures_are_marked_and_ours_have_their_interval():
-    rng = np.random.default_rng(0)
-    records = {}
-    for name in ALWAYS_BENIGN:
-        counts = rng.integers(1, 100, (4, 4))
-        score = score_from_counts(counts)
-        records[name] = {
-            "counts": counts.tolist(), "score": score, "score_tissue": score, "in_sample": False
-        }  # fmt: skip
-    text = reproduce.part_b_table(_slides(), {"heatmaps": records})
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    row = {line[0]: line for line in lines}
-    assert row["score"][1:3] == ["0.75", "A01-A10, IN SAMPLE"]
-    assert row["score, tissue only"][1:3] == ["0.79", "A01-A10, IN SAMPLE"]
-    assert row["score, hidden test"][1] == "0.6929"
-    assert row["score, hidden test"][3] == "not reproducible"
-    assert row["always Benign"][1] == "0.60"
-    expected = score_interval({name: np.array(r["counts"]) for name, r in records.items()})
-    ends = f"{expected['value']:.3f} [{expected['low']:.3f}, {expected['high']:.3f}] (10 slides)"
-    assert row["score"][3] == ends
-    # A slide that a model saw is not in our figure.
-    records["A01"]["in_sample"] = True
-    assert "(9 slides)" in reproduce.part_b_table(_slides(), {"heatmaps": records})
-    assert "yes: in sample" in reproduce.slides_table(_slides(), records)
 
 
 # Kills
