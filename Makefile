@@ -20,7 +20,7 @@ reproduce: $(VENV)/installed
 	exec $(RUN) -m bach.reproduce --data-dir "$(DATA)" $(ARGS)
 
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
