@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 from tqdm import tqdm
 
-from bach.audit import cross_validate, mark_right
+from bach.audit import cross_validate, deal_within_classes, mark_right
 from bach.classes import CLASSES
 from bach.data import part, read_photo
 from bach.features import read_features, shrink
@@ -208,16 +208,6 @@ def measure_groups(groups: Sequence, patients: Sequence[str]) -> dict[str, int]:
     }
 
 
-def shuffle_groups(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Deal the groups anew within each class: the same sizes, without the meaning."""
-    rng = np.random.default_rng(seed)
-    dealt = groups.copy()
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        dealt[rows] = rng.permutation(dealt[rows])
-    return dealt
-
-
 def accuracy_by_groups(
     features: pd.DataFrame, known: pd.DataFrame, groups: np.ndarray, k: int, seeds: int, trees: int
 ) -> tuple[float, float]:
@@ -227,7 +217,7 @@ def accuracy_by_groups(
         features: See `features.read_features`.
         known: Images with `image_id`, `label` (a class name) and their true `patient`.
         groups: Group of every image.
-        k, seeds, trees: See `score_twice`.
+        k, seeds, trees: See `audit.score_twice`.
 
     Returns:
         Mean accuracy over the draws, and the mean number of held-out images whose
@@ -364,7 +354,7 @@ def _worth(
     for name, groups in (
         ("patients", pd.factorize(patients)[0]),
         ("assumed groups", chosen),
-        ("groups of the same sizes, shuffled", shuffle_groups(chosen, labels, args.seed)),
+        ("groups of the same sizes, shuffled", deal_within_classes(chosen, labels, args.seed)),
         ("nothing", own),
     ):
         accuracy, leaks = accuracy_by_groups(

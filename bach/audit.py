@@ -59,12 +59,21 @@ def leaky_folds(folds: pd.DataFrame, seed: int) -> pd.DataFrame:
     Returns:
         A copy of the table with other folds.
     """
-    rng = np.random.default_rng(seed)
     dealt = folds["fold"].to_numpy(copy=True)
-    for label in sorted(set(folds["label"])):
-        rows = np.flatnonzero((folds["label"] == label) & (folds["fold"] != ALWAYS_TRAIN))
-        dealt[rows] = rng.permutation(dealt[rows])
+    held_out = dealt != ALWAYS_TRAIN
+    labels = folds["label"].to_numpy(str)[held_out]
+    dealt[held_out] = deal_within_classes(dealt[held_out], labels, seed)
     return folds.assign(fold=dealt)
+
+
+def deal_within_classes(values: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Deal values anew within each class: as many of each, without the meaning."""
+    rng = np.random.default_rng(seed)
+    dealt = values.copy()
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        dealt[rows] = rng.permutation(dealt[rows])
+    return dealt
 
 
 def cross_validate(

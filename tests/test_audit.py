@@ -81,6 +81,14 @@ def test_a_class_that_was_not_trained_on_has_probability_zero():
     assert (held["prob_invasive"] == 0).all()
 
 
+def test_values_dealt_anew_keep_their_numbers_within_each_class():
+    groups, labels = np.repeat(np.arange(20), 5), np.tile([0, 1, 1, 2, 2], 20)
+    dealt = audit.deal_within_classes(groups, labels, seed=0)
+    assert (dealt != groups).any()
+    for label in range(3):
+        assert sorted(dealt[labels == label]) == sorted(groups[labels == label])
+
+
 # Figures
 
 
