@@ -155,7 +155,7 @@ def load_predictor(args: argparse.Namespace) -> tuple[View, Callable]:
         wanted[table["row"], table["col"]] = True
         return predict_dense(models, slide, wanted, every)[table["row"], table["col"]]
 
-    return View(models[0].margin), dense
+    return models[0].view, dense
 
 
 def predict_one(row, predict: Callable, args: argparse.Namespace, run: Run) -> None:

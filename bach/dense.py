@@ -73,7 +73,7 @@ class DenseModel:
         stride: Network px between neighbouring features, and predictions.
         window: Side of the sliding mean in features.
         halo: Features that a region needs around those that are used.
-        margin: Of the model, in network px.
+        view: What the model sees of a patch.
 
     Raises:
         InputError: If the network's feature map of a shifted image is not the
@@ -82,19 +82,18 @@ class DenseModel:
 
     def __init__(self, model: keras.Model, precision: str = "float32"):
         self.window = int(model.get_layer("pool").input.shape[1])
-        view = view_of(model)
-        if view.zoom > 1:
+        self.view = view_of(model)
+        if self.view.zoom > 1:
             raise InputError(
                 "A network of two magnifications predicts patch by patch.\n"
                 f"Received: {model.name}. Use --mode patches."
             )
-        self.margin = view.margin
         clone = fast_clone(model, any_size=True, precision=precision)
-        base = clone.get_layer("context" if self.margin else "pool").input
+        base = clone.get_layer("context" if self.view.margin else "pool").input
         whole = keras.Model(clone.input, base)
         self.stride = _find_stride(whole, self.window, model.name)
         _check_alignment(whole, self.window, self.stride, model.name)
-        self.halo = math.ceil(max(HALO, self.margin) / self.stride)
+        self.halo = math.ceil(max(HALO, self.view.margin) / self.stride)
         features = layers.Cropping2D(self.halo, dtype="float32")(base)
         self._features = devices.compiled(keras.Model(clone.input, features), "uint8")
 
@@ -164,7 +163,7 @@ def predict_dense(
     Raises:
         InputError: If the models' strides or margins differ.
     """
-    if len({(model.stride, model.window, model.margin) for model in models}) != 1:
+    if len({(model.stride, model.window, model.view) for model in models}) != 1:
         raise InputError("Models that are averaged must have the same stride and margin.")
     result = np.full((*wanted.shape, len(CLASSES)), np.nan, np.float32)
     if not wanted.any():
