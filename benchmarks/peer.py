@@ -21,7 +21,6 @@ Prints a table; the last line is JSON.
 
 import argparse
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -89,10 +88,9 @@ def run_peer(args: argparse.Namespace, slide: Path) -> dict:
     config.write_text(json.dumps(peer_config()))
     shutil.rmtree(out, ignore_errors=True)
     overlap = 1 - DENSE_STEP_UM / (NETWORK_SIZE * NETWORK_MPP)
-    command = shlex.split(args.wsinfer) if args.wsinfer else [args.python.parent / "wsinfer"]
     words = [
-        *command, "--backend", "openslide", "run", "--wsi-dir", slide.parent,
-        "--results-dir", out, "--config", config, "--model-path", model,
+        args.python.parent / "wsinfer", "--backend", "openslide", "run",
+        "--wsi-dir", slide.parent, "--results-dir", out, "--config", config, "--model-path", model,
         "--batch-size", args.batch_size, "--num-workers", args.workers,
         "--patch-overlap-ratio", round(overlap, 4),
     ]  # fmt: skip
@@ -121,9 +119,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--python", type=Path, required=True, help="Python that has wsinfer")
     parser.add_argument(
-        "--wsinfer", default=None, help="its command (default: wsinfer beside that Python)"
+        "--python", type=Path, required=True, help="Python beside the command wsinfer"
     )
     parser.add_argument("--dir", type=Path, default=Path("data/bench_peer"), help="where to work")
     parser.add_argument("--size", type=int, nargs=2, default=(5000, 5000), help="of the slide, px")
