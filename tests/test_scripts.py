@@ -4,16 +4,14 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+from commands import NETWORK, ROOT, kill_when, part_a_words, start
 
 import make_heatmap
 import mine_hard_examples
@@ -26,22 +24,12 @@ from bach.runs import InputError
 from bach.scores import part_b_score
 from bach.toy import write_annotation_xml, write_slide
 
-ROOT = Path(__file__).resolve().parent.parent
-NETWORK = ["--backbone", "small", "--weights", "none", "--learning-rate", "0.02"]
-
-
-def _part_a(toy, run, *more):
-    return [
-        "--data-dir", str(toy), "--folds", f"{toy}/part_a.csv", "--run-dir", str(run), *NETWORK,
-        "--epochs", "1", "--batch-size", "16", *more,
-    ]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def runs(toy, tmp_path_factory):
     """All four scripts, run once in order."""
     path = tmp_path_factory.mktemp("runs")
-    train_part_a.main(_part_a(toy, path / "part_a", "--limit", "3"))
+    train_part_a.main(part_a_words(toy, path / "part_a", "--limit", "3"))
     mine_hard_examples.main(
         ["--data-dir", str(toy), "--run-dir", f"{path}/hard", "--model-dir", f"{path}/part_a",
          "--hard-examples", "40", "--stride-um", "300"]
@@ -151,9 +139,9 @@ def test_a_submission_is_calibrated_and_averaged_if_asked_for(toy, runs, tmp_pat
 
 def test_running_again_is_refused_and_resuming_a_finished_run_does_nothing(toy, runs, capsys):
     with pytest.raises(InputError, match="finished run"):
-        train_part_a.main(_part_a(toy, runs / "part_a", "--limit", "3"))
+        train_part_a.main(part_a_words(toy, runs / "part_a", "--limit", "3"))
     before = (runs / "part_a/predictions.csv").stat().st_mtime_ns
-    train_part_a.main(_part_a(toy, runs / "part_a", "--limit", "3", "--resume"))
+    train_part_a.main(part_a_words(toy, runs / "part_a", "--limit", "3", "--resume"))
     assert (runs / "part_a/predictions.csv").stat().st_mtime_ns == before
     assert capsys.readouterr().out.strip().endswith("part_a")
 
@@ -163,7 +151,9 @@ def test_a_split_that_leaks_is_refused_before_anything_is_written(toy, tmp_path)
     folds["fold"] = np.arange(len(folds)) % 3
     folds.to_csv(tmp_path / "leaky.csv", index=False)
     with pytest.raises(InputError, match="patient"):
-        train_part_a.main(_part_a(toy, tmp_path / "run", "--folds", str(tmp_path / "leaky.csv")))
+        train_part_a.main(
+            part_a_words(toy, tmp_path / "run", "--folds", str(tmp_path / "leaky.csv"))
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -289,17 +279,9 @@ def test_slides_of_no_tissue_of_one_patch_and_of_less_are_done(red_model, tmp_pa
     assert not maps["small"].any()
 
 
-def _run(words, **options):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
-    )  # fmt: skip
-
-
 def test_a_model_trained_on_two_devices_opens_as_a_plain_model(toy, tmp_path):
-    process = _run(
-        ["train_part_a.py", *_part_a(toy, tmp_path / "run", "--limit", "3", "--fold", "0",
+    process = start(
+        ["train_part_a.py", *part_a_words(toy, tmp_path / "run", "--limit", "3", "--fold", "0",
                                      "--devices", "2")]
     )  # fmt: skip
     out, _ = process.communicate(timeout=500)
@@ -314,41 +296,13 @@ def test_a_model_trained_on_two_devices_opens_as_a_plain_model(toy, tmp_path):
     assert np.allclose(probs, table[list(PROB_COLUMNS)], atol=1e-4)
 
 
-def _kill_when(words, ready, timeout=400, how=signal.SIGKILL):
-    """Start a command and end it as soon as `ready()` holds: what it said, and its code."""
-    # Where the tests run in the background, Ctrl-C is ignored by all that they start.
-    process = _run(words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    end = time.monotonic() + timeout
-    while not ready():
-        assert process.poll() is None, f"ended before it was killed: {process.stdout.read()}"
-        assert time.monotonic() < end, "never got ready"
-        time.sleep(0.02)
-    process.send_signal(how)
-    return process.communicate(timeout=timeout)[0], process.returncode
-
-
-def test_ctrl_c_leaves_nothing_half_and_says_how_to_go_on(toy, tmp_path):
-    run = tmp_path / "run"
-    words = _part_a(toy, run, "--limit", "3", "--fold", "0")
-    words[words.index("--epochs") + 1] = "20"
-    out, code = _kill_when(
-        ["train_part_a.py", *words], (run / "fold_0/state.npz").exists, how=signal.SIGINT
-    )
-    assert code == 130, out
-    assert "interrupted; the same command with --resume goes on" in out
-    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
-    assert not list(run.rglob(".*"))
-    assert not (run / "metrics.json").exists()
-    assert keras.models.load_model(run / "fold_0/last.keras").output_shape == (None, 4)
-
-
 def test_runs_on_the_same_photos_can_share_their_patches(toy, runs, tmp_path):
     shared = ["--patches-dir", str(runs / "part_a/patches"), "--fold", "0"]
-    train_part_a.main(_part_a(toy, tmp_path / "run", "--limit", "3", *shared))
+    train_part_a.main(part_a_words(toy, tmp_path / "run", "--limit", "3", *shared))
     assert (tmp_path / "run/patches").resolve() == (runs / "part_a/patches").resolve()
     assert len(pd.read_csv(tmp_path / "run/predictions.csv")) > 0
     with pytest.raises(InputError, match="must be those of the chosen photos"):
-        train_part_a.main(_part_a(toy, tmp_path / "other", "--limit", "2", *shared))
+        train_part_a.main(part_a_words(toy, tmp_path / "other", "--limit", "2", *shared))
 
 
 def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
@@ -356,7 +310,7 @@ def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
         pytest.skip("jax is not installed")
     data = ["--data-dir", str(toy)]
     stages = {
-        "train_part_a": _part_a(toy, tmp_path / "part_a", "--limit", "3", "--fold", "0"),
+        "train_part_a": part_a_words(toy, tmp_path / "part_a", "--limit", "3", "--fold", "0"),
         "mine_hard_examples": [
             *data, "--run-dir", f"{tmp_path}/hard", "--model-dir", f"{runs}/part_a",
             "--hard-examples", "40", "--stride-um", "300",
@@ -400,29 +354,8 @@ def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
         assert np.allclose(*heat, atol=1e-4, equal_nan=True)
 
 
-def test_training_killed_in_its_second_fold_ends_as_if_it_had_not_been(toy, tmp_path):
-    def command(name, *more):
-        words = _part_a(toy, tmp_path / name, "--limit", "3", *more)
-        words[words.index("--epochs") + 1] = "2"
-        return ["train_part_a.py", *words]
-
-    state = tmp_path / "killed/fold_1/state.npz"
-    _kill_when(command("killed"), state.exists)
-    assert not (tmp_path / "killed/metrics.json").exists()
-    resumed = _run(command("killed", "--resume"))
-    whole = _run(command("whole"))
-    out, _ = resumed.communicate(timeout=500)
-    assert resumed.returncode == 0, out
-    assert "fold 0: finished before" in out
-    assert "going on after epoch 1 of 2" in out
-    out, _ = whole.communicate(timeout=500)
-    assert whole.returncode == 0, out
-    one, other = (pd.read_csv(tmp_path / n / "predictions.csv") for n in ("killed", "whole"))
-    pd.testing.assert_frame_equal(one, other, atol=1e-4)
-
-
 def test_a_margin_goes_through_all_four_scripts_in_both_modes(toy, tmp_path):
-    train_part_a.main(_part_a(toy, tmp_path / "part_a", "--limit", "2", "--fold", "0",
+    train_part_a.main(part_a_words(toy, tmp_path / "part_a", "--limit", "2", "--fold", "0",
                               "--margin", "32", "--bn-patches", "32"))  # fmt: skip
     mine_hard_examples.main(
         ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/hard", "--hard-examples", "20",
@@ -466,9 +399,9 @@ def test_the_other_three_scripts_go_on_after_a_kill(toy, runs, tmp_path):
     }  # fmt: skip
     for script, (words, sign, result, reference) in cases.items():
         run = tmp_path / script
-        _kill_when([script, *words, "--run-dir", run], (run / sign).exists)
+        kill_when([script, *words, "--run-dir", run], (run / sign).exists)
         assert not (run / "metrics.json").exists()
-        process = _run([script, *words, "--run-dir", run, "--resume"])
+        process = start([script, *words, "--run-dir", run, "--resume"])
         out, _ = process.communicate(timeout=500)
         assert process.returncode == 0, out
         one, other = pd.read_csv(run / result), pd.read_csv(reference / result)

@@ -1,0 +1,39 @@
+"""The scripts as commands of their own, for tests that run them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORK = ["--backbone", "small", "--weights", "none", "--learning-rate", "0.02"]
+
+
+def part_a_words(toy, run, *more):
+    return [
+        "--data-dir", str(toy), "--folds", f"{toy}/part_a.csv", "--run-dir", str(run), *NETWORK,
+        "--epochs", "1", "--batch-size", "16", *more,
+    ]  # fmt: skip
+
+
+def start(words, **options):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+
+
+def kill_when(words, ready, timeout=400, how=signal.SIGKILL):
+    """Start a command and end it as soon as `ready()` holds: what it said, and its code."""
+    # Where the tests run in the background, Ctrl-C is ignored by all that they start.
+    process = start(words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    end = time.monotonic() + timeout
+    while not ready():
+        assert process.poll() is None, f"ended before it was killed: {process.stdout.read()}"
+        assert time.monotonic() < end, "never got ready"
+        time.sleep(0.02)
+    process.send_signal(how)
+    return process.communicate(timeout=timeout)[0], process.returncode
