@@ -22,6 +22,7 @@ LAYERS = [
         "model",
         "image_network",
         "inference",
+        "callbacks",
         "training",
         "predict",
         "calibration",

@@ -1,0 +1,298 @@
+"""What happens at the end of an epoch, in this order: averaged weights, statistics of
+batch normalisation, held-out scores, checkpoints that survive anything, a line of log.
+"""
+
+import json
+import math
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from bach import devices
+from bach.batches import Batches
+from bach.predict import predict_batches
+from bach.runs import InputError, atomic_path, duration, first_process, log, write_csv
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves the best and the last model and the state of training, each whole.
+
+    Writes after every epoch `best.keras` (if the epoch is the best so far),
+    `last.keras`, `history.csv`, and last of all `state.npz`; a kill at any point
+    leaves the state of an earlier epoch, from which the rest is written again. The
+    models are plain Keras models whatever they were trained on. Where averages of the
+    weights are kept, it finds them in the model, saves them, and puts the weights back
+    before it saves the state.
+
+    Args:
+        folder: Where to save.
+        monitor: Name in the epoch's logs that decides what is best.
+        mode: "min", "max", or "auto".
+        keep_every: Also write `epoch_NNN.keras` every so many epochs; 0 does not.
+
+    Raises:
+        InputError: If `mode` is "auto" and the name tells neither.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str = "auto", keep_every: int = 0):
+        super().__init__()
+        self._folder = Path(folder)
+        self._monitor = monitor
+        self._keep_every = keep_every
+        self._sign = {"min": -1, "max": 1}[best_mode(monitor, mode)]
+        self.history: list[dict] = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {"epoch": epoch + 1, **{key: float(value) for key, value in logs.items()}}
+        self.history.append(row)
+        if not math.isfinite(row["loss"]):
+            raise InputError(
+                f"The loss is {row['loss']} after epoch {epoch + 1}: training diverged.\n"
+                "Use a smaller --learning-rate. The last good checkpoint is kept."
+            )
+        if self._monitor not in row and any(name.startswith("heldout_") for name in row):
+            raise InputError(
+                f"--monitor must be a column of the history.\nReceived: --monitor="
+                f"{self._monitor}. Use one of {', '.join(list(row)[1:])}."
+            )
+        if self._monitor in row and self._is_best(row):
+            save_model(self.model, self._folder / "best.keras")
+        if self._keep_every and (epoch + 1) % self._keep_every == 0:
+            save_model(self.model, self._folder / f"epoch_{epoch + 1:03d}.keras")
+        save_model(self.model, self._folder / "last.keras")
+        write_csv(pd.DataFrame(self.history), self._folder / "history.csv")
+        swap_averages(self.model)
+        self._save_state()
+
+    def restore(self, model: keras.Model) -> list[dict]:
+        """Put a saved state into a model, if there is one.
+
+        Args:
+            model: The compiled model, its optimizer built.
+
+        Returns:
+            The history so far, one dict an epoch.
+        """
+        file = self._folder / "state.npz"
+        if not file.exists():
+            return []
+        variables = _state_variables(model)
+        try:
+            with np.load(file) as state:
+                history = json.loads(str(state["history"]))
+                values = [state[f"v{index}"] for index in range(len(variables))]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"The training state {file} is damaged or of another network ({error}).\n"
+                f"Delete {self._folder} to train this fold again from the start; the models saved "
+                "there are not touched by this."
+            ) from error
+        for variable, value in zip(variables, values, strict=True):
+            if tuple(variable.shape) != value.shape:
+                raise InputError(
+                    f"The training state {file} is that of another network: {variable.path} "
+                    f"has shape {tuple(variable.shape)}, saved is {value.shape}.\n"
+                    "Use the arguments the run was started with."
+                )
+        with devices.scope():
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        self.history = history
+        return list(history)
+
+    def _is_best(self, row: dict) -> bool:
+        earlier = [self._sign * r[self._monitor] for r in self.history[:-1] if self._monitor in r]
+        return not earlier or self._sign * row[self._monitor] > max(earlier)
+
+    def _save_state(self) -> None:
+        if not first_process():
+            return
+        values = {
+            f"v{index}": keras.ops.convert_to_numpy(variable)
+            for index, variable in enumerate(_state_variables(self.model))
+        }
+        with atomic_path(self._folder / "state.npz") as temporary, temporary.open("wb") as stream:
+            np.savez(stream, history=json.dumps(self.history), **values)
+
+
+class UseAverages(keras.callbacks.Callback):
+    """Puts the averaged weights into the model at the end of an epoch, if there are any.
+
+    What follows refreshes, scores and saves the averages; `Checkpoint`, the last that
+    needs them, puts the weights back.
+    """
+
+    def on_epoch_end(self, epoch, logs=None):
+        swap_averages(self.model)
+
+
+class RefreshBatchNorm(keras.callbacks.Callback):
+    """Estimates batch-normalisation statistics anew at the end of every epoch.
+
+    Args:
+        training: What they are estimated from.
+        count: Patches an estimate.
+        seed: With the epoch, decides which patches.
+    """
+
+    def __init__(self, training: Batches, count: int, seed: int):
+        super().__init__()
+        self._training = training
+        self._count = count
+        self._seed = seed
+
+    def on_epoch_end(self, epoch, logs=None):
+        sample = self._training.sample(self._count, self._seed + epoch)
+        devices.refresh_batch_norm(self.model, sample)
+
+
+class EvaluateHeldOut(keras.callbacks.Callback):
+    """Adds the held-out scores of an epoch to its logs.
+
+    A callback and not `validation_data`, since it must follow `RefreshBatchNorm`
+    and score images, not only patches.
+    """
+
+    def __init__(self, heldout: Batches, images: np.ndarray):
+        super().__init__()
+        self._heldout = heldout
+        self._images = images
+
+    def on_epoch_end(self, epoch, logs=None):
+        probs = predict_batches(self.model, self._heldout, len(self._heldout.labels))
+        logs.update(scores(self._heldout.labels, probs, self._images))
+
+
+class Progress(keras.callbacks.Callback):
+    """Sets the epoch of the batches, keeps time, and shows a bar on a terminal."""
+
+    def __init__(self, training: Batches, epochs: int):
+        super().__init__()
+        self._training = training
+        self._epochs = epochs
+        self._bar = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._training.start_epoch(epoch)
+        self._start = time.monotonic()
+        self._bar = tqdm(
+            total=len(self._training), desc=f"epoch {epoch + 1}/{self._epochs}",
+            unit="batch", leave=False, disable=None,
+        )  # fmt: skip
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._bar.close()
+        seconds = time.monotonic() - self._start
+        count = len(self._training) * self._training.batch_size
+        logs["patches_per_s"] = round(count / seconds, 2)
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        logs["learning_rate"] = float(rate)
+
+
+class LogEpoch(keras.callbacks.Callback):
+    def __init__(self, epochs: int):
+        super().__init__()
+        self._epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        names = ("loss", "accuracy", "image_accuracy")
+        held = ", ".join(
+            f"{name.replace('_', ' ')} {logs[f'heldout_{name}']:.3f}"
+            for name in names
+            if f"heldout_{name}" in logs
+        )
+        held = f"; held out: {held}" if held else ""
+        log.info(
+            "epoch %d/%d: loss %.3f, accuracy %.3f%s; %.0f patches/s, %s",
+            epoch + 1, self._epochs, logs["loss"], logs["accuracy"], held,
+            logs["patches_per_s"], duration(time.monotonic() - self._start),
+        )  # fmt: skip
+
+
+def best_mode(monitor: str, mode: str = "auto") -> str:
+    """Whether more or less of a metric is better, told by its name.
+
+    Raises:
+        InputError: If the name tells neither.
+
+    Example:
+        >>> best_mode("heldout_image_accuracy")
+        'max'
+    """
+    if mode in ("min", "max"):
+        return mode
+    words = set(monitor.lower().split("_"))
+    if words & {"loss", "error", "mae", "mse", "ece", "nll", "difficulty"}:
+        return "min"
+    if words & {"accuracy", "acc", "auc", "score", "f1", "sensitivity", "specificity", "recall"}:
+        return "max"
+    raise InputError(
+        f"Whether more of {monitor!r} is better cannot be told by its name.\n"
+        f"Received: monitor={monitor}, mode={mode}. Say min or max."
+    )
+
+
+def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[str, float]:
+    """Loss and accuracy of patches, and accuracy of images by mean probability.
+
+    Args:
+        labels: True class of every patch, `(n,)`.
+        probs: Probabilities `(n, 4)`.
+        images: Image id of every patch, `(n,)`.
+
+    Returns:
+        `heldout_loss`, `heldout_accuracy`, and `heldout_image_accuracy` where every
+        image has one class; slides do not.
+    """
+    true = probs[np.arange(len(labels)), labels]
+    result = {
+        "heldout_loss": float(-np.log(np.clip(true, 1e-7, 1)).mean()),
+        "heldout_accuracy": float((probs.argmax(axis=1) == labels).mean()),
+    }
+    grouped = pd.DataFrame(probs).assign(label=labels).groupby(images)
+    if (grouped["label"].min() == grouped["label"].max()).all():
+        means = grouped.mean().to_numpy()
+        predicted = means[:, : probs.shape[1]].argmax(axis=1)
+        result["heldout_image_accuracy"] = float((predicted == means[:, -1]).mean())
+    return result
+
+
+def save_model(model: keras.Model, path: str | os.PathLike) -> None:
+    """Save a model as a `.keras` file, whole or not at all, without its optimizer."""
+    if not first_process():
+        return
+    # The same layers as a model that was never compiled; momenta would double the file.
+    plain = keras.Model(model.input, model.output, name=model.name)
+    with atomic_path(path) as temporary:
+        plain.save(temporary)
+
+
+def swap_averages(model: keras.Model) -> None:
+    """Exchange the weights and their moving averages, where averages are kept."""
+    # mixed_float16 wraps the optimizer.
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not optimizer.use_ema:
+        return
+    averages = optimizer._model_variables_moving_average  # Keras names them nowhere else
+    with devices.scope():
+        for weight, average in zip(model.trainable_variables, averages, strict=True):
+            one, other = (keras.ops.convert_to_numpy(v).copy() for v in (weight, average))
+            weight.assign(other)
+            average.assign(one)
+
+
+def _state_variables(model: keras.Model) -> list:
+    """All variables that training changes: weights, statistics, random states, momenta."""
+    return [*model.variables, *model.optimizer.variables]
