@@ -8,11 +8,14 @@ the run of `base` with the same seed, NORMALISED for copies of the photos whose 
 library torchstain has normalised by the recipe's method); names joined by + add up, as in
 `cosine+ema-0.99`.
 `tta` trains nothing: it predicts the held-out photos of the other recipes it is joined
-with, or of base, as the mean over their orientations.
+with, or of base, as the mean over their orientations. `trees` has no network: it is the
+tree ensemble of `python -m bach.folds audit`, on the same folds and the same photos.
 Names of backbones are recipes as well. `two-devices` shows on TensorFlow what
 batch-normalisation statistics of half a batch do.
 Options that are not listed here go to every run, so `--backbone small --weights none
 --learning-rate 0.02` chooses what all are tried on.
+Recipes of `--once` are tried with the first seed alone: a cheap look at many. What gains
+there is to be repeated with other seeds, since the best of many is in part the luckiest.
 
 Accuracy is that of images, the mean over seeds, out of fold. `minus base` is paired:
 patients are drawn anew, all seeds of a patient together, and both recipes are scored on
@@ -26,7 +29,7 @@ Writes:  DIR/patches/, DIR/<recipe>-seed<n>/ (run folders of script 1), DIR/rein
 Command: python benchmarks/recipes.py --data-dir data/BACH --folds folds/part_a.csv \\
              --run-dir runs/recipes --backbone small --weights none --learning-rate 0.02
 Time:    that of a run of script 1, times recipes, times seeds; --quick paints 16 photos
-         and tries two recipes for one epoch, about a minute on two cores.
+         and tries three recipes for one epoch, about a minute on two cores.
 Prints a Markdown table; the last line is JSON.
 """
 
@@ -47,8 +50,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach import data, folds, toy
+from bach.audit import cross_validate
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.comparison import read_images, verdict
+from bach.features import read_features
 from bach.intervals import (
     accuracy_from_sums,
     accuracy_sums,
@@ -69,6 +74,7 @@ RECIPES = {
     "ema-0.999": ["--ema", "0.999"],
     "label-smoothing": ["--label-smoothing", "0.1"],
     "cosine": ["--schedule", "cosine"],
+    "constant": ["--schedule", "constant"],  # where the options of all runs say cosine
     "warm-up": ["--warmup-epochs", "2"],
     "adamw": ["--optimizer", "adamw", "--learning-rate", "0.001"],
     "large-batch": ["--batch-size", "256", "--scale-learning-rate", "--warmup-epochs", "2"],
@@ -81,6 +87,7 @@ RECIPES = {
     "two-magnifications": ["--magnifications", "2"],
     "two-devices": ["--devices", "2"],
     "tta": [],
+    "trees": [],
     "no-weights": ["--weights", "none"],
 }
 
@@ -91,7 +98,8 @@ BACKBONES = (
     "MobileNetV2", "EfficientNetV2S", "ConvNeXtTiny",
 )  # fmt: skip
 RECIPES |= {name: ["--backbone", name] for name in BACKBONES}
-ON_REQUEST = ("reinhard", "macenko", "two-devices", *BACKBONES)
+AUDIT_TREES = 600  # the audit's default
+ON_REQUEST = ("constant", "reinhard", "macenko", "two-devices", *BACKBONES)
 
 
 def arguments(name: str) -> list[str]:
@@ -102,10 +110,10 @@ def arguments(name: str) -> list[str]:
     """
     parts = name.split("+")
     unknown = [part for part in parts if part not in RECIPES]
-    if unknown:
+    if unknown or ("trees" in parts and len(parts) > 1):
         raise InputError(
-            f"There must be a recipe of that name.\nReceived: --recipes={name}.\n"
-            f"Use {', '.join(RECIPES)}, or several joined by +."
+            f"There must be a recipe of that name.\nReceived: {name}.\n"
+            f"Use {', '.join(RECIPES)}, or several but trees joined by +."
         )
     return [word for part in parts for word in RECIPES[part]]
 
@@ -118,6 +126,9 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
     """Train one recipe with one seed, go on with it, or find that it is done."""
     base_dir = Path(args.run_dir)
     base, folder = (run_folder(base_dir, n, seed) for n in ("base", name))
+    if name == "trees":
+        predict_by_trees(args.data_dir, args.folds, folder, seed)
+        return
     parts = name.split("+")
     if "tta" in parts:
         rest = "+".join(part for part in parts if part != "tta") or "base"
@@ -173,6 +184,28 @@ def predict_turned(run: Path, folder: Path) -> None:
     write_csv(table, folder / "predictions.csv")
 
 
+def predict_by_trees(data_dir: str, table: str, folder: Path, seed: int) -> None:
+    """Predict the held-out photos by a tree ensemble on their colour and texture.
+
+    Args:
+        data_dir: The challenge data.
+        table: File of folds; photos of fold -1 are always trained on, as in script 1.
+        folder: Where to write `predictions.csv`, unless it is there; the features of the
+            photos go to `features.csv` in the folder above `folder`.
+        seed: Of the trees.
+    """
+    if (folder / "predictions.csv").exists():
+        return
+    images = data.part(data_dir, "A")
+    split = folds.join_folds(images, folds.read_folds(table), table)
+    split["label"] = [CLASSES[label] for label in split["label"]]
+    features = read_features(images, folder.parent)
+    predictions = cross_validate(features, split, AUDIT_TREES, seed)
+    predictions["predicted"] = predictions[list(PROB_COLUMNS)].to_numpy().argmax(axis=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(predictions, folder / "predictions.csv")
+
+
 def normalise_photos(data_dir: str, folder: Path, method: str) -> Path:
     """Copy all Part A photos with their stain normalised, but for those that are there.
 
@@ -222,9 +255,9 @@ def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
     """Scores of a recipe, and its paired difference from `base`.
 
     Returns:
-        `accuracy` and `binary_accuracy`, each `value` (mean over seeds), `difference`
-        (an interval as of `bootstrap`) and `sd` (of the difference over seeds, None
-        with one seed); `verdict` on the accuracy.
+        `arguments`; `seeds`, how many; `accuracy` and `binary_accuracy`, each `score`
+        (the mean over seeds) and `difference`, intervals as of `bootstrap`, and `sd` (of
+        the difference over seeds, None with one seed); `verdict` on the accuracy.
     """
     tables = []
     for seed in seeds:
@@ -246,18 +279,23 @@ def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
     result = {}
     for metric in ("accuracy", "binary_accuracy"):
 
+        def score(values: np.ndarray, metric: str = metric) -> np.ndarray:
+            return accuracy_from_sums(values[..., :width], metric)
+
         def difference(values: np.ndarray, metric: str = metric) -> np.ndarray:
-            ours, base = values[..., :width], values[..., width:]
-            return accuracy_from_sums(ours, metric) - accuracy_from_sums(base, metric)
+            return score(values, metric) - accuracy_from_sums(values[..., width:], metric)
 
         per_seed = [difference(sums[table["seed"] == seed].sum(axis=0)) for seed in seeds]
         result[metric] = {
-            "value": float(accuracy_from_sums(sums.sum(axis=0)[:width], metric)),
+            "score": bootstrap(unit_sums(sums, numbers), score, unit=unit),
             "difference": bootstrap(unit_sums(sums, numbers), difference, unit=unit),
             "sd": float(np.std(per_seed, ddof=1)) if len(seeds) > 1 else None,
         }
-    return {"arguments": arguments(name), **result} | {
-        "verdict": verdict(result["accuracy"]["difference"])
+    return {
+        "arguments": arguments(name),
+        "seeds": len(seeds),
+        **result,
+        "verdict": verdict(result["accuracy"]["difference"]),
     }
 
 
@@ -285,9 +323,13 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help=f"recipes to try beside base, {', '.join(RECIPES)}; + joins several "
         f"(default: all but {', '.join(ON_REQUEST)})",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=3, help="trainings a recipe")
+    parser.add_argument(
+        "--once", nargs="+", default=[], metavar="NAME",
+        help="more recipes, with the first seed alone",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of base and --recipes")
     parser.add_argument("--epochs", type=int, default=25, help="passes over the patches")
-    parser.add_argument("--quick", action="store_true", help="two recipes on a little trial data")
+    parser.add_argument("--quick", action="store_true", help="three recipes on a little trial data")
     return parser.parse_known_args(argv)
 
 
@@ -297,37 +339,47 @@ def main(argv: list[str] | None = None) -> None:
         if args.quick:
             args.data_dir, args.folds = paint(Path(temporary))
             args.run_dir, args.seeds, args.epochs = temporary, 1, 1
-            args.recipes = ["softmax", "tta"]
+            args.recipes = ["softmax", "tta", "trees"]
             common = ["--backbone", "small", "--weights", "none", "--batch-size", "16", *common]
-        names = ["base", *(name for name in dict.fromkeys(args.recipes) if name != "base")]
-        for name in names:
+        counts = dict.fromkeys(args.once, 1) | dict.fromkeys(["base", *args.recipes], args.seeds)
+        for name in counts:
             arguments(name)  # a misspelt name is said before hours of work
-        seeds = list(range(args.seeds))
+        # Base first, which others stand on.
+        names = sorted(counts, key=lambda name: name != "base")
         # Seed by seed, so that a first table can be had early.
-        for seed in seeds:
+        for seed in range(args.seeds):
             for name in names:
-                train(args, common, name, seed)
-        report({name: compare(Path(args.run_dir), name, seeds) for name in names}, seeds, common)
+                if seed < counts[name]:
+                    train(args, common, name, seed)
+        report({n: compare(Path(args.run_dir), n, range(counts[n])) for n in names}, common)
 
 
-def report(results: dict[str, dict], seeds: Sequence[int], common: Sequence[str]) -> None:
+def report(results: dict[str, dict], common: Sequence[str]) -> None:
     """Print the table and the result as JSON."""
     print(
-        "| recipe | arguments | accuracy | minus base | sd over seeds | carcinoma or not "
-        "| minus base | |\n|---|---|---|---|---|---|---|---|"
+        "| recipe | arguments | seeds | accuracy | minus base | sd over seeds "
+        "| carcinoma or not | minus base | |\n|---|---|---|---|---|---|---|---|---|"
     )
     for name, result in results.items():
-        cells = [name, " ".join(result["arguments"])]
-        four, two = result["accuracy"], result["binary_accuracy"]
-        differences = [
-            "" if name == "base" else format_interval(row["difference"], 3) for row in (four, two)
-        ]
-        sd = "" if four["sd"] is None or name == "base" else f"{four['sd']:.3f}"
-        cells += [f"{four['value']:.3f}", differences[0], sd, f"{two['value']:.3f}", differences[1]]
-        cells.append("" if name == "base" else result["verdict"])
+        four, two = (
+            [_without_unit(result[metric][key]) for key in ("score", "difference")]
+            for metric in ("accuracy", "binary_accuracy")
+        )
+        sd = result["accuracy"]["sd"]
+        compared = [four[1], "" if sd is None else f"{sd:.3f}", two[1], result["verdict"]]
+        if name == "base":
+            compared = [""] * 4
+        cells = [name, " ".join(result["arguments"]), str(result["seeds"]), four[0]]
+        cells += [*compared[:2], two[0], *compared[2:]]
         print(f"| {' | '.join(cells)} |")
-    print(f"\nMean over {len(seeds)} seeds. All runs: {' '.join(common) or 'no more options'}.")
-    print(to_json({"seeds": len(seeds), "common": list(common), "recipes": results}))
+    unit = format_interval(results["base"]["accuracy"]["score"]).partition("(")[2].rstrip(")")
+    print(f"\nMeans over seeds, intervals over {unit}. All runs: {' '.join(common) or 'plain'}.")
+    print(to_json({"common": list(common), "recipes": results}))
+
+
+def _without_unit(interval: dict) -> str:
+    # It is the same in every cell, and said below the table.
+    return format_interval(interval, 3).partition(" (")[0]
 
 
 if __name__ == "__main__":
