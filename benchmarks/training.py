@@ -8,9 +8,12 @@ already, and beside the loop on two logical devices at the same global batch.
     network never waits for its input.
 `replica_overhead`: time of a step of the loop on two logical CPU devices / on one. They
     share the machine, so 1 means that replication costs nothing.
-Both are medians over rounds with the lowest and highest beside. A round times all three
+`epoch_start`: time from the beginning of an epoch to the end of its first batch / time
+    of a bare step; 1 means that an epoch begins without waiting.
+All are medians over rounds with the lowest and highest beside. A round times all three
 one after the other, so that what else the machine does falls on all. The first batches
-of an epoch, which were read ahead while something else went on, are not counted.
+of an epoch, some of which were read ahead while something else went on, count for
+`epoch_start` alone.
 
 Also the time and bytes to cut the patch store, once a round.
 
@@ -24,6 +27,7 @@ Prints a table; the last line is JSON.
 """
 
 import argparse
+import collections
 import json
 import os
 import shutil
@@ -46,14 +50,15 @@ from bach.runs import exit_with, log, setup_logging, to_json
 
 
 class Clock(keras.callbacks.Callback):
-    """Times an epoch but for its first batches; between epochs does what it is told.
+    """Times an epoch, its first batches apart; between epochs does what it is told.
 
-    After every epoch it prints the seconds of the loop and reads commands: `step` times
-    the bare step and prints its seconds, `loop` goes on with another epoch.
+    After every epoch it prints the seconds of the loop, and those to the end of the first
+    batch, and reads commands: `step` times the bare step and prints its seconds, `loop`
+    goes on with another epoch.
 
     Args:
         batches: The training batches.
-        skip: Batches at the start of an epoch that are not timed.
+        skip: Batches at the start of an epoch that are not of the loop.
     """
 
     def __init__(self, batches: Batches, skip: int):
@@ -61,16 +66,22 @@ class Clock(keras.callbacks.Callback):
         self._batches = batches
         self._skip = skip
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self._begin = time.perf_counter()
+
     def on_train_batch_end(self, batch, logs=None):
-        if batch + 1 == self._skip:
+        if batch == 0:
             float(logs["loss"])  # waits until the device is done
+            self._first = time.perf_counter() - self._begin
+        if batch + 1 == self._skip:
+            float(logs["loss"])
             self._start = time.perf_counter()
         if batch + 1 == len(self._batches):
             float(logs["loss"])
             self._seconds = time.perf_counter() - self._start
 
     def on_epoch_end(self, epoch, logs=None):
-        _say(loop=self._seconds)
+        _say(loop=self._seconds, first=self._first)
         for line in sys.stdin:
             if line.strip() == "loop":
                 return
@@ -125,15 +136,15 @@ class Worker:
         )  # fmt: skip
         self.read("loop")  # the first epoch compiles
 
-    def read(self, name: str) -> float:
-        """Seconds that the process reports under a name."""
+    def read(self, name: str) -> dict[str, float]:
+        """The next report of the process that has seconds of that name."""
         for line in self._process.stdout:
             if line.startswith("{") and name in (values := json.loads(line)):
-                return values[name]
+                return values
         raise RuntimeError(f"The process that trains ended with {self._process.wait()}.")
 
-    def ask(self, name: str) -> float:
-        """Have the process time its loop or the bare step: seconds."""
+    def ask(self, name: str) -> dict[str, float]:
+        """Have the process time its loop or the bare step: seconds by name."""
         self._process.stdin.write(f"{name}\n")
         self._process.stdin.flush()
         return self.read(name)
@@ -149,7 +160,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         folder / "data", patients=4, images=args.photos, test_images=0, slides=0, test_slides=0
     )
     images = data.part(folder / "data", "A")
-    seconds: dict[str, list[float]] = {"cut": [], "loop": [], "step": [], "two": []}
+    seconds = collections.defaultdict(list)
     for _ in range(args.rounds):
         shutil.rmtree(folder / "patches", ignore_errors=True)
         start = time.perf_counter()
@@ -158,13 +169,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     workers = [Worker(args, folder, count) for count in (1, 2)]
     workers[0].ask("step")  # compiles
     for number in range(args.rounds):
-        seconds["loop"].append(workers[0].ask("loop"))
-        seconds["step"].append(workers[0].ask("step"))
-        seconds["two"].append(workers[1].ask("loop"))
+        timed = workers[0].ask("loop") | workers[0].ask("step")
+        timed["two"] = workers[1].ask("loop")["loop"]
+        for name, value in timed.items():
+            seconds[name].append(value)
         log.info("round %d: %s", number, {k: round(v[-1], 2) for k, v in seconds.items()})
     for worker in workers:
         worker.end()
-    loop, step, two = (np.array(seconds[name]) for name in ("loop", "step", "two"))
+    loop, step, two, first = (np.array(seconds[name]) for name in ("loop", "step", "two", "first"))
     patches = args.steps * args.batch_size
     cut = float(np.median(seconds["cut"]))
     return {
@@ -175,6 +187,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         "cores": os.cpu_count(),
         "input_efficiency": _spread(step / loop),
         "replica_overhead": _spread(two / loop),
+        "epoch_start": _spread(first / (step / args.steps)),
         "patches_per_s": {
             "loop": _spread(patches / loop),
             "step": _spread(patches / step),
@@ -201,7 +214,7 @@ def _spread(values: np.ndarray) -> dict:
 def report(result: dict) -> None:
     """Print the table and the result as JSON."""
     print("| figure | median | lowest | highest |\n|---|---|---|---|")
-    rows = {name: result[name] for name in ("input_efficiency", "replica_overhead")}
+    rows = {name: result[name] for name in ("input_efficiency", "replica_overhead", "epoch_start")}
     rows |= {f"patches/s, {name}": row for name, row in result["patches_per_s"].items()}
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(f'{value:.3g}' for value in row.values())} |")
