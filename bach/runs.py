@@ -320,9 +320,13 @@ class Run:
         old = previous.get("arguments", {})
         new = json.loads(json.dumps(self.arguments, default=str))
         keys = (old.keys() | new.keys()) - set(_FREE_ARGUMENTS)
-        # An option that did not exist then, and is off now, changes nothing.
+        # An option that one of the two versions does not have, and that is off in the
+        # other, changes nothing.
+        known = old.keys() & new.keys()
         changed = sorted(
-            key for key in keys if old.get(key) != new.get(key) and (key in old or new[key])
+            key
+            for key in keys
+            if old.get(key) != new.get(key) and (key in known or old.get(key) or new.get(key))
         )
         if changed:
             lines = [

@@ -79,6 +79,7 @@ RECIPES = {
     "adamw": ["--optimizer", "adamw", "--learning-rate", "0.001"],
     "large-batch": ["--batch-size", "256", "--scale-learning-rate", "--warmup-epochs", "2"],
     "no-colour-change": ["--hue", "0", "--saturation", "0", "--value", "0"],
+    "strong-colour": ["--hue", "0.08", "--saturation", "0.4", "--value", "0.3"],
     "moving-statistics": ["--bn-patches", "0"],
     "best-epoch": ["--keep", "best"],
     "image-network": ["--image-network", "BASE"],

@@ -65,6 +65,19 @@ def test_resuming_with_other_arguments_is_refused_and_names_them(tmp_path):
     assert not runs.Run(_args(tmp_path, resume=True, epochs=25)).finished
 
 
+@pytest.mark.parametrize(("then", "now"), [({"ordinal": 0.0}, {}), ({}, {"ordinal": 0.0})])
+def test_an_option_that_came_or_went_between_changes_nothing_if_it_is_off(then, now, tmp_path):
+    runs.Run(_args(tmp_path, **then))
+    assert not runs.Run(_args(tmp_path, resume=True, **now)).finished
+
+
+@pytest.mark.parametrize(("then", "now"), [({"ordinal": 0.5}, {}), ({}, {"ordinal": 0.5})])
+def test_an_option_that_came_or_went_between_is_named_if_it_is_on(then, now, tmp_path):
+    runs.Run(_args(tmp_path, **then))
+    with pytest.raises(runs.InputError, match="--ordinal: "):
+        runs.Run(_args(tmp_path, resume=True, **now))
+
+
 def test_a_finished_run_is_told_apart(tmp_path):
     runs.Run(_args(tmp_path)).finish({})
     with pytest.raises(runs.InputError, match="a finished run"):
