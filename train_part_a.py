@@ -27,7 +27,7 @@ import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.data import part
-from bach.folds import check_folds, join_folds, read_folds, take
+from bach.folds import ALWAYS_TRAIN, check_folds, join_folds, read_folds, take
 from bach.intervals import accuracy_interval, format_interval
 from bach.mining import add_difficulty
 from bach.pictures import contact_sheet, write_png
@@ -67,6 +67,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--fold", type=int, default=None, help="train only this fold")
     parser.add_argument(
+        "--known-patients", action="store_true",
+        help="leave out the images that are in no fold (-1), whose patients nobody knows: for a "
+        "score that no patient of theirs can have a part in",
+    )  # fmt: skip
+    parser.add_argument(
         "--patches-dir", default=None,
         help="folder of the patches, which several runs on the same photos can share; they are "
         "cut if it is empty (default: patches in the run folder)",
@@ -80,8 +85,11 @@ def main(argv: list[str] | None = None) -> None:
     # 1. Images and folds; a split that leaks is refused before anything is done.
     folds = read_folds(args.folds)
     check_folds(folds)
-    images = take(join_folds(part(args.data_dir, "A"), folds, args.folds), args.limit)
-    every = sorted(set(folds["fold"]) - {-1})
+    images = join_folds(part(args.data_dir, "A"), folds, args.folds)
+    if args.known_patients:
+        images = images[images["fold"] != ALWAYS_TRAIN]
+    images = take(images, args.limit)
+    every = sorted(set(folds["fold"]) - {ALWAYS_TRAIN})
     chosen = every if args.fold is None else [args.fold]
     if not set(chosen) <= set(every):
         raise InputError(

@@ -9,7 +9,8 @@ library torchstain has normalised by the recipe's method); names joined by + add
 `cosine+ema-0.99`.
 `tta` trains nothing: it predicts the held-out photos of the other recipes it is joined
 with, or of base, as the mean over their orientations. `trees` has no network: it is the
-tree ensemble of `python -m bach.folds audit`, on the same folds and the same photos.
+tree ensemble of `python -m bach.folds audit`, on the same folds and the same photos;
+`--known-patients` goes for it as well.
 Names of backbones are recipes as well. `two-devices` shows on TensorFlow what
 batch-normalisation statistics of half a batch do.
 Options that are not listed here go to every run, so `--backbone small --weights none
@@ -128,7 +129,7 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
     base_dir = Path(args.run_dir)
     base, folder = (run_folder(base_dir, n, seed) for n in ("base", name))
     if name == "trees":
-        predict_by_trees(args.data_dir, args.folds, folder, seed)
+        predict_by_trees(args.data_dir, args.folds, folder, seed, "--known-patients" in common)
         return
     parts = name.split("+")
     if "tta" in parts:
@@ -185,7 +186,7 @@ def predict_turned(run: Path, folder: Path) -> None:
     write_csv(table, folder / "predictions.csv")
 
 
-def predict_by_trees(data_dir: str, table: str, folder: Path, seed: int) -> None:
+def predict_by_trees(data_dir: str, table: str, folder: Path, seed: int, known: bool) -> None:
     """Predict the held-out photos by a tree ensemble on their colour and texture.
 
     Args:
@@ -194,12 +195,15 @@ def predict_by_trees(data_dir: str, table: str, folder: Path, seed: int) -> None
         folder: Where to write `predictions.csv`, unless it is there; the features of the
             photos go to `features.csv` in the folder above `folder`.
         seed: Of the trees.
+        known: Leave out photos of fold -1, as script 1 does with --known-patients.
     """
     if (folder / "predictions.csv").exists():
         return
     images = data.part(data_dir, "A")
     split = folds.join_folds(images, folds.read_folds(table), table)
     split["label"] = [CLASSES[label] for label in split["label"]]
+    if known:
+        split = split[split["fold"] != folds.ALWAYS_TRAIN]
     features = read_features(images, folder.parent)
     predictions = cross_validate(features, split, AUDIT_TREES, seed)
     predictions["predicted"] = predictions[list(PROB_COLUMNS)].to_numpy().argmax(axis=1)

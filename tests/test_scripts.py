@@ -157,6 +157,25 @@ def test_a_split_that_leaks_is_refused_before_anything_is_written(toy, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+def test_images_of_unknown_patients_are_trained_on_unless_left_out(toy, tmp_path):
+    folds = pd.read_csv(f"{toy}/part_a.csv")
+    unknown = folds["patient"] == folds["patient"].iloc[0]
+    folds.loc[unknown, ["patient", "fold"]] = ["", -1]
+    folds.to_csv(tmp_path / "folds.csv", index=False)
+    fold = "0"
+    seen = {}
+    for name, more in (("all", []), ("known", ["--known-patients"])):
+        train_part_a.main(
+            part_a_words(toy, tmp_path / name, "--folds", f"{tmp_path}/folds.csv", "--fold", fold,
+                         "--limit", "4", *more)
+        )  # fmt: skip
+        patches = pd.read_csv(tmp_path / name / "patches/patches.csv", dtype={"image_id": str})
+        seen[name] = set(patches["image_id"])
+    of_unknown = set(folds["image_id"][unknown])
+    assert seen["all"] & of_unknown
+    assert not seen["known"] & of_unknown
+
+
 def test_a_single_model_on_all_slides_scores_them_as_in_sample_only(toy, runs, tmp_path):
     train_final.main(
         ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/final", "--limit", "1",
