@@ -260,11 +260,11 @@ class Batches(keras.utils.PyDataset):
         augmentation: Augmentation | None = None,
     ):
         # Threads: OpenCV and the disk work beside the interpreter. Half the cores, for
-        # on a machine without GPU the network needs the others. Never one alone: Keras
-        # then leaves reading ahead to tf.data with autotuning, whose thread sleeps for up
-        # to a minute, and every epoch waits for it to wake before it can begin.
-        workers = max(2, min(8, (os.cpu_count() or 1) // 2))
-        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
+        # on a machine without GPU the network needs the others.
+        workers = max(1, min(8, (os.cpu_count() or 1) // 2))
+        super().__init__(
+            workers=workers, use_multiprocessing=False, max_queue_size=devices.READ_AHEAD
+        )
         self._stores = stores
         self._store = np.concatenate([np.full(len(c), i) for i, c in enumerate(chosen)])
         self._row = np.concatenate(list(chosen)).astype(np.int64)

@@ -28,6 +28,8 @@ from bach.runs import InputError, first_process, log
 # Options of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
+READ_AHEAD = 8  # batches
+
 _strategy = None
 _count = 1
 _processes = 1
@@ -142,6 +144,53 @@ def first_process_first(name: str) -> Iterator[None]:
         multihost_utils.sync_global_devices(name)
 
 
+def feed(batches: keras.utils.PyDataset):
+    """What `fit` and `predict` must be given to see every batch once, in order, read ahead.
+
+    Keras's own way from a `PyDataset` to TensorFlow does neither well. With one worker it
+    lets tf.data tune itself, and every epoch waits for the tuning thread to wake, up to a
+    minute. With several it keeps what was read ahead of an epoch that was left early, as
+    it leaves one before the first on several devices, and the next epoch begins with it.
+
+    Args:
+        batches: All of one size; `batches.workers` threads read them.
+
+    Returns:
+        A `tf.data.Dataset` on TensorFlow, else the batches as they are.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return batches
+    import tensorflow as tf
+
+    like = [tf.TensorSpec(array.shape, array.dtype) for array in batches[0]]
+
+    def read(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        arrays = tf.numpy_function(lambda i: [*batches[int(i)]], [index], [x.dtype for x in like])
+        return tuple(tf.ensure_shape(a, x.shape) for a, x in zip(arrays, like, strict=True))
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = batches.workers
+    # Several machines would each be given a part; here a batch is for all devices.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    dataset = tf.data.Dataset.range(len(batches))
+    dataset = dataset.map(read, num_parallel_calls=batches.workers, deterministic=True)
+    return dataset.prefetch(READ_AHEAD).with_options(options)
+
+
+def build_metrics(model: keras.Model) -> None:
+    """Build loss and metrics of a compiled model before `fit` does.
+
+    On JAX `fit` would read a first batch to build them, and the batches that its threads
+    had read ahead by then would come again in the next epoch.
+    """
+    if keras.backend.backend() != "tensorflow":
+        example = np.full((1, *model.output_shape[1:]), 1 / model.output_shape[-1], np.float32)
+        model.compute_loss(y=example, y_pred=example)
+        model.compute_metrics(None, example, example)
+        model.reset_metrics()
+
+
 def predict(model: keras.Model, batches: keras.utils.PyDataset) -> np.ndarray:
     """What `model.predict` returns, in every process, also if there are several.
 
@@ -150,7 +199,7 @@ def predict(model: keras.Model, batches: keras.utils.PyDataset) -> np.ndarray:
         batches: Batches `(patches,)`, all of one size, of this process's share each.
     """
     if _processes == 1:
-        return np.asarray(model.predict(batches, verbose=0))
+        return np.asarray(model.predict(feed(batches), verbose=0))
     # Keras's own predict asks for the whole result where only a share of it is.
     import jax
     from jax.experimental import multihost_utils

@@ -221,7 +221,9 @@ def measure(args: argparse.Namespace) -> dict:
     def seconds(training: bool, number: int) -> float:
         rows = np.arange(number * args.batch_size) % args.batch_size
         augmentation = Augmentation() if training else None
-        data = Batches([patches], [labels], [rows], args.batch_size, args.seed, augmentation)
+        data = devices.feed(
+            Batches([patches], [labels], [rows], args.batch_size, args.seed, augmentation)
+        )
         start = time.monotonic()
         if training:
             model.fit(data, verbose=0, shuffle=False)

@@ -124,7 +124,7 @@ def train(
     ours += [checkpoint, LogEpoch(settings.epochs)]
     if done < settings.epochs:
         model.fit(
-            training,
+            devices.feed(training),
             initial_epoch=done,
             epochs=settings.epochs,
             callbacks=[*ours, *callbacks],
@@ -297,6 +297,7 @@ def _compile(model: keras.Model, settings: Settings, rate) -> None:
             jit_compile=devices.jit(),
         )
         model.optimizer.build(model.trainable_variables)
+        devices.build_metrics(model)
 
 
 def _check_untrained_loss(model: keras.Model, training: Batches) -> None:

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
 from bach.augment import Augmentation
 from bach.batches import (
@@ -135,12 +134,6 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_only():
     assert np.array_equal(other[1][1], second[1])
     assert not np.array_equal(first[0], second[0])
     assert not np.array_equal(_batches(3, 1, Augmentation())[1][0], first[0])
-
-
-@pytest.mark.parametrize("cores", [1, 2, 64])
-def test_reading_ahead_is_left_to_keras_however_few_the_cores(cores, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    assert PyDatasetAdapter(_batches(augmentation=Augmentation())).enqueuer is not None
 
 
 def test_no_patches_is_an_error():

@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--hold-epoch", type=int, default=None)
     args = parser.parse_args()
     setup_logging()
+    os.cpu_count = lambda: 8  # so that several threads read, whatever the machine
     devices.start(args.devices, seed=1, processes=True)
 
     for folder in args.dirs:
@@ -70,9 +71,9 @@ def main() -> None:
 
 def train(folder: Path, hold: int | None) -> None:
     rng = np.random.default_rng(0)
-    labels = np.arange(48) % 4
+    labels = np.arange(112) % 4
     ground = np.array([[220, 120, 170], [120, 220, 170], [170, 120, 220], [220, 220, 100]])
-    noise = rng.integers(-80, 80, (48, SIDE, SIDE, 3))
+    noise = rng.integers(-80, 80, (112, SIDE, SIDE, 3))
     patches = np.clip(ground[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
     settings = training.Settings(
         epochs=EPOCHS, learning_rate=0.1, scale_learning_rate=True, warmup_epochs=1,
@@ -87,7 +88,7 @@ def train(folder: Path, hold: int | None) -> None:
         model = tiny_model()
     if keras.backend.backend() == "jax":
         print(f"weights on {len(model.weights[0].value.sharding.device_set)} devices")
-    seen, held = batches(np.arange(32), settings.augmentation), batches(np.arange(32, 48))
+    seen, held = batches(np.arange(96), settings.augmentation), batches(np.arange(96, 112))
     seen.hold = hold
     images = np.array([f"image {row % 8}" for row in range(16)])
     training.train(model, seen, held, images, settings, folder)
