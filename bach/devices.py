@@ -171,8 +171,6 @@ def feed(batches: keras.utils.PyDataset):
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = batches.workers
-    # Several machines would each be given a part; here a batch is for all devices.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     dataset = tf.data.Dataset.range(len(batches))
     dataset = dataset.map(read, num_parallel_calls=batches.workers, deterministic=True)
     return dataset.prefetch(READ_AHEAD).with_options(options)

@@ -61,6 +61,7 @@ from bach.intervals import (
     bootstrap,
     format_interval,
     patient_units,
+    predicted_labels,
     unit_sums,
 )
 from bach.runs import InputError, atomic_path, exit_with, log, to_json, write_csv
@@ -181,7 +182,7 @@ def predict_turned(run: Path, folder: Path) -> None:
         models = load_models(run, [fold], whole_photos=True)
         probs = predict_photos(list(models.values()), images.loc[held["image_id"]], tta=True)
         table.loc[held.index, list(PROB_COLUMNS)] = probs[list(PROB_COLUMNS)].to_numpy()
-    table["predicted"] = table[list(PROB_COLUMNS)].to_numpy().argmax(axis=1)
+    table["predicted"] = predicted_labels(table)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "predictions.csv")
 
@@ -206,7 +207,7 @@ def predict_by_trees(data_dir: str, table: str, folder: Path, seed: int, known: 
         split = split[split["fold"] != folds.ALWAYS_TRAIN]
     features = read_features(images, folder.parent)
     predictions = cross_validate(features, split, AUDIT_TREES, seed)
-    predictions["predicted"] = predictions[list(PROB_COLUMNS)].to_numpy().argmax(axis=1)
+    predictions["predicted"] = predicted_labels(predictions)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(predictions, folder / "predictions.csv")
 

@@ -18,10 +18,11 @@ def part_a_words(toy, run, *more):
     ]  # fmt: skip
 
 
-def start(words, **options):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+def start(words, environment=(), **options):
+    """Start a command on the CPU; what it logs is part of what it prints."""
     return subprocess.Popen(
-        [sys.executable, *map(str, words)], cwd=ROOT, env=environment, text=True,
+        [sys.executable, *map(str, words)], cwd=ROOT, text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **dict(environment)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
     )  # fmt: skip
 

@@ -4,13 +4,12 @@ And on JAX it is the same training on one device, on two, and in two processes.
 """
 
 import importlib.util
-import os
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import commands
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,12 +21,10 @@ CASES = [("tensorflow", 1), ("tensorflow", 2), ("jax", 1), ("jax", 2)]
 
 
 def start(backend: str, words: list, **environment: str) -> subprocess.Popen:
-    """Start tests/tiny_training.py; its log is what it prints."""
-    return subprocess.Popen(
-        [sys.executable, "tests/tiny_training.py", *map(str, words)], cwd=ROOT, text=True,
-        env={**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    """Start tests/tiny_training.py."""
+    return commands.start(
+        ["tests/tiny_training.py", *words], {"KERAS_BACKEND": backend, **environment}
+    )
 
 
 def need(backend: str) -> None:
