@@ -10,6 +10,9 @@ already, and beside the loop on two logical devices at the same global batch.
     share the machine, so 1 means that replication costs nothing.
 `epoch_start`: time from the beginning of an epoch to the end of its first batch / time
     of a bare step; 1 means that an epoch begins without waiting.
+`augmentation`: time to turn and recolour a batch / time of a bare step: by OpenCV in one
+    thread, as it is done, and by Keras's operations on the device, plain and compiled by
+    XLA, as it might be done within the step.
 All are medians over rounds with the lowest and highest beside. A round times all three
 one after the other, so that what else the machine does falls on all. The first batches
 of an epoch, some of which were read ahead while something else went on, count for
@@ -28,6 +31,7 @@ Prints a table; the last line is JSON.
 
 import argparse
 import collections
+import functools
 import json
 import os
 import shutil
@@ -35,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -43,7 +48,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach import data, devices, toy, training
-from bach.augment import Augmentation
+from bach.augment import Augmentation, change
 from bach.batches import Batches, PatchStore, cut_photos
 from bach.model import build_model
 from bach.runs import exit_with, log, setup_logging, to_json
@@ -53,8 +58,8 @@ class Clock(keras.callbacks.Callback):
     """Times an epoch, its first batches apart; between epochs does what it is told.
 
     After every epoch it prints the seconds of the loop, and those to the end of the first
-    batch, and reads commands: `step` times the bare step and prints its seconds, `loop`
-    goes on with another epoch.
+    batch, and reads commands: `step` times the bare step and prints its seconds, `augment`
+    the augmentation of as many batches, `loop` goes on with another epoch.
 
     Args:
         batches: The training batches.
@@ -85,15 +90,56 @@ class Clock(keras.callbacks.Callback):
         for line in sys.stdin:
             if line.strip() == "loop":
                 return
-            _say(step=self._time_step())
+            if line.strip() == "augment":
+                _say(**{key: self._time(work) for key, work in self._augmentations.items()})
+            else:
+                patches, labels = map(keras.ops.convert_to_tensor, self._batches[0])
+                _say(step=self._time(lambda x=patches, y=labels: self.model.train_on_batch(x, y)))
 
-    def _time_step(self) -> float:
-        patches, labels = (keras.ops.convert_to_tensor(array) for array in self._batches[0])
-        self.model.train_on_batch(patches, labels)  # the first compiles
+    def _time(self, work: Callable[[], object]) -> float:
+        work()  # the first compiles
         start = time.perf_counter()
         for _ in range(len(self._batches) - self._skip):
-            self.model.train_on_batch(patches, labels)  # waits until the device is done
+            work()  # waits until the device is done
         return time.perf_counter() - start
+
+    @functools.cached_property
+    def _augmentations(self) -> dict[str, Callable[[], object]]:
+        count = self._batches.batch_size
+        patches = self._batches.patches(np.arange(count))
+        drawn = Augmentation().draw(np.random.default_rng(0), count)
+        result = {"threads": lambda: [change(*row) for row in zip(patches, drawn, strict=True)]}
+        for name, jit in (("graph", False), ("xla", True)):
+            model = augmentation_model(patches.shape[1:])
+            model.compile(jit_compile=jit)
+            result[name] = functools.partial(model.predict_on_batch, [patches, drawn])
+        return result
+
+
+def augmentation_model(shape: tuple[int, int, int]) -> keras.Model:
+    """What `bach.augment.change` does, of a whole batch and in Keras's operations.
+
+    Args:
+        shape: Of a patch, a square.
+
+    Returns:
+        Model from uint8 patches and `Augmentation.draw` to float32 patches, 0..255.
+    """
+    patches = keras.Input(shape, dtype="uint8")
+    drawn = keras.Input((6,))
+    flips = keras.ops.expand_dims(drawn, (2, 3, 4))
+    turned = keras.ops.transpose(patches, (0, 2, 1, 3))
+    x = keras.ops.where(flips[:, 0] > 0, turned, patches)
+    x = keras.ops.where(flips[:, 1] > 0, keras.ops.flip(x, 2), x)
+    x = keras.ops.where(flips[:, 2] > 0, keras.ops.flip(x, 1), x)
+    hsv = keras.ops.image.rgb_to_hsv(keras.ops.cast(x, "float32") / 255)
+    hue, saturation, value = (hsv[..., index] for index in range(3))
+    shifts = keras.ops.expand_dims(drawn, (2, 3))
+    hue = keras.ops.mod(hue + shifts[:, 3], 1.0)
+    saturation = keras.ops.clip(saturation * shifts[:, 4], 0, 1)
+    value = keras.ops.clip(value * shifts[:, 5], 0, 1)
+    hsv = keras.ops.stack([hue, saturation, value], axis=-1)
+    return keras.Model([patches, drawn], keras.ops.image.hsv_to_rgb(hsv) * 255)
 
 
 def _say(**values: float) -> None:
@@ -144,10 +190,10 @@ class Worker:
         raise RuntimeError(f"The process that trains ended with {self._process.wait()}.")
 
     def ask(self, name: str) -> dict[str, float]:
-        """Have the process time its loop or the bare step: seconds by name."""
+        """Have the process time its loop, the bare step or augmentation: seconds by name."""
         self._process.stdin.write(f"{name}\n")
         self._process.stdin.flush()
-        return self.read(name)
+        return self.read("threads" if name == "augment" else name)
 
     def end(self) -> None:
         self._process.stdin.close()
@@ -169,7 +215,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     workers = [Worker(args, folder, count) for count in (1, 2)]
     workers[0].ask("step")  # compiles
     for number in range(args.rounds):
-        timed = workers[0].ask("loop") | workers[0].ask("step")
+        timed = workers[0].ask("loop") | workers[0].ask("step") | workers[0].ask("augment")
         timed["two"] = workers[1].ask("loop")["loop"]
         for name, value in timed.items():
             seconds[name].append(value)
@@ -188,6 +234,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         "input_efficiency": _spread(step / loop),
         "replica_overhead": _spread(two / loop),
         "epoch_start": _spread(first / (step / args.steps)),
+        "augmentation": {
+            name: _spread(np.array(seconds[name]) / step) for name in ("threads", "graph", "xla")
+        },
         "patches_per_s": {
             "loop": _spread(patches / loop),
             "step": _spread(patches / step),
@@ -215,6 +264,7 @@ def report(result: dict) -> None:
     """Print the table and the result as JSON."""
     print("| figure | median | lowest | highest |\n|---|---|---|---|")
     rows = {name: result[name] for name in ("input_efficiency", "replica_overhead", "epoch_start")}
+    rows |= {f"augmentation, {name}": row for name, row in result["augmentation"].items()}
     rows |= {f"patches/s, {name}": row for name, row in result["patches_per_s"].items()}
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(f'{value:.3g}' for value in row.values())} |")
