@@ -1,16 +1,20 @@
 """Random changes of training patches: exact orientations and HSV shifts.
 
-The parameters are drawn from a seed, and the random stream needs no state: it is
-the same on any backend, on any number of devices, and after a resume.
-
-Made on the host, in the threads that read patches ahead: on a CPU, the same
-arithmetic in a TensorFlow graph took longer than a training step of the small backbone.
+The parameters are drawn on the host from a seed, and the random stream needs no state:
+it is the same on any backend, on any number of devices, and after a resume. The changes
+are made on the device, as the first layer of what is trained; until then patches are
+uint8, and the host does no more than copy them from the disk.
 """
 
 import dataclasses
 
-import cv2
+import keras
 import numpy as np
+from keras import ops
+
+from bach import devices
+
+PARAMETERS = 6  # of a patch, see `Augmentation.draw`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,40 +48,68 @@ class Augmentation:
         return np.concatenate([flips, shifts], axis=1).astype(np.float32)
 
 
-def change(patch: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """Turn and recolour a patch.
+class Augment(keras.layers.Layer):
+    """Recolours and turns a batch: `(patches, parameters)` to float32 patches, 0..255.
+
+    Compiled by XLA wherever it runs: on a CPU, TensorFlow's separate operations take
+    longer than a training step of the small backbone.
+    """
+
+    def __init__(self):
+        # Of full precision whatever the policy; the network casts.
+        super().__init__(name="augment", dtype="float32")
+        self._change = devices.fuse(change)
+
+    def compute_output_shape(self, patches_shape, parameters_shape):
+        return patches_shape
+
+    def call(self, patches, parameters):
+        return self._change(patches, parameters)
+
+
+def with_augmentation(network: keras.Model) -> keras.Model:
+    """The network as it is trained, with `Augment` before it; the weights are the same.
+
+    Args:
+        network: Model of float patches in 0..255.
+
+    Returns:
+        Model from (uint8 patches, rows of `Augmentation.draw`) to the network's output.
+    """
+    patches = keras.Input(network.input_shape[1:], dtype="uint8", name="patches")
+    parameters = keras.Input((PARAMETERS,), name="parameters")
+    outputs = network(Augment()(patches, parameters))
+    return keras.Model((patches, parameters), outputs, name=f"augmented_{network.name}")
+
+
+def change(patches, parameters):
+    """Recolour and turn a batch of patches.
 
     Saturation and value are scaled, not shifted: a shift would paint glass, whose
     hue is noise, in colour.
 
     Args:
-        patch: uint8 `(side, side, 3)`, RGB.
-        parameters: One row of `Augmentation.draw`.
+        patches: uint8 tensor `(n, rows, cols, 3)`, RGB. Photos that are not square are
+            not transposed.
+        parameters: float32 tensor `(n, 6)`, see `Augmentation.draw`.
 
     Returns:
-        uint8 `(side, side, 3)`.
+        float32 tensor `(n, rows, cols, 3)`, 0..255.
     """
-    if parameters[0]:
-        patch = cv2.transpose(patch)
-    if parameters[1]:
-        patch = cv2.flip(patch, 1)
-    if parameters[2]:
-        patch = cv2.flip(patch, 0)
-    hue, saturation, value = (float(x) for x in parameters[3:])
-    if (hue, saturation, value) == (0, 1, 1):
-        return np.ascontiguousarray(patch)
-    levels = np.arange(256)
-    # One table per channel; hue goes round in 256 steps (the _FULL conversions).
-    table = np.stack(
-        [
-            (levels + round(hue * 256)) % 256,
-            np.clip(np.rint(levels * saturation), 0, 255),
-            np.clip(np.rint(levels * value), 0, 255),
-        ],
-        axis=-1,
-    ).astype(np.uint8)[None]
-    hsv = cv2.LUT(cv2.cvtColor(np.ascontiguousarray(patch), cv2.COLOR_RGB2HSV_FULL), table)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    hsv = ops.image.rgb_to_hsv(ops.cast(patches, "float32") / 255)
+    shifts = ops.reshape(parameters[:, 3:], (-1, 3, 1, 1))
+    hue = hsv[..., 0] + shifts[:, 0]
+    saturation = ops.clip(hsv[..., 1] * shifts[:, 1], 0, 1)
+    value = ops.clip(hsv[..., 2] * shifts[:, 2], 0, 1)
+    hsv = ops.stack([hue - ops.floor(hue), saturation, value], axis=-1)
+    patches = 255 * ops.image.hsv_to_rgb(hsv)
+    # Turned after that: XLA on a CPU would recolour a pixel once for every place that it
+    # might come from.
+    flips = ops.reshape(parameters[:, :3], (-1, 3, 1, 1, 1)) > 0
+    if patches.shape[1] == patches.shape[2]:
+        patches = ops.where(flips[:, 0], ops.transpose(patches, (0, 2, 1, 3)), patches)
+    patches = ops.where(flips[:, 1], ops.flip(patches, axis=2), patches)
+    return ops.where(flips[:, 2], ops.flip(patches, axis=1), patches)
 
 
 ORIENTATIONS = 8

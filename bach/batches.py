@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bach import devices
-from bach.augment import Augmentation, change
+from bach.augment import Augmentation
 from bach.classes import CLASSES
 from bach.data import read_photo
 from bach.image_network import photo_input
@@ -242,9 +242,9 @@ class Batches(keras.utils.PyDataset):
         seed: Seed of order and augmentation.
         augmentation: Given for training: batches are shuffled, all of the same
             size (what does not fill a batch waits for another epoch), and of the
-            form (patches, labels). None for prediction: in order,
-            patches only, the last batch filled up with copies of the last patch so
-            that it splits over devices (`predict` drops them).
+            form ((patches, parameters), labels), for `augment.with_augmentation`. None
+            for prediction: in order, patches only, the last batch filled up with copies
+            of the last patch so that it splits over devices (`predict` drops them).
 
     Where several processes train one model, `batches[index]` is this process's share
     of the batch.
@@ -259,8 +259,8 @@ class Batches(keras.utils.PyDataset):
         seed: int = 0,
         augmentation: Augmentation | None = None,
     ):
-        # Threads: OpenCV and the disk work beside the interpreter. Half the cores, for
-        # on a machine without GPU the network needs the others.
+        # Threads: the disk works beside the interpreter. Half the cores, for on a
+        # machine without GPU the network needs the others.
         workers = max(1, min(8, (os.cpu_count() or 1) // 2))
         super().__init__(
             workers=workers, use_multiprocessing=False, max_queue_size=devices.READ_AHEAD
@@ -314,11 +314,7 @@ class Batches(keras.utils.PyDataset):
             return (patches,)
         rng = np.random.default_rng([self._seed, self._epoch, index])
         drawn = self._augmentation.draw(rng, self.batch_size)[share]
-        if patches.shape[1] != patches.shape[2]:
-            drawn[:, 0] = 0  # a photo that is wider than high cannot be turned on its side
-        for patch, parameters in zip(patches, drawn, strict=True):
-            patch[:] = change(patch, parameters)
-        return patches, one_hot(self.labels[positions[share]])
+        return (patches, drawn), one_hot(self.labels[positions[share]])
 
     def sample(self, count: int, seed: int) -> list[np.ndarray]:
         """A random draw of patches, unaugmented, as a list of whole batches."""

@@ -31,6 +31,7 @@ class Checkpoint(keras.callbacks.Callback):
     before it saves the state.
 
     Args:
+        network: What to save; the model that `fit` trains may have more layers.
         folder: Where to save.
         monitor: Name in the epoch's logs that decides what is best.
         mode: "min", "max", or "auto".
@@ -40,8 +41,16 @@ class Checkpoint(keras.callbacks.Callback):
         InputError: If `mode` is "auto" and the name tells neither.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str = "auto", keep_every: int = 0):
+    def __init__(
+        self,
+        network: keras.Model,
+        folder: Path,
+        monitor: str,
+        mode: str = "auto",
+        keep_every: int = 0,
+    ):
         super().__init__()
+        self._network = network
         self._folder = Path(folder)
         self._monitor = monitor
         self._keep_every = keep_every
@@ -62,10 +71,10 @@ class Checkpoint(keras.callbacks.Callback):
                 f"{self._monitor}. Use one of {', '.join(list(row)[1:])}."
             )
         if self._monitor in row and self._is_best(row):
-            save_model(self.model, self._folder / "best.keras")
+            save_model(self._network, self._folder / "best.keras")
         if self._keep_every and (epoch + 1) % self._keep_every == 0:
-            save_model(self.model, self._folder / f"epoch_{epoch + 1:03d}.keras")
-        save_model(self.model, self._folder / "last.keras")
+            save_model(self._network, self._folder / f"epoch_{epoch + 1:03d}.keras")
+        save_model(self._network, self._folder / "last.keras")
         write_csv(pd.DataFrame(self.history), self._folder / "history.csv")
         swap_averages(self.model)
         self._save_state()
@@ -136,20 +145,22 @@ class RefreshBatchNorm(keras.callbacks.Callback):
     """Estimates batch-normalisation statistics anew at the end of every epoch.
 
     Args:
+        network: Whose statistics.
         training: What they are estimated from.
         count: Patches an estimate.
         seed: With the epoch, decides which patches.
     """
 
-    def __init__(self, training: Batches, count: int, seed: int):
+    def __init__(self, network: keras.Model, training: Batches, count: int, seed: int):
         super().__init__()
+        self._network = network
         self._training = training
         self._count = count
         self._seed = seed
 
     def on_epoch_end(self, epoch, logs=None):
         sample = self._training.sample(self._count, self._seed + epoch)
-        devices.refresh_batch_norm(self.model, sample)
+        devices.refresh_batch_norm(self._network, sample)
 
 
 class EvaluateHeldOut(keras.callbacks.Callback):
@@ -159,13 +170,14 @@ class EvaluateHeldOut(keras.callbacks.Callback):
     and score images, not only patches.
     """
 
-    def __init__(self, heldout: Batches, images: np.ndarray):
+    def __init__(self, network: keras.Model, heldout: Batches, images: np.ndarray):
         super().__init__()
+        self._network = network
         self._heldout = heldout
         self._images = images
 
     def on_epoch_end(self, epoch, logs=None):
-        probs = predict_batches(self.model, self._heldout, len(self._heldout.labels))
+        probs = predict_batches(self._network, self._heldout, len(self._heldout.labels))
         logs.update(scores(self._heldout.labels, probs, self._images))
 
 

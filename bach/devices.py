@@ -17,6 +17,7 @@ Each gives its share of every global batch to its devices; only process 0 writes
 
 import contextlib
 import ctypes
+import functools
 import os
 from collections.abc import Callable, Iterator
 
@@ -162,11 +163,13 @@ def feed(batches: keras.utils.PyDataset):
         return batches
     import tensorflow as tf
 
-    like = [tf.TensorSpec(array.shape, array.dtype) for array in batches[0]]
+    like = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), batches[0])
+    types = [x.dtype for x in tf.nest.flatten(like)]
 
-    def read(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        arrays = tf.numpy_function(lambda i: [*batches[int(i)]], [index], [x.dtype for x in like])
-        return tuple(tf.ensure_shape(a, x.shape) for a, x in zip(arrays, like, strict=True))
+    def read(index: tf.Tensor):
+        arrays = tf.numpy_function(lambda i: tf.nest.flatten(batches[int(i)]), [index], types)
+        arrays = tf.nest.pack_sequence_as(like, arrays)
+        return tf.nest.map_structure(lambda a, x: tf.ensure_shape(a, x.shape), arrays, like)
 
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -231,6 +234,38 @@ def jit() -> bool | str:
         if not tf.config.list_physical_devices("GPU"):
             return False
     return "auto"
+
+
+def fuse(function: Callable) -> Callable:
+    """Compile a function of tensors with XLA, into as few passes over memory as it can.
+
+    For arithmetic on pixels, whose time is that of the memory; on a CPU too, where `jit`
+    says no for the step that it is part of.
+
+    Args:
+        function: Of tensors of fixed shape, in Keras's operations.
+
+    Returns:
+        A function of the same; the function itself where TensorFlow was built without XLA.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True) if _has_xla() else function
+    import jax
+
+    return jax.jit(function)
+
+
+@functools.cache
+def _has_xla() -> bool:
+    import tensorflow as tf
+
+    try:
+        tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(0))
+    except (tf.errors.OpError, ValueError):
+        return False
+    return True
 
 
 def call(model: keras.Model, inputs: np.ndarray) -> np.ndarray:

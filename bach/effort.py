@@ -200,7 +200,7 @@ def measure(args: argparse.Namespace) -> dict:
     import keras
 
     from bach import devices
-    from bach.augment import Augmentation
+    from bach.augment import Augmentation, with_augmentation
     from bach.batches import Batches
     from bach.model import build_model
     from bach.training import MOMENTUM
@@ -208,7 +208,9 @@ def measure(args: argparse.Namespace) -> dict:
     count = devices.start(args.devices, args.seed, args.precision)
     with devices.scope():
         model = build_model(args.backbone, args.weights, args.head)
-        model.compile(
+        model.compile(jit_compile=devices.jit())
+        learner = with_augmentation(model)
+        learner.compile(
             keras.optimizers.SGD(0.001, momentum=MOMENTUM, nesterov=True),
             loss="categorical_crossentropy",
             jit_compile=devices.jit(),
@@ -226,7 +228,7 @@ def measure(args: argparse.Namespace) -> dict:
         )
         start = time.monotonic()
         if training:
-            model.fit(data, verbose=0, shuffle=False)
+            learner.fit(data, verbose=0, shuffle=False)
         else:
             model.predict(data, verbose=0)
         return time.monotonic() - start

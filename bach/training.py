@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from bach import devices
-from bach.augment import Augmentation
+from bach.augment import Augmentation, with_augmentation
 from bach.batches import Batches, PatchStore
 from bach.callbacks import (
     Checkpoint,
@@ -106,24 +106,27 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _compile(model, settings, learning_rate(settings, training.batch_size, len(training)))
-    checkpoint = Checkpoint(folder, settings.monitor, settings.mode, settings.keep_every)
-    history = checkpoint.restore(model)
+    with devices.scope():
+        model.compile(jit_compile=devices.jit())
+        learner = with_augmentation(model)
+    _compile(learner, settings, learning_rate(settings, training.batch_size, len(training)))
+    checkpoint = Checkpoint(model, folder, settings.monitor, settings.mode, settings.keep_every)
+    history = checkpoint.restore(learner)
     done = len(history)
     if done:
         log.info("going on after epoch %d of %d", done, settings.epochs)
     elif devices.processes() == 1:
         _check_untrained_loss(model, training)
     training.start_epoch(done)
-    _draw_batch(training, folder / "batch.png")
+    _draw_batch(learner, training, folder / "batch.png")
     ours = [Progress(training, settings.epochs), UseAverages()]
     if settings.bn_patches:
-        ours.append(RefreshBatchNorm(training, settings.bn_patches, settings.seed))
+        ours.append(RefreshBatchNorm(model, training, settings.bn_patches, settings.seed))
     if heldout is not None:
-        ours.append(EvaluateHeldOut(heldout, heldout_images))
+        ours.append(EvaluateHeldOut(model, heldout, heldout_images))
     ours += [checkpoint, LogEpoch(settings.epochs)]
     if done < settings.epochs:
-        model.fit(
+        learner.fit(
             devices.feed(training),
             initial_epoch=done,
             epochs=settings.epochs,
@@ -133,7 +136,7 @@ def train(
         )
     else:
         # What `fit` does at its end: the averages, if kept, become the weights.
-        model.optimizer.finalize_variable_values(model.trainable_variables)
+        learner.optimizer.finalize_variable_values(learner.trainable_variables)
     return pd.DataFrame(checkpoint.history)
 
 
@@ -309,8 +312,10 @@ def _check_untrained_loss(model: keras.Model, training: Batches) -> None:
     log.info("loss before training: %.3f (untrained four-class network: ln 4 = 1.386)", loss)
 
 
-def _draw_batch(training: Batches, file: Path) -> None:
+def _draw_batch(learner: keras.Model, training: Batches, file: Path) -> None:
     """Draw the first batch as the network sees it, augmentation included."""
-    patches, labels = training[0]
+    inputs, labels = training[0]
+    patches = keras.ops.convert_to_numpy(learner.get_layer("augment")(*inputs))
+    patches = np.rint(patches).astype(np.uint8)
     names = [CLASSES[label] for label in labels.argmax(axis=1)]
     write_png(file, contact_sheet(patches[:32], names[:32]))

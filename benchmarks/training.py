@@ -10,9 +10,8 @@ already, and beside the loop on two logical devices at the same global batch.
     share the machine, so 1 means that replication costs nothing.
 `epoch_start`: time from the beginning of an epoch to the end of its first batch / time
     of a bare step; 1 means that an epoch begins without waiting.
-`augmentation`: time to turn and recolour a batch / time of a bare step: by OpenCV in one
-    thread, as it is done, and by Keras's operations on the device, plain and compiled by
-    XLA, as it might be done within the step.
+`augmentation`: time to turn and recolour a batch on the device / time of a bare step,
+    which it is part of.
 All are medians over rounds with the lowest and highest beside. A round times all three
 one after the other, so that what else the machine does falls on all. The first batches
 of an epoch, some of which were read ahead while something else went on, count for
@@ -31,7 +30,6 @@ Prints a table; the last line is JSON.
 
 import argparse
 import collections
-import functools
 import json
 import os
 import shutil
@@ -48,7 +46,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach import data, devices, toy, training
-from bach.augment import Augmentation, change
+from bach.augment import Augmentation
 from bach.batches import Batches, PatchStore, cut_photos
 from bach.model import build_model
 from bach.runs import exit_with, log, setup_logging, to_json
@@ -87,14 +85,15 @@ class Clock(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         _say(loop=self._seconds, first=self._first)
+        layer = self.model.get_layer("augment")
+        x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, self._batches[0])
         for line in sys.stdin:
             if line.strip() == "loop":
                 return
             if line.strip() == "augment":
-                _say(**{key: self._time(work) for key, work in self._augmentations.items()})
+                _say(augment=self._time(lambda: keras.ops.convert_to_numpy(layer(*x)[0, 0, 0])))
             else:
-                patches, labels = map(keras.ops.convert_to_tensor, self._batches[0])
-                _say(step=self._time(lambda x=patches, y=labels: self.model.train_on_batch(x, y)))
+                _say(step=self._time(lambda: self.model.train_on_batch(x, y)))
 
     def _time(self, work: Callable[[], object]) -> float:
         work()  # the first compiles
@@ -102,44 +101,6 @@ class Clock(keras.callbacks.Callback):
         for _ in range(len(self._batches) - self._skip):
             work()  # waits until the device is done
         return time.perf_counter() - start
-
-    @functools.cached_property
-    def _augmentations(self) -> dict[str, Callable[[], object]]:
-        count = self._batches.batch_size
-        patches = self._batches.patches(np.arange(count))
-        drawn = Augmentation().draw(np.random.default_rng(0), count)
-        result = {"threads": lambda: [change(*row) for row in zip(patches, drawn, strict=True)]}
-        for name, jit in (("graph", False), ("xla", True)):
-            model = augmentation_model(patches.shape[1:])
-            model.compile(jit_compile=jit)
-            result[name] = functools.partial(model.predict_on_batch, [patches, drawn])
-        return result
-
-
-def augmentation_model(shape: tuple[int, int, int]) -> keras.Model:
-    """What `bach.augment.change` does, of a whole batch and in Keras's operations.
-
-    Args:
-        shape: Of a patch, a square.
-
-    Returns:
-        Model from uint8 patches and `Augmentation.draw` to float32 patches, 0..255.
-    """
-    patches = keras.Input(shape, dtype="uint8")
-    drawn = keras.Input((6,))
-    flips = keras.ops.expand_dims(drawn, (2, 3, 4))
-    turned = keras.ops.transpose(patches, (0, 2, 1, 3))
-    x = keras.ops.where(flips[:, 0] > 0, turned, patches)
-    x = keras.ops.where(flips[:, 1] > 0, keras.ops.flip(x, 2), x)
-    x = keras.ops.where(flips[:, 2] > 0, keras.ops.flip(x, 1), x)
-    hsv = keras.ops.image.rgb_to_hsv(keras.ops.cast(x, "float32") / 255)
-    hue, saturation, value = (hsv[..., index] for index in range(3))
-    shifts = keras.ops.expand_dims(drawn, (2, 3))
-    hue = keras.ops.mod(hue + shifts[:, 3], 1.0)
-    saturation = keras.ops.clip(saturation * shifts[:, 4], 0, 1)
-    value = keras.ops.clip(value * shifts[:, 5], 0, 1)
-    hsv = keras.ops.stack([hue, saturation, value], axis=-1)
-    return keras.Model([patches, drawn], keras.ops.image.hsv_to_rgb(hsv) * 255)
 
 
 def _say(**values: float) -> None:
@@ -193,7 +154,7 @@ class Worker:
         """Have the process time its loop, the bare step or augmentation: seconds by name."""
         self._process.stdin.write(f"{name}\n")
         self._process.stdin.flush()
-        return self.read("threads" if name == "augment" else name)
+        return self.read(name)
 
     def end(self) -> None:
         self._process.stdin.close()
@@ -222,7 +183,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         log.info("round %d: %s", number, {k: round(v[-1], 2) for k, v in seconds.items()})
     for worker in workers:
         worker.end()
-    loop, step, two, first = (np.array(seconds[name]) for name in ("loop", "step", "two", "first"))
+    names = ("loop", "step", "two", "first", "augment")
+    loop, step, two, first, augment = (np.array(seconds[name]) for name in names)
     patches = args.steps * args.batch_size
     cut = float(np.median(seconds["cut"]))
     return {
@@ -234,9 +196,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         "input_efficiency": _spread(step / loop),
         "replica_overhead": _spread(two / loop),
         "epoch_start": _spread(first / (step / args.steps)),
-        "augmentation": {
-            name: _spread(np.array(seconds[name]) / step) for name in ("threads", "graph", "xla")
-        },
+        "augmentation": _spread(augment / step),
         "patches_per_s": {
             "loop": _spread(patches / loop),
             "step": _spread(patches / step),
@@ -263,8 +223,8 @@ def _spread(values: np.ndarray) -> dict:
 def report(result: dict) -> None:
     """Print the table and the result as JSON."""
     print("| figure | median | lowest | highest |\n|---|---|---|---|")
-    rows = {name: result[name] for name in ("input_efficiency", "replica_overhead", "epoch_start")}
-    rows |= {f"augmentation, {name}": row for name, row in result["augmentation"].items()}
+    figures = ("input_efficiency", "replica_overhead", "epoch_start", "augmentation")
+    rows = {name: result[name] for name in figures}
     rows |= {f"patches/s, {name}": row for name, row in result["patches_per_s"].items()}
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(f'{value:.3g}' for value in row.values())} |")

@@ -20,7 +20,7 @@ def _compiled():
 
 def test_a_diverging_training_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     model = _compiled()
-    checkpoint = callbacks.Checkpoint(tmp_path, "heldout_loss")
+    checkpoint = callbacks.Checkpoint(model, tmp_path, "heldout_loss")
     checkpoint.set_model(model)
     checkpoint.on_epoch_end(0, {"loss": 1.0, "heldout_loss": 1.0})
     before = (tmp_path / "last.keras").read_bytes()
@@ -35,7 +35,7 @@ def test_a_diverging_training_stops_and_keeps_the_last_good_checkpoint(tmp_path)
 )
 def test_best_is_the_first_epoch_with_the_best_value(monitor, values, best, tmp_path):
     model = _compiled()
-    checkpoint = callbacks.Checkpoint(tmp_path, monitor)
+    checkpoint = callbacks.Checkpoint(model, tmp_path, monitor)
     checkpoint.set_model(model)
     bias = model.get_layer("classes").weights[1]
     for epoch, value in enumerate(values):

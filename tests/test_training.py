@@ -10,7 +10,7 @@ import pytest
 from tiny_training import SIDE, tiny_model
 
 from bach import callbacks, devices, training
-from bach.augment import Augmentation
+from bach.augment import Augmentation, with_augmentation
 from bach.batches import Batches
 from bach.model import build_model, load_model
 from bach.predict import predict_batches
@@ -48,7 +48,7 @@ def _train(patches, folder, epochs, **settings):
 
 def test_patches_learned_by_heart_are_also_predicted_right(patches, tmp_path):
     model, history = _train(patches, tmp_path, epochs=12)
-    assert history["accuracy"].iloc[-1] == 1
+    assert history["accuracy"].iloc[-1] > 0.9  # counted with dropout
     probs = predict_batches(model, _batches(patches), 16)
     assert (probs.argmax(axis=1) == patches[1]).all()
     assert history["heldout_accuracy"].iloc[-1] == 1
@@ -205,9 +205,11 @@ def _room(size):
 def test_a_full_disk_is_an_error_and_leaves_the_last_good_checkpoint(room, tmp_path):
     model, _ = _tiny(tmp_path, epochs=1)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    checkpoint = callbacks.Checkpoint(tmp_path, "heldout_loss")
-    checkpoint.restore(model)
-    checkpoint.set_model(model)
+    checkpoint = callbacks.Checkpoint(model, tmp_path, "heldout_loss")
+    learner = with_augmentation(model)
+    training._compile(learner, training.Settings(), 0.1)
+    checkpoint.restore(learner)
+    checkpoint.set_model(learner)
     with _room(room), pytest.raises(InputError, match=r"room for .*last.keras[\s\S]*Make room"):
         checkpoint.on_epoch_end(1, {"loss": 1.0, "heldout_loss": 100.0})
     with _room(room), pytest.raises(InputError, match=r"room for .*batch.png[\s\S]*Make room"):
