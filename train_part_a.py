@@ -19,6 +19,7 @@ non-carcinoma accuracy; 25 epochs in 35 min on two GTX 1080 Ti.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def main(argv: list[str] | None = None) -> None:
             f"--fold must be one of {', '.join(map(str, every))}.\nReceived: --fold={args.fold}."
         )
     if args.image_network is not None:
-        check_same_folds(args.image_network, images, chosen)
+        check_unseen("image-network", args.image_network, images, chosen)
+    if os.path.exists(args.weights):
+        check_unseen("weights", args.weights, images, chosen)
     run = Run(args)
     if run.finished:
         print(run.path)
@@ -146,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
                     f"Received: --folds={args.folds}, --limit={args.limit}. Use a larger --limit."
                 )
             probs = training.train_fold(
-                args,
+                started_from(args, fold),
                 run.path / f"fold_{fold}",
                 fold,
                 [(store, np.flatnonzero(~held))],
@@ -162,27 +165,54 @@ def main(argv: list[str] | None = None) -> None:
     print(run.path)
 
 
-def check_same_folds(run_dir: str, images: pd.DataFrame, chosen: list[int]) -> None:
-    """Refuse patch models that have seen what is to be held out.
+def check_unseen(option: str, start: str, images: pd.DataFrame, chosen: list[int]) -> None:
+    """Refuse to start from models of this script that have seen what is to be held out.
+
+    Args:
+        option: Which option named them.
+        start: Run folder, whose models each serve for their own fold, or a file; a file
+            that lies in no run of this script is taken as it is.
+        images: Image table with `fold`.
+        chosen: Folds to be held out.
 
     Raises:
-        InputError: If an image held out now was not held out by the model of its fold.
+        InputError: If an image held out now was not held out by the model that the
+            training of its fold starts from, or the run is not finished.
     """
-    file = Path(run_dir) / "predictions.csv"
+    start = Path(start)
+    run_dir, fold = start, None
+    if start.is_file():
+        run_dir, (name, _, number) = start.parent.parent, start.parent.name.partition("_")
+        if name != "fold" or not number.isdigit() or not (run_dir / "predictions.csv").exists():
+            return
+        fold = int(number)
+    file = run_dir / "predictions.csv"
     if not file.exists():
         raise InputError(
-            "An image network starts from a finished run of this script.\n"
-            f"Received: --image-network={run_dir}, without {file.name}."
+            f"A run to start from must be a finished one of this script.\n"
+            f"Received: --{option}={start}, without {file.name}."
         )
     then = pd.read_csv(file, dtype={"image_id": str}).set_index("image_id")["fold"]
     now = images[images["fold"].isin(chosen)].set_index("image_id")["fold"]
-    seen = now.index[then.reindex(now.index).to_numpy() != now.to_numpy()]
-    if len(seen):
+    unseen = then.reindex(now.index) == (now if fold is None else fold)
+    if not unseen.all():
         raise InputError(
-            "The patch models must not have seen what is held out now: use the same folds.\n"
-            f"Received: --image-network={run_dir}; {len(seen)} images are held out in another "
-            f"fold than there, such as {seen[0]}."
+            "Models to start from must not have seen what is held out now: name a run on the same "
+            "folds, each of whose models then serves for its own.\n"
+            f"Received: --{option}={start}; {(~unseen).sum()} images that are held out now were "
+            f"not there, such as {unseen.idxmin()}.\n"
+            "(If that run was on other photos of the same names, copy the model elsewhere.)"
         )
+
+
+def started_from(args: argparse.Namespace, fold: int) -> argparse.Namespace:
+    """The arguments for a fold: if --weights is a run, those of its model of that fold."""
+    from bach.predict import model_file
+
+    if not os.path.isdir(args.weights):
+        return args
+    weights = str(model_file(args.weights, fold))
+    return argparse.Namespace(**vars(args) | {"weights": weights})
 
 
 def image_network(run_dir: str, fold: int, images: pd.DataFrame) -> Callable:

@@ -20,6 +20,7 @@ import train_part_a
 from bach import calibration, submission
 from bach.classes import PROB_COLUMNS
 from bach.labels import read_class_map
+from bach.model import load_model
 from bach.runs import InputError
 from bach.scores import part_b_score
 from bach.toy import write_annotation_xml, write_slide
@@ -135,6 +136,44 @@ def test_a_submission_is_calibrated_and_averaged_if_asked_for(toy, runs, tmp_pat
     expected = calibration.apply_temperature(plain[columns].to_numpy(), temperature)
     assert np.allclose(calibrated[columns], expected, atol=1e-4)
     assert 1e-5 < np.abs(tta[columns] - plain[columns]).to_numpy().max() < 0.5
+
+
+def test_a_run_goes_on_from_another_with_its_base_frozen(toy, runs, tmp_path):
+    words = part_a_words(toy, tmp_path / "more", "--limit", "3", "--fold", "0")
+    train_part_a.main([*words, "--weights", f"{runs}/part_a", "--freeze", "base"])
+    before, after = (
+        load_model(x / "fold_0/model.keras") for x in (runs / "part_a", tmp_path / "more")
+    )
+    for one, other in zip(before.layers, after.layers, strict=True):
+        pairs = zip(one.get_weights(), other.get_weights(), strict=True)
+        same = all(np.array_equal(a, b) for a, b in pairs)
+        assert same != isinstance(one, keras.layers.Dense), one.name
+
+
+def test_weights_that_have_seen_what_is_held_out_are_refused(toy, runs, tmp_path):
+    words = part_a_words(toy, tmp_path / "leak", "--limit", "3")
+    model = runs / "part_a/fold_0/model.keras"
+    with pytest.raises(InputError, match=r"must not have seen[\s\S]*8 images"):
+        train_part_a.main([*words, "--weights", str(model)])
+    folds = pd.read_csv(toy / "part_a.csv")
+    folds["fold"] = (folds["fold"] + 1) % 3
+    folds.to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(InputError, match=r"must not have seen[\s\S]*12 images"):
+        train_part_a.main(
+            [*words, "--folds", f"{tmp_path}/other.csv", "--weights", f"{runs}/part_a"]
+        )
+    with pytest.raises(InputError, match="a finished one"):
+        train_part_a.main([*words, "--weights", f"{runs}/hard"])
+    assert not (tmp_path / "leak").exists()
+    images = pd.read_csv(runs / "part_a/predictions.csv")
+    shutil.copy(model, tmp_path / "model.keras")
+    train_part_a.check_unseen("weights", str(model), images, [0])
+    train_part_a.check_unseen("weights", f"{tmp_path}/model.keras", images, [0, 1, 2])
+
+
+def test_what_was_never_trained_cannot_be_frozen(toy, tmp_path):
+    with pytest.raises(InputError, match="Only what has been trained"):
+        train_part_a.main(part_a_words(toy, tmp_path, "--limit", "1", "--freeze", "batch-norm"))
 
 
 def test_running_again_is_refused_and_resuming_a_finished_run_does_nothing(toy, runs, capsys):
