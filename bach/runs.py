@@ -190,8 +190,9 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
     )  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=0.001, help="of the optimizer")
     parser.add_argument(
-        "--scale-learning-rate", action="store_true",
-        help="multiply the learning rate by batch size / 64",
+        "--scale-learning-rate", type=_at_least_0, nargs="?", const=64, default=0, metavar="BATCH",
+        help="multiply the learning rate by batch size / BATCH, the batch that it belongs to "
+        "(64 if not said)",
     )  # fmt: skip
     parser.add_argument(
         "--warmup-epochs", type=_at_least_0, default=0,

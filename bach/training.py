@@ -35,7 +35,6 @@ from bach.runs import InputError, atomic_path, first_process, log
 
 MOMENTUM = 0.9  # Kwok 2018, section 4.2
 WEIGHT_DECAY = 0.004  # Keras's default for AdamW
-BASE_BATCH = 64  # patches; what --learning-rate belongs to with --scale-learning-rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +44,9 @@ class Settings:
     Attributes:
         epochs: Passes over the training patches.
         optimizer: "sgd" (Nesterov momentum) or "adamw".
-        learning_rate: Of the global batch, or with `scale_learning_rate` of a batch
-            of 64.
-        scale_learning_rate: Multiply the learning rate by global batch / 64.
+        learning_rate: Of the global batch, or of a batch of `scale_learning_rate`.
+        scale_learning_rate: Patches of the batch that `learning_rate` belongs to; it is
+            multiplied by global batch / that. 0 leaves it as it is.
         warmup_epochs: Epochs over which the learning rate rises to its full value.
         schedule: "constant", or "cosine": down to 0 at the end.
         label_smoothing: Share of a label that is spread over all classes, 0..1.
@@ -63,7 +62,7 @@ class Settings:
     epochs: int = 25
     optimizer: str = "sgd"
     learning_rate: float = 0.001
-    scale_learning_rate: bool = False
+    scale_learning_rate: int = 0
     warmup_epochs: int = 0
     schedule: str = "constant"
     label_smoothing: float = 0.0
@@ -263,10 +262,10 @@ def learning_rate(
     """
     base = peak = settings.learning_rate
     if settings.scale_learning_rate:
-        peak = base * batch_size / BASE_BATCH
+        peak = base * batch_size / settings.scale_learning_rate
         log.info(
             "learning rate: %g x %d / %d = %g (global batch %d)",
-            base, batch_size, BASE_BATCH, peak, batch_size,
+            base, batch_size, settings.scale_learning_rate, peak, batch_size,
         )  # fmt: skip
     if settings.warmup_epochs and settings.warmup_epochs >= settings.epochs:
         raise InputError(

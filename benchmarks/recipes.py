@@ -6,7 +6,9 @@ patch store, and compares every recipe with `base` on the same held-out images.
 A recipe is a few more arguments of `train_part_a.py` (`RECIPES` below; BASE stands for
 the run of `base` with the same seed, FROZEN for that of `frozen-base`, NORMALISED for
 copies of the photos whose stain the library torchstain has normalised by the recipe's
-method); names joined by + add up, as in `cosine+ema-0.99`.
+method, ONE for the batch size of the other runs, FOUR for four times that); names joined
+by + add up, as in `cosine+ema-0.99` or `large-batch+scaled-rate+warm-up` (Goyal et al.
+2017).
 `tta` trains nothing: it predicts the held-out photos of the other recipes it is joined
 with, or of base, as the mean over their orientations. `trees` has no network: it is the
 tree ensemble of `python -m bach.folds audit`, on the same folds and the same photos;
@@ -64,7 +66,15 @@ from bach.intervals import (
     predicted_labels,
     unit_sums,
 )
-from bach.runs import InputError, atomic_path, exit_with, log, to_json, write_csv
+from bach.runs import (
+    InputError,
+    add_device_options,
+    atomic_path,
+    exit_with,
+    log,
+    to_json,
+    write_csv,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +89,8 @@ RECIPES = {
     "constant": ["--schedule", "constant"],  # where the options of all runs say cosine
     "warm-up": ["--warmup-epochs", "2"],
     "adamw": ["--optimizer", "adamw", "--learning-rate", "0.001"],
-    "large-batch": ["--batch-size", "256", "--scale-learning-rate", "--warmup-epochs", "2"],
+    "large-batch": ["--batch-size", "FOUR"],
+    "scaled-rate": ["--scale-learning-rate", "ONE"],
     "no-colour-change": ["--hue", "0", "--saturation", "0", "--value", "0"],
     "strong-colour": ["--hue", "0.08", "--saturation", "0.4", "--value", "0.3"],
     "moving-statistics": ["--bn-patches", "0"],
@@ -105,7 +116,7 @@ BACKBONES = (
 )  # fmt: skip
 RECIPES |= {name: ["--backbone", name] for name in BACKBONES}
 AUDIT_TREES = 600  # the audit's default
-ON_REQUEST = ("constant", "reinhard", "macenko", "two-devices", *BACKBONES)
+ON_REQUEST = ("constant", "scaled-rate", "reinhard", "macenko", "two-devices", *BACKBONES)
 
 
 def arguments(name: str) -> list[str]:
@@ -141,7 +152,7 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
         train(args, common, rest, seed)
         predict_turned(run_folder(base_dir, rest, seed), folder)
         return
-    own, patches = arguments(name), "patches"
+    own, patches = sized(arguments(name), common), "patches"
     if "FROZEN" in own:
         frozen = name.replace("frozen-first", "frozen-base")
         train(args, common, frozen, seed)
@@ -167,6 +178,15 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
             f"Every run must finish.\nReceived: exit code {code} of {folder}.\n"
             "Mend what its log says; the same command goes on."
         )
+
+
+def sized(own: Sequence[str], common: Sequence[str]) -> list[str]:
+    """Arguments with the batch sizes ONE and FOUR as numbers."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_device_options(parser)
+    size = parser.parse_known_args(common)[0].batch_size
+    sizes = {"ONE": str(size), "FOUR": str(4 * size)}
+    return [sizes.get(word, word) for word in own]
 
 
 def predict_turned(run: Path, folder: Path) -> None:
@@ -332,9 +352,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--run-dir", default="runs/recipes", help="folder of the runs")
     parser.add_argument(
         "--recipes", nargs="+", metavar="NAME",
-        default=[name for name in RECIPES if name not in ON_REQUEST],
+        default=[
+            *(name for name in RECIPES if name not in ON_REQUEST), "large-batch+scaled-rate+warm-up"
+        ],
         help=f"recipes to try beside base, {', '.join(RECIPES)}; + joins several "
-        f"(default: all but {', '.join(ON_REQUEST)})",
+        f"(default: large-batch+scaled-rate+warm-up and all but {', '.join(ON_REQUEST)})",
     )  # fmt: skip
     parser.add_argument(
         "--once", nargs="+", default=[], metavar="NAME",

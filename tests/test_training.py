@@ -134,9 +134,10 @@ def test_the_learning_rate_is_a_plain_number_unless_asked_for_more():
 
 
 def test_the_learning_rate_grows_with_the_batch_and_is_warmed_up_from_that_of_a_small_one():
-    settings = {"epochs": 6, "warmup_epochs": 2, "scale_learning_rate": True}
+    settings = {"epochs": 6, "warmup_epochs": 2, "scale_learning_rate": 64}
     rates = _rates([0, 10, 20, 59], 256, **settings)
     assert rates == pytest.approx([0.001, 0.0025, 0.004, 0.004])
+    assert _rates([20], 64, **settings | {"scale_learning_rate": 16}) == pytest.approx([0.004])
     # A half of a cosine over the 40 steps that are left: 1, 1/2 in the middle, 0.
     rates = _rates([0, 10, 20, 40, 60], 256, schedule="cosine", **settings)
     assert rates == pytest.approx([0.001, 0.0025, 0.004, 0.002, 0], abs=1e-8)

@@ -76,7 +76,7 @@ def train(folder: Path, hold: int | None) -> None:
     noise = rng.integers(-80, 80, (112, SIDE, SIDE, 3))
     patches = np.clip(ground[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
     settings = training.Settings(
-        epochs=EPOCHS, learning_rate=0.1, scale_learning_rate=True, warmup_epochs=1,
+        epochs=EPOCHS, learning_rate=0.1, scale_learning_rate=64, warmup_epochs=1,
         schedule="cosine", label_smoothing=0.1, ema=0.8, bn_patches=16, seed=1,
     )  # fmt: skip
 
