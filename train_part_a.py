@@ -182,6 +182,11 @@ def check_unseen(option: str, start: str, images: pd.DataFrame, chosen: list[int
     start = Path(start)
     run_dir, fold = start, None
     if start.is_file():
+        if (start.parent / "slides.json").exists():
+            raise InputError(
+                "A model of train_final.py has seen all photos, those held out now as well.\n"
+                f"Received: --{option}={start}. Name a run of this script on the same folds."
+            )
         run_dir, (name, _, number) = start.parent.parent, start.parent.name.partition("_")
         if name != "fold" or not number.isdigit() or not (run_dir / "predictions.csv").exists():
             return
@@ -189,7 +194,7 @@ def check_unseen(option: str, start: str, images: pd.DataFrame, chosen: list[int
     file = run_dir / "predictions.csv"
     if not file.exists():
         raise InputError(
-            f"A run to start from must be a finished one of this script.\n"
+            "A run to start from must be a finished one of this script.\n"
             f"Received: --{option}={start}, without {file.name}."
         )
     then = pd.read_csv(file, dtype={"image_id": str}).set_index("image_id")["fold"]

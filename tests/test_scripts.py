@@ -162,6 +162,8 @@ def test_weights_that_have_seen_what_is_held_out_are_refused(toy, runs, tmp_path
         train_part_a.main(
             [*words, "--folds", f"{tmp_path}/other.csv", "--weights", f"{runs}/part_a"]
         )
+    with pytest.raises(InputError, match="has seen all photos"):
+        train_part_a.main([*words, "--weights", f"{runs}/final/fold_0/model.keras"])
     with pytest.raises(InputError, match="a finished one"):
         train_part_a.main([*words, "--weights", f"{runs}/hard"])
     assert not (tmp_path / "leak").exists()
