@@ -29,43 +29,49 @@ def fast_clone(
     Args:
         model: A model of `bach.model.build_model`; left as it is.
         any_size: Take input of any size, as far as the layers allow.
-        precision: "float32", "mixed_bfloat16" or "mixed_float16". Mixed runs the
-            backbone in half precision and what follows it in float32.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16", whatever it was trained
+            in. Mixed runs the backbone in half precision and what follows it in float32.
 
     Returns:
         A model of the same layer names, to be used for inference only.
     """
-    half = {"mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}.get(precision)
-    return _clone(model, None if any_size else model.input_shape[1:3], half, top=True)
+    size = None if any_size else model.input_shape[1:3]
+    # Pure half precision: there is nothing to train, so weights in float32 are of no use.
+    return _clone(model, size, precision.removeprefix("mixed_"), _top_layers(model))
 
 
 def resized_clone(model: keras.Model, height: int, width: int) -> keras.Model:
-    """Copy a model for input of another size, to be trained or not; nothing is folded."""
-    return _clone(model, (height, width), None, fold=False)
+    """Copy a patch classifier for input of another size, to be trained or not.
+
+    Nothing is folded. The copy computes in the precision that is set (Keras's dtype
+    policy), whatever the model was trained in; its last layer stays in float32.
+    """
+    policy = keras.config.dtype_policy().name
+    return _clone(model, (height, width), policy, frozenset({"classes"}), fold=False)
 
 
 def _clone(
     model: keras.Model,
     size: tuple | None,
-    half: str | None,
-    top: bool = False,
+    dtype: str,
+    float32: frozenset[str] = frozenset(),
     fold: bool = True,
 ) -> keras.Model:
+    """Copy a model with all its layers in `dtype`, but those named in `float32`."""
     folded = _foldable(model) if fold else {}
     readers = set(folded.values())
-    first_of_top = _top_layers(model) if top else frozenset()
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, keras.Model):
             # One that sees only a part of the input, or it shrunk, keeps its size.
             same = layer.input_shape == model.input_shape
-            return _clone(layer, size if same else layer.input_shape[1:3], half, fold=fold)
+            return _clone(layer, size if same else layer.input_shape[1:3], dtype, fold=fold)
         if layer.name in readers:
             kind = layers.Identity if type(layer) is layers.BatchNormalization else layers.Add
-            return kind(name=layer.name, dtype=half)
+            return kind(name=layer.name, dtype=dtype)
         config = layer.get_config()
-        if half and isinstance(layer, keras.layers.Layer):  # and not a bare operation
-            config["dtype"] = "float32" if layer.name in first_of_top else half
+        if isinstance(layer, keras.layers.Layer):  # and not a bare operation
+            config["dtype"] = "float32" if layer.name in float32 else dtype
         if layer.name in folded:
             config["use_bias"] = True
         return layer.__class__.from_config(config)

@@ -11,7 +11,7 @@ from bach import submission
 from bach.augment import orientations
 from bach.classes import PROB_COLUMNS
 from bach.image_network import GAIN, build_image_network, is_image_network, photo_input
-from bach.model import build_model
+from bach.model import build_model, load_model
 from bach.patches import View
 from bach.runs import InputError
 
@@ -97,7 +97,8 @@ def test_the_script_trains_it_from_the_patch_models_and_submits(toy, tmp_path):
     words = ["--data-dir", str(toy), "--folds", f"{toy}/part_a.csv", "--limit", "3", *OPTIONS]
     words += ["--fold", "0"]
     train_part_a.main([*words, "--run-dir", f"{tmp_path}/patch"])
-    more = ["--image-network", f"{tmp_path}/patch"]
+    # Mixed precision, though the patch network is in float32.
+    more = ["--image-network", f"{tmp_path}/patch", "--precision", "mixed_bfloat16"]
     train_part_a.main([*words, *more, "--run-dir", f"{tmp_path}/image"])
     one, other = (pd.read_csv(tmp_path / f"{x}/predictions.csv") for x in ("patch", "image"))
     columns = ["image_id", "label", "patient", "fold"]
@@ -105,6 +106,9 @@ def test_the_script_trains_it_from_the_patch_models_and_submits(toy, tmp_path):
     assert np.abs(one[list(PROB_COLUMNS)] - other[list(PROB_COLUMNS)]).to_numpy().max() > 1e-3
     history = pd.read_csv(tmp_path / "image/fold_0/history.csv")
     assert {"loss", "heldout_image_accuracy"} <= set(history.columns)
+    assert np.isfinite(history["loss"]).all()
+    trained = load_model(tmp_path / "image/fold_0/model.keras")
+    assert trained.get_layer("down3").compute_dtype == "bfloat16"
     assert (tmp_path / "image/fold_0/batch.png").stat().st_size > 1000
 
     words_a = ["part-a", "--data-dir", str(toy), "--model-dir", f"{tmp_path}/image", "--out"]

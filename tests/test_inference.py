@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from bach.inference import fast_clone
+from bach.inference import fast_clone, resized_clone
 from bach.model import build_model, load_model
 
 
@@ -92,3 +92,22 @@ def test_half_precision_is_close_and_its_top_is_not_half(patches):
     assert half.get_layer("dense").compute_dtype == "float32"
     difference = half.predict_on_batch(patches) - model.predict_on_batch(patches)
     assert 0 < np.abs(difference).max() < 0.01
+
+
+def test_the_precision_of_a_copy_is_the_one_asked_for_not_the_one_trained_in(patches):
+    keras.utils.set_random_seed(0)
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        mixed = build_model("small", "none")
+        resized = resized_clone(mixed, 331, 427)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert resized.get_layer("down3").compute_dtype == "bfloat16"
+    assert resized.get_layer("down3").variable_dtype == "float32"  # it is to be trained
+    assert resized.get_layer("classes").compute_dtype == "float32"
+    assert resized_clone(mixed, 331, 427).get_layer("down3").compute_dtype == "float32"
+    plain = build_model("small", "none")
+    plain.set_weights(mixed.get_weights())
+    fast = fast_clone(mixed)
+    assert fast.get_layer("down3").compute_dtype == "float32"
+    assert np.allclose(fast.predict_on_batch(patches), plain.predict_on_batch(patches), atol=1e-5)
