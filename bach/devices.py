@@ -327,14 +327,13 @@ def refresh_batch_norm(model: keras.Model, batches: list[np.ndarray]) -> None:
         model: Model to refresh, in place.
         batches: Network inputs `(batch, 299, 299, 3)`, at least one.
     """
-    norms = [x for x in flat_layers(model) if isinstance(x, keras.layers.BatchNormalization)]
-    norms = [x for x in norms if x.trainable]
+    norms = [x for x in _flat_layers(model) if isinstance(x, keras.layers.BatchNormalization)]
     if not norms or not batches:
         return
     # Only the statistics may change: dropout's random state is put back.
     kept = [
         (v, keras.ops.convert_to_numpy(v))
-        for x in flat_layers(model)
+        for x in _flat_layers(model)
         if not isinstance(x, keras.layers.BatchNormalization)
         for v in x.non_trainable_variables
     ]
@@ -351,11 +350,11 @@ def refresh_batch_norm(model: keras.Model, batches: list[np.ndarray]) -> None:
             variable.assign(value)
 
 
-def flat_layers(model: keras.Model) -> list[keras.layers.Layer]:
+def _flat_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """All layers of a model, those of nested models included."""
     found = []
     for layer in model.layers:
-        found += flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
+        found += _flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
     return found
 
 

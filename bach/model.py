@@ -13,7 +13,6 @@ import keras
 from keras import layers, ops
 
 from bach.classes import CLASSES
-from bach.devices import flat_layers
 from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
 from bach.runs import InputError, log
 
@@ -114,40 +113,9 @@ def load_model(path: str | os.PathLike) -> keras.Model:
             f"A model must return {len(CLASSES)} class probabilities.\n"
             f"Received: {path} with output shape {model.output_shape}."
         )
-    _thaw(model)
     if isinstance(model.input, list):  # saved so, though it is a single one
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     return model
-
-
-def freeze(model: keras.Model, what: str | None) -> None:
-    """Keep a part of a network as it is in the training that follows.
-
-    A frozen batch normalisation uses the statistics that it was saved with, in training
-    as well.
-
-    Args:
-        model: A patch classifier or an image network; call before it is compiled.
-        what: None, "batch-norm" (scales, shifts and statistics), or "base" (all but the
-            dense layers behind the backbone).
-    """
-    if what == "batch-norm":
-        frozen = [x for x in flat_layers(model) if isinstance(x, layers.BatchNormalization)]
-    else:
-        frozen = [x for x in model.layers if what == "base" and not isinstance(x, layers.Dense)]
-    for layer in frozen:
-        layer.trainable = False
-
-
-def _thaw(model: keras.Model) -> None:
-    """Have all of a model trained again, which was saved with frozen parts."""
-    # One by one: on TensorFlow, Keras passes on only what changes the model's own flag.
-    model.trainable = True
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            _thaw(layer)
-        else:
-            layer.trainable = True
 
 
 def probabilities(outputs: keras.KerasTensor, last: layers.Dense) -> keras.KerasTensor:

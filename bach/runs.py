@@ -178,11 +178,6 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> None:
     parser.add_argument(
         "--head", default="sigmoid", choices=("sigmoid", "softmax"), help="kind of the last layer"
     )
-    parser.add_argument(
-        "--freeze", default=None, choices=("batch-norm", "base"),
-        help="keep as it was pretrained: batch normalisation, statistics and all, or the whole "
-        "network but its dense top",
-    )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=epochs, help="passes over the patches")
     parser.add_argument(
         "--optimizer", default="sgd", choices=("sgd", "adamw"),

@@ -28,7 +28,7 @@ from bach.callbacks import (
     UseAverages,
 )
 from bach.classes import CLASSES
-from bach.model import build_model, freeze, load_model
+from bach.model import build_model, load_model
 from bach.pictures import contact_sheet, write_png
 from bach.predict import predict_batches, prepare
 from bach.runs import InputError, atomic_path, first_process, log
@@ -178,17 +178,11 @@ def train_fold(
             f"Received: sides of {', '.join(str(view.side) for view in sorted(views))} px.\n"
             "Mine hard examples with the models of the same run of train_part_a.py."
         )
-    if args.freeze and args.weights == "none" and build is None:
-        raise InputError(
-            "Only what has been trained can be frozen.\n"
-            f"Received: --freeze={args.freeze}, --weights=none. Name weights to start from."
-        )
     with devices.scope():
         if build is None:
             model = build_model(args.backbone, args.weights, args.head, views.pop())
         else:
             model = build()
-        freeze(model, args.freeze)
     settings = Settings(
         epochs=args.epochs,
         optimizer=args.optimizer,

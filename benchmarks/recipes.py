@@ -4,11 +4,10 @@ Trains script 1 once for every recipe and seed, on the same patient-safe folds a
 patch store, and compares every recipe with `base` on the same held-out images.
 
 A recipe is a few more arguments of `train_part_a.py` (`RECIPES` below; BASE stands for
-the run of `base` with the same seed, FROZEN for that of `frozen-base`, NORMALISED for
-copies of the photos whose stain the library torchstain has normalised by the recipe's
-method, ONE for the batch size of the other runs, FOUR for four times that); names joined
-by + add up, as in `cosine+ema-0.99` or `large-batch+scaled-rate+warm-up` (Goyal et al.
-2017).
+the run of `base` with the same seed, NORMALISED for copies of the photos whose stain the
+library torchstain has normalised by the recipe's method, ONE for the batch size of the
+other runs, FOUR for four times that); names joined by + add up, as in `cosine+ema-0.99`
+or `large-batch+scaled-rate+warm-up` (Goyal et al. 2017).
 `tta` trains nothing: it predicts the held-out photos of the other recipes it is joined
 with, or of base, as the mean over their orientations. `trees` has no network: it is the
 tree ensemble of `python -m bach.folds audit`, on the same folds and the same photos;
@@ -94,9 +93,6 @@ RECIPES = {
     "no-colour-change": ["--hue", "0", "--saturation", "0", "--value", "0"],
     "strong-colour": ["--hue", "0.08", "--saturation", "0.4", "--value", "0.3"],
     "moving-statistics": ["--bn-patches", "0"],
-    "frozen-batch-norm": ["--freeze", "batch-norm"],
-    "frozen-base": ["--freeze", "base"],
-    "frozen-first": ["--weights", "FROZEN"],  # as many epochs again, with all
     "best-epoch": ["--keep", "best"],
     "image-network": ["--image-network", "BASE"],
     "reinhard": ["--data-dir", "NORMALISED"],
@@ -153,10 +149,6 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
         predict_turned(run_folder(base_dir, rest, seed), folder)
         return
     own, patches = sized(arguments(name), common), "patches"
-    if "FROZEN" in own:
-        frozen = name.replace("frozen-first", "frozen-base")
-        train(args, common, frozen, seed)
-        own = [str(run_folder(base_dir, frozen, seed)) if x == "FROZEN" else x for x in own]
     if "--image-network" in own:
         own, patches = [str(base) if word == "BASE" else word for word in own], "photos"
     if "--magnifications" in own:

@@ -9,7 +9,7 @@ import pytest
 
 from bach import devices
 from bach.inference import fast_clone
-from bach.model import build_model, freeze, load_model, view_of
+from bach.model import build_model, load_model, view_of
 from bach.patches import View
 from bach.runs import InputError
 
@@ -113,29 +113,6 @@ def test_weights_of_a_saved_model_are_where_training_starts(small, patches, tmp_
     small.save(tmp_path / "model.keras")
     again = build_model("small", str(tmp_path / "model.keras"))
     assert np.allclose(again.predict_on_batch(patches), small.predict_on_batch(patches), atol=1e-6)
-
-
-def test_frozen_batch_normalisation_keeps_scale_shift_and_statistics(patches):
-    model = build_model("small", "none")
-    freeze(model, "batch-norm")
-    norm, dense = model.get_layer("down3_bn"), model.get_layer("dense")
-    before, weights = norm.get_weights(), dense.get_weights()[0]
-    model.compile("sgd", "categorical_crossentropy")
-    model.fit(patches, np.eye(4)[[0, 1, 2, 3, 0, 1]], verbose=0)
-    assert all(np.array_equal(a, b) for a, b in zip(norm.get_weights(), before, strict=True))
-    assert not np.array_equal(dense.get_weights()[0], weights)
-
-
-@pytest.mark.parametrize("backbone", ["small", "MobileNetV3Small"])
-def test_a_frozen_base_leaves_the_dense_top_and_is_not_frozen_for_good(tmp_path, backbone):
-    model = build_model(backbone, "none")
-    trainable = len(model.trainable_variables)
-    freeze(model, "batch-norm")
-    freeze(model, "base")
-    assert {v.path.split("/")[0] for v in model.trainable_variables} == {"dense", "classes"}
-    model.save(tmp_path / "model.keras")
-    assert len(load_model(tmp_path / "model.keras").trainable_variables) == trainable
-    keras.backend.clear_session()
 
 
 def test_errors_say_what_to_do(tmp_path):
