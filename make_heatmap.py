@@ -31,6 +31,13 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES
+from bach.core.errors import InputError, exit_with
+from bach.core.files import atomic_path, to_json, write_json
+from bach.core.log import log, step
+from bach.core.options import add_device_options, add_shared_options, add_slide_options
+from bach.core.pictures import heat_colors, overlay, side_by_side, write_png
+from bach.core.run import Run
+from bach.core.tables import write_csv
 from bach.data import find_data, part
 from bach.heatmap import (
     STEP_UM,
@@ -42,28 +49,13 @@ from bach.heatmap import (
     to_classes,
     to_heatmap,
 )
-from bach.intervals import format_interval, score_interval
+from bach.honest.intervals import format_interval, score_interval
 from bach.labels import write_class_map
-from bach.masks import slide_masks
 from bach.patches import DENSE_STEP_UM, grid_shape
-from bach.pictures import heat_colors, overlay, side_by_side, write_png
-from bach.runs import (
-    InputError,
-    Run,
-    add_device_options,
-    add_shared_options,
-    add_slide_options,
-    atomic_path,
-    exit_with,
-    log,
-    step,
-    to_json,
-    write_csv,
-    write_json,
-)
 from bach.scores import joint_counts, score_from_counts
 from bach.slides import Slide
 from bach.thresholds import dinkelbach
+from bach.tissue import slide_masks
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -117,10 +109,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with run.watch():
         # 1. The models, and the slides each was trained on.
-        from bach import devices  # loads the framework, which --help must not
-        from bach.predict import model_file, trained_slides
+        from bach.network import backend
+        from bach.network.predict import model_file, trained_slides
 
-        devices.start(args.devices, args.seed, args.precision)
+        backend.start(args.devices, args.seed, args.precision)
         models, predict = load_predictor(args)
         files = {fold: model_file(args.model_dir, fold) for fold in models}
         seen = {fold: trained_slides(file) for fold, file in files.items()}
@@ -178,10 +170,10 @@ def load_predictor(args: argparse.Namespace) -> tuple[dict, Callable]:
 
     The second is a function of folds, slide, patch table and the grid's shape.
     """
-    from bach.predict import load_models, predict_slide, prepare
+    from bach.network.predict import load_models, predict_slide, prepare
 
     if args.mode == "dense":
-        from bach.dense import DenseModel, dense_step_um, predict_dense
+        from bach.network.dense import DenseModel, dense_step_um, predict_dense
 
         models = load_models(args.model_dir, ready=lambda model: DenseModel(model, args.precision))
         every = dense_step_um(next(iter(models.values())), args.step_um)

@@ -20,8 +20,13 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
+from bach.core.errors import InputError, exit_with
+from bach.core.log import log, step
+from bach.core.options import add_device_options, add_shared_options, add_slide_options
+from bach.core.pictures import contact_sheet, mask_and_grid, write_png
+from bach.core.run import Run
+from bach.core.tables import write_csv
 from bach.data import part
-from bach.masks import slide_masks
 from bach.mining import (
     HARD_EXAMPLES,
     HARDEST,
@@ -32,19 +37,8 @@ from bach.mining import (
     mining_patches,
 )
 from bach.patches import DENSE_STEP_UM, SLIDE_STRIDE_UM, View, grid_shape
-from bach.pictures import contact_sheet, mask_and_grid, write_png
-from bach.runs import (
-    InputError,
-    Run,
-    add_device_options,
-    add_shared_options,
-    add_slide_options,
-    exit_with,
-    log,
-    step,
-    write_csv,
-)
 from bach.slides import Slide
+from bach.tissue import slide_masks
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -80,10 +74,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     with run.watch():
         # 1. The Part A models; their mean is what is mined with.
-        from bach import devices  # loads the framework, which --help must not
-        from bach.batches import cut_slides
+        from bach.network import backend
+        from bach.network.batches import cut_slides
 
-        devices.start(args.devices, args.seed, args.precision)
+        backend.start(args.devices, args.seed, args.precision)
         view, predict = load_predictor(args)
 
         # 2. Slide by slide: tissue, patches, labels, predictions.
@@ -136,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def load_predictor(args: argparse.Namespace) -> tuple[View, Callable]:
     """Load the models; return what they see, and how a table of a slide is predicted."""
-    from bach.predict import common_view, load_models, predict_slide, prepare
+    from bach.network.predict import common_view, load_models, predict_slide, prepare
 
     if args.mode == "patches":
         models = load_models(args.model_dir, ready=lambda model: prepare(model, args.precision))
@@ -144,7 +138,7 @@ def load_predictor(args: argparse.Namespace) -> tuple[View, Callable]:
         return common_view(models), lambda slide, table: predict_slide(
             models, slide, table, args.batch_size
         )
-    from bach.dense import DenseModel, dense_step_um, predict_dense
+    from bach.network.dense import DenseModel, dense_step_um, predict_dense
 
     models = load_models(args.model_dir, ready=lambda model: DenseModel(model, args.precision))
     models = list(models.values())

@@ -22,17 +22,13 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import PROB_COLUMNS
-from bach.folds import check_folds, join_folds, read_folds
-from bach.runs import (
-    InputError,
-    Run,
-    add_shared_options,
-    add_training_options,
-    exit_with,
-    log,
-    write_csv,
-    write_json,
-)
+from bach.core.errors import InputError, exit_with
+from bach.core.files import write_json
+from bach.core.log import log
+from bach.core.options import add_shared_options, add_training_options
+from bach.core.run import Run
+from bach.core.tables import write_csv
+from bach.honest.splits import check_folds, join_folds, read_folds
 from bach.scores import part_a_metrics
 
 
@@ -57,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
     # 1. Both sets of patches, and the folds of slides.
-    from bach.batches import PatchStore, take_rows
+    from bach.network.batches import PatchStore, take_rows
 
     part_a = PatchStore(f"{args.part_a_dir}/patches")
     hard = PatchStore(f"{args.hard_examples_dir}/patches")
@@ -72,9 +68,9 @@ def main(argv: list[str] | None = None) -> None:
         print(run.path)
         return
     with run.watch():
-        from bach import devices, training
+        from bach.network import backend, training
 
-        devices.start(args.devices, args.seed, args.precision, processes=True)
+        backend.start(args.devices, args.seed, args.precision, processes=True)
         photos = take_rows(part_a.table, args.limit)
 
         # 2. A model a fold.

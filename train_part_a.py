@@ -27,20 +27,16 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
+from bach.core.errors import InputError, exit_with
+from bach.core.log import log
+from bach.core.options import add_shared_options, add_training_options
+from bach.core.pictures import contact_sheet, write_png
+from bach.core.run import Run
+from bach.core.tables import write_csv
 from bach.data import part
-from bach.folds import ALWAYS_TRAIN, check_folds, join_folds, read_folds, take
-from bach.intervals import accuracy_interval, format_interval
+from bach.honest.intervals import accuracy_interval, format_interval
+from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds, take
 from bach.mining import add_difficulty
-from bach.pictures import contact_sheet, write_png
-from bach.runs import (
-    InputError,
-    Run,
-    add_shared_options,
-    add_training_options,
-    exit_with,
-    log,
-    write_csv,
-)
 from bach.scores import part_a_metrics
 
 
@@ -106,18 +102,18 @@ def main(argv: list[str] | None = None) -> None:
         return
     with run.watch():
         # 2. Patches, once for all folds.
-        from bach import devices, training  # load the framework, which --help must not
-        from bach.batches import cut_photos, store_photos
+        from bach.network import backend, training
+        from bach.network.batches import cut_photos, store_photos
         from bach.patches import View
 
-        devices.start(args.devices, args.seed, args.precision, processes=True)
+        backend.start(args.devices, args.seed, args.precision, processes=True)
         build = None
         view = View(args.margin, args.magnifications)
         shape = (view.side,) * 2
         if args.image_network is not None:
             build = {fold: image_network(args.image_network, fold, images) for fold in chosen}
             shape = build[chosen[0]]().input_shape[1:3]
-        with devices.first_process_first("patches"):
+        with backend.first_process_first("patches"):
             share_patches(args.patches_dir, run)
             if build is None:
                 store = cut_photos(images, run.path / "patches", view)
@@ -212,7 +208,7 @@ def check_unseen(option: str, start: str, images: pd.DataFrame, chosen: list[int
 
 def started_from(args: argparse.Namespace, fold: int) -> argparse.Namespace:
     """The arguments for a fold: if --weights is a run, those of its model of that fold."""
-    from bach.predict import model_file
+    from bach.network.predict import model_file
 
     if not os.path.isdir(args.weights):
         return args
@@ -222,9 +218,9 @@ def started_from(args: argparse.Namespace, fold: int) -> argparse.Namespace:
 
 def image_network(run_dir: str, fold: int, images: pd.DataFrame) -> Callable:
     """What builds the image network of a fold."""
-    from bach.image_network import build_image_network
-    from bach.model import load_model
-    from bach.predict import model_file
+    from bach.network.image_network import build_image_network
+    from bach.network.patch_network import load_model
+    from bach.network.predict import model_file
 
     def build():
         patch_network = load_model(model_file(run_dir, fold))
@@ -243,7 +239,7 @@ def share_patches(patches_dir: str | None, run: Run) -> None:
 
 def report(patches: pd.DataFrame, images: pd.DataFrame, run: Run) -> dict:
     """Write out-of-fold predictions; print accuracy a fold, mean and spread."""
-    from bach.predict import image_means
+    from bach.network.predict import image_means
 
     write_csv(patches, run.path / "patch_predictions.csv")
     table = image_means(patches).merge(images[["image_id", "patient", "fold"]], on="image_id")
@@ -274,7 +270,7 @@ def report(patches: pd.DataFrame, images: pd.DataFrame, run: Run) -> dict:
 
 def draw_errors(patches: pd.DataFrame, table: pd.DataFrame, run: Run, count: int = 48) -> None:
     """Write a sheet of the worst mistaken images, each by the patch that erred most."""
-    from bach.batches import PatchStore
+    from bach.network.batches import PatchStore
 
     store = PatchStore(run.path / "patches")
     wrong = table.loc[table["predicted"] != table["label"], "image_id"]

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bach.classes import CLASSES, parse_label
-from bach.runs import InputError, log
+from bach.core.errors import InputError
+from bach.core.log import log
 
 _NORMAL = CLASSES.index("Normal")
 # ImageScope layers of the challenge, where a region itself names no class.

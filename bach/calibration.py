@@ -24,10 +24,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from bach.classes import CLASSES, PROB_COLUMNS
-from bach.folds import read_folds
-from bach.labels import image_key, read_labels
-from bach.pictures import write_png
-from bach.runs import InputError, exit_with, log, to_json, write_json
+from bach.core.errors import InputError, exit_with
+from bach.core.files import to_json, write_json
+from bach.core.log import log
+from bach.core.pictures import write_png
+from bach.core.tables import image_key
+from bach.honest.splits import read_folds
+from bach.labels import read_labels
 
 # Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599),
 # section 2 (reliability, ECE with 15 bins in section 5) and 4.2 (temperature).

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from bach.annotations import annotation_mpp, read_regions
 from bach.classes import CLASSES, PREFIXES, parse_label
-from bach.runs import InputError, exit_with, log
+from bach.core.errors import InputError, exit_with
+from bach.core.log import log
 from bach.slides import PART_A_MPP, PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide
 
 TRAIN_FOLDER = "ICIAR2018_BACH_Challenge"

@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from bach.runs import InputError, duration, exit_with
+from bach.core.errors import InputError, exit_with
+from bach.core.text import duration
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path("data/toy")

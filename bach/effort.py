@@ -17,17 +17,20 @@ import pandas as pd
 from tqdm import tqdm
 
 from bach.classes import CLASSES
+from bach.core.errors import InputError
+from bach.core.files import write_json
+from bach.core.log import log
+from bach.core.text import duration
 from bach.data import find_data, part
 from bach.demo import ROOT
-from bach.folds import join_folds, read_folds, take
 from bach.heatmap import heatmap_patches
-from bach.masks import slide_masks
+from bach.honest.splits import join_folds, read_folds, take
 from bach.mining import HARDEST, MIN_TISSUE_HARD, mining_patches
 from bach.paper import PAPER_EPOCHS, PAPER_MACHINE, PAPER_MINUTES, markdown
 from bach.patches import NETWORK_SIZE, PATCH_SIZE, PATCH_STRIDE, grid
-from bach.runs import InputError, duration, log, write_json
 from bach.scores import joint_counts, score_from_counts
 from bach.slides import Slide
+from bach.tissue import slide_masks
 
 _MEASURE_S = 3.0
 
@@ -199,21 +202,21 @@ def measure(args: argparse.Namespace) -> dict:
     """
     import keras
 
-    from bach import devices
-    from bach.augment import Augmentation, with_augmentation
-    from bach.batches import Batches
-    from bach.model import build_model
-    from bach.training import MOMENTUM
+    from bach.network import backend
+    from bach.network.augment import Augmentation, with_augmentation
+    from bach.network.batches import Batches
+    from bach.network.patch_network import build_model
+    from bach.network.training import MOMENTUM
 
-    count = devices.start(args.devices, args.seed, args.precision)
-    with devices.scope():
+    count = backend.start(args.devices, args.seed, args.precision)
+    with backend.scope():
         model = build_model(args.backbone, args.weights, args.head)
-        model.compile(jit_compile=devices.jit())
+        model.compile(jit_compile=backend.jit())
         learner = with_augmentation(model)
         learner.compile(
             keras.optimizers.SGD(0.001, momentum=MOMENTUM, nesterov=True),
             loss="categorical_crossentropy",
-            jit_compile=devices.jit(),
+            jit_compile=backend.jit(),
         )
     rng = np.random.default_rng(args.seed)
     shape = (args.batch_size, NETWORK_SIZE, NETWORK_SIZE, 3)
@@ -223,7 +226,7 @@ def measure(args: argparse.Namespace) -> dict:
     def seconds(training: bool, number: int) -> float:
         rows = np.arange(number * args.batch_size) % args.batch_size
         augmentation = Augmentation() if training else None
-        data = devices.feed(
+        data = backend.feed(
             Batches([patches], [labels], [rows], args.batch_size, args.seed, augmentation)
         )
         start = time.monotonic()

@@ -10,36 +10,19 @@ import pandas as pd
 from PIL import Image
 
 from bach.classes import CLASSES, COLORS, parse_label
-from bach.runs import InputError, atomic_path, listed, log
+from bach.core.errors import InputError
+from bach.core.files import atomic_path
+from bach.core.log import log
+from bach.core.tables import image_key
+from bach.core.text import listed
 from bach.scores import as_labels
 
-# Endings that file names carry in published tables; anything else after a dot
-# may be part of the name.
-_ENDINGS = frozenset((
-    ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", ".xml", ".svs", ".ndpi", ".mrxs",
-    ".scn", ".vms", ".bif",
-))  # fmt: skip
 _ID_COLUMNS = (
     "image_id", "image", "id", "case", "file", "filename", "file_name", "name", "slide",
 )  # fmt: skip
 _TRUTH_COLUMNS = ("label", "truth", "class")
 _PREDICTED_COLUMNS = ("predicted", "prediction", "label", "class")
 _PIXEL_MODES = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
-
-
-# Tables
-
-
-def image_key(text: str) -> str:
-    """Reduce an image id to what tables of different origin have in common.
-
-    Example:
-        >>> image_key("Photos/Test0.TIF")
-        'test0'
-    """
-    name = re.split(r"[/\\]", str(text).strip())[-1].lower()
-    stem, dot, ending = name.rpartition(".")
-    return stem if stem and dot + ending in _ENDINGS else name
 
 
 def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:

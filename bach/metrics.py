@@ -16,10 +16,14 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES
-from bach.intervals import accuracy_interval, format_interval, score_interval
-from bach.labels import image_key, read_class_map, read_labels
-from bach.patients import read_patients, with_patients
-from bach.runs import InputError, exit_with, listed, log, to_json
+from bach.core.errors import InputError, exit_with
+from bach.core.files import to_json
+from bach.core.log import log
+from bach.core.tables import image_key
+from bach.core.text import listed
+from bach.honest.intervals import accuracy_interval, format_interval, score_interval
+from bach.honest.splits import read_patients, with_patients
+from bach.labels import read_class_map, read_labels
 from bach.scores import part_a_metrics, score_part_b
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
+from bach.core.log import log
 from bach.patches import SLIDE_STRIDE_UM, cell_patches, slide_patches
-from bach.runs import log
 from bach.slides import Slide
 
 MIN_TISSUE = 0.05  # Kwok 2018, section 4.3: patches with less are dropped

@@ -8,12 +8,18 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES
-from bach.comparison import ALWAYS_BENIGN, PUBLISHED, read_images
-from bach.intervals import accuracy_interval, bootstrap, format_interval, ratio, score_interval
+from bach.honest.comparison import ALWAYS_BENIGN, PUBLISHED, read_images
+from bach.honest.intervals import (
+    accuracy_interval,
+    bootstrap,
+    format_interval,
+    ratio,
+    score_interval,
+)
 from bach.mining import HARD_EXAMPLES
 
 # Figures of Kwok 2018 (paper, and talk at PyCon HK 2018) that are no scores of a run and
-# so do not stand in `bach.comparison`.
+# so do not stand in `bach.honest.comparison`.
 PAPER_PATCHES = 5600
 PAPER_CANDIDATES = dict(zip(CLASSES, (28_000, 4_500, 1_500, 19_700), strict=True))
 PAPER_TISSUE_IN_SAMPLE = 0.79

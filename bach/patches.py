@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from bach.slides import PART_A_MPP
-from bach.tissue import box_means
 
 # Kwok 2018, section 4.1: 1,495-px crops at a step of 99 px, shrunk five times to
 # the 299 px that Inception-ResNet-v2 takes.
@@ -221,3 +220,60 @@ def _table(image_id, corners, size, tissue, label) -> pd.DataFrame:
         },
         columns=COLUMNS,
     )
+
+
+def box_means(values: np.ndarray, x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Mean of a map over many square boxes with fractional edges.
+
+    Every pixel counts with the area of it that lies in the box, so a patch of 21.3
+    mask pixels has the mean of 21.3 mask pixels. What lies outside the map counts
+    as 0 and as area. Used for the share of tissue and the mean label of patches;
+    the time does not depend on the size of the boxes.
+
+    Args:
+        values: Map, bool or number, (height, width).
+        x: Left edges in map pixels (pixel j covers j..j+1), float, any shape.
+        y: Top edges, likewise.
+        size: Sides in map pixels, likewise; one number for all will do.
+
+    Returns:
+        float64, of the shape of x, y and size together.
+
+    Raises:
+        ValueError: If `values` is not two-dimensional or a size is not above 0.
+
+    Example:
+        >>> float(box_means(np.array([[1, 3]]), x=0.5, y=0, size=1))
+        2.0
+    """
+    values = np.asarray(values)
+    if values.ndim != 2:
+        raise ValueError(f"A map must be (height, width). Received: shape {values.shape}.")
+    x, y, size = np.broadcast_arrays(*(np.asarray(part, float) for part in (x, y, size)))
+    if not (size > 0).all():
+        raise ValueError(f"Sizes must be above 0 px. Received: {size[~(size > 0)].flat[0]}.")
+    height, width = values.shape
+    if not values.size:
+        return np.zeros(x.shape)
+    integral = np.zeros((height + 1, width + 1))
+    np.cumsum(values, axis=0, dtype=float, out=integral[1:, 1:])
+    np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
+    left, right = np.clip(x, 0, width), np.clip(x + size, 0, width)
+    top, bottom = np.clip(y, 0, height), np.clip(y + size, 0, height)
+    total = (
+        _between(integral, bottom, right)
+        - _between(integral, bottom, left)
+        - _between(integral, top, right)
+        + _between(integral, top, left)
+    )
+    return total / size**2
+
+
+def _between(integral: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Integral image at fractional positions; within a pixel it is bilinear exactly."""
+    i = np.minimum(row.astype(int), integral.shape[0] - 2)
+    j = np.minimum(column.astype(int), integral.shape[1] - 2)
+    down, along = row - i, column - j
+    upper = integral[i, j] * (1 - along) + integral[i, j + 1] * along
+    lower = integral[i + 1, j] * (1 - along) + integral[i + 1, j + 1] * along
+    return upper * (1 - down) + lower * down

@@ -32,10 +32,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS, parse_label
+from bach.core.errors import InputError, exit_with
+from bach.core.files import to_json
+from bach.core.log import log, step
+from bach.core.pictures import contact_sheet, legend, write_png
+from bach.core.tables import write_csv
+from bach.core.text import listed
 from bach.data import natural_key, part, read_photo
 from bach.mining import add_difficulty
-from bach.pictures import contact_sheet, legend, write_png
-from bach.runs import InputError, exit_with, listed, log, step, to_json, write_csv
 from bach.scores import joint_counts
 
 # Columns to tick, and when. They ask for different remedies: other data, other labels,

@@ -31,12 +31,17 @@ import pandas as pd
 
 from bach import folds as fold_tables
 from bach.classes import CLASSES
+from bach.core.errors import InputError, exit_with
+from bach.core.files import atomic_path
+from bach.core.log import log
+from bach.core.options import add_device_options, add_training_options
+from bach.core.run import git_state
+from bach.core.tables import image_key, write_csv
 from bach.data import check_data, find_data, part
 from bach.demo import ROOT, call
 from bach.effort import epochs, estimate, measured, survey
-from bach.folds import read_folds
 from bach.heatmap import STEP_UM
-from bach.labels import image_key
+from bach.honest.splits import read_folds
 from bach.mining import HARD_EXAMPLES
 from bach.paper import (
     PAPER_EPOCHS,
@@ -47,16 +52,6 @@ from bach.paper import (
     slides_table,
 )
 from bach.patches import SLIDE_STRIDE_UM
-from bach.runs import (
-    InputError,
-    add_device_options,
-    add_training_options,
-    atomic_path,
-    exit_with,
-    git_state,
-    log,
-    write_csv,
-)
 
 SCRIPTS = {
     "part_a": "train_part_a.py",

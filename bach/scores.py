@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from bach.classes import CLASSES
-from bach.runs import log
+from bach.core.log import log
 
 # Labels from here on are carcinoma, the winner's two-class question.
 _CARCINOMA = CLASSES.index("InSitu")

@@ -17,7 +17,7 @@ import scipy.sparse
 import tifffile
 from PIL import Image
 
-from bach.runs import InputError
+from bach.core.errors import InputError
 
 # Part A photos carry no usable scale; the challenge states it (Aresta et al. 2018).
 PART_A_MPP = 0.42

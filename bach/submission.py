@@ -47,8 +47,11 @@ from PIL import Image
 
 from bach import calibration, data
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
-from bach.labels import image_key, read_class_map
-from bach.runs import InputError, atomic_path, exit_with, log, step
+from bach.core.errors import InputError, exit_with
+from bach.core.files import atomic_path
+from bach.core.log import log, step
+from bach.core.tables import image_key
+from bach.labels import read_class_map
 from bach.slides import Slide
 from bach.validation import (
     DIALECTS,
@@ -456,9 +459,9 @@ def predict_part_a(
     images = data.part(data_dir, "A-test")
     temperature = calibration.stored_temperature(model_dir) if calibrated else None
     # Here and not above: checking and --help need no framework.
-    from bach import devices, predict
+    from bach.network import backend, predict
 
-    devices.start()
+    backend.start()
     models = predict.load_models(model_dir, whole_photos=True)
     with step("predictions") as notes:
         table = predict.predict_photos(list(models.values()), images, tta)

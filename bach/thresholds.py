@@ -21,11 +21,14 @@ import numpy as np
 
 from bach.calibration import apply_temperature, fit_temperature
 from bach.classes import CLASSES
-from bach.folds import read_folds
+from bach.core.errors import InputError, exit_with
+from bach.core.files import to_json, write_json
+from bach.core.log import log, step
+from bach.core.tables import image_key
 from bach.heatmap import THRESHOLDS, cells_to_map, to_classes
-from bach.intervals import bootstrap, format_interval, ratio, score_interval, slide_sums
-from bach.labels import image_key, read_class_map
-from bach.runs import InputError, exit_with, log, step, to_json, write_json
+from bach.honest.intervals import bootstrap, format_interval, ratio, score_interval, slide_sums
+from bach.honest.splits import read_folds
+from bach.labels import read_class_map
 from bach.scores import score_from_counts
 
 QUARTERS = (0.25, 0.5, 0.75)

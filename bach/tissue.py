@@ -1,7 +1,17 @@
-"""Where a slide has tissue, and means of a map over many patches at once."""
+"""Where a slide has tissue; tissue and truth of a slide on one grid."""
 
+import os
+from pathlib import Path
+
+import cv2
 import numpy as np
 from skimage.color import rgb2lab
+
+from bach.annotations import label_mask, read_regions
+from bach.core.errors import InputError
+from bach.core.log import log
+from bach.data import annotation_path
+from bach.slides import Slide
 
 _STRIP_PX = 1 << 20  # pixels converted at a time, which bounds the memory
 
@@ -111,58 +121,46 @@ def _lab(rgb: np.ndarray, channel: str) -> np.ndarray:
     return result
 
 
-def box_means(values: np.ndarray, x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Mean of a map over many square boxes with fractional edges.
+# Masks and class maps of slides have about this scale: level 2 (16 level-0 px) of
+# the challenge's slides.
+MAP_MPP = 16 * 0.467
 
-    Every pixel counts with the area of it that lies in the box, so a patch of 21.3
-    mask pixels has the mean of 21.3 mask pixels. What lies outside the map counts
-    as 0 and as area. Used for the share of tissue and the mean label of patches;
-    the time does not depend on the size of the boxes.
+
+def map_downsample(mpp: float) -> int:
+    """Level-0 px per px of masks and class maps: 16 on the challenge's slides."""
+    return max(1, round(MAP_MPP / mpp))
+
+
+def slide_masks(
+    slide: Slide, masks: str | os.PathLike | None = None, exclude_pen: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
+    """Thumbnail, tissue mask and label mask of a slide, all of one size.
 
     Args:
-        values: Map, bool or number, (height, width).
-        x: Left edges in map pixels (pixel j covers j..j+1), float, any shape.
-        y: Top edges, likewise.
-        size: Sides in map pixels, likewise; one number for all will do.
+        slide: The open slide.
+        masks: Folder of tissue masks `NAME.png` to use instead of finding tissue; a
+            slide without one there has its tissue found.
+        exclude_pen: Do not take pen marks for tissue.
 
     Returns:
-        float64, of the shape of x, y and size together.
+        Thumbnail uint8 `(h, w, 3)`; tissue bool `(h, w)`; labels uint8 0..3
+        `(h, w)`, or None without annotation; level-0 px per px of all three.
 
     Raises:
-        ValueError: If `values` is not two-dimensional or a size is not above 0.
-
-    Example:
-        >>> float(box_means(np.array([[1, 3]]), x=0.5, y=0, size=1))
-        2.0
+        InputError: If slide, annotation or mask cannot be read.
     """
-    values = np.asarray(values)
-    if values.ndim != 2:
-        raise ValueError(f"A map must be (height, width). Received: shape {values.shape}.")
-    x, y, size = np.broadcast_arrays(*(np.asarray(part, float) for part in (x, y, size)))
-    if not (size > 0).all():
-        raise ValueError(f"Sizes must be above 0 px. Received: {size[~(size > 0)].flat[0]}.")
-    height, width = values.shape
-    if not values.size:
-        return np.zeros(x.shape)
-    integral = np.zeros((height + 1, width + 1))
-    np.cumsum(values, axis=0, dtype=float, out=integral[1:, 1:])
-    np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
-    left, right = np.clip(x, 0, width), np.clip(x + size, 0, width)
-    top, bottom = np.clip(y, 0, height), np.clip(y + size, 0, height)
-    total = (
-        _between(integral, bottom, right)
-        - _between(integral, bottom, left)
-        - _between(integral, top, right)
-        + _between(integral, top, left)
-    )
-    return total / size**2
-
-
-def _between(integral: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Integral image at fractional positions; within a pixel it is bilinear exactly."""
-    i = np.minimum(row.astype(int), integral.shape[0] - 2)
-    j = np.minimum(column.astype(int), integral.shape[1] - 2)
-    down, along = row - i, column - j
-    upper = integral[i, j] * (1 - along) + integral[i, j + 1] * along
-    lower = integral[i + 1, j] * (1 - along) + integral[i + 1, j + 1] * along
-    return upper * (1 - down) + lower * down
+    downsample = map_downsample(slide.mpp)
+    thumbnail = slide.thumbnail(downsample * slide.mpp)
+    labels = None
+    annotation = annotation_path(slide.path)
+    if annotation is not None:
+        labels = label_mask(read_regions(annotation), slide.width, slide.height, downsample)
+    file = None if masks is None else Path(masks) / f"{slide.name}.png"
+    if file is None or not file.exists():
+        return thumbnail, tissue_mask(thumbnail, exclude_pen=exclude_pen), labels, downsample
+    given = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+    if given is None:
+        raise InputError(f"The tissue mask {file} is no readable picture.\nWrite it again.")
+    given = cv2.resize(given, thumbnail.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    log.info("%s: tissue mask from %s", slide.name, file)
+    return thumbnail, given > 0, labels, downsample

@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bach.classes import CLASSES, parse_label
+from bach.core.errors import InputError
+from bach.core.tables import image_key
 from bach.data import natural_key
-from bach.labels import image_key
-from bach.runs import InputError
 
 # Part A. "2018" is how the organisers' own microscopy_ground_truth.csv is written.
 # "probabilities" is how A-F-V/XAI-Cancer-Diagnosis (playground.py, function

@@ -34,13 +34,17 @@ from scipy.special import stdtrit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bach import audit, data, toy
+from bach import data
 from bach.classes import CLASSES
-from bach.features import read_features
-from bach.folds import make_folds
-from bach.labels import image_key, read_labels
-from bach.patients import read_patients, with_patients
-from bach.runs import exit_with, log, to_json
+from bach.core.errors import exit_with
+from bach.core.files import to_json
+from bach.core.log import log
+from bach.core.tables import image_key
+from bach.honest import audit
+from bach.honest.features import read_features
+from bach.honest.splits import make_folds, read_patients, with_patients
+from bach.labels import read_labels
+from bach.toy import dataset
 
 ESTIMATES = ("safe", "leaky")
 
@@ -123,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
             folder, features_dir = base / str(seed), base / "features" / str(seed)
             if folder.exists():
                 shutil.rmtree(folder)  # what an interrupted call left
-            toy.make_data_set(
+            dataset.make_data_set(
                 folder, seed=seed, patients=args.patients, images=args.images,
                 test_images=args.test_images, slides=0, test_slides=0,
                 stain_shift=args.stain_shift,

@@ -27,16 +27,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import make_heatmap
-from bach import painter
+from bach.core.errors import exit_with
 from bach.data import part
-from bach.dense import DenseModel, dense_step_um, predict_dense
 from bach.heatmap import to_heatmap
+from bach.network.dense import DenseModel, dense_step_um, predict_dense
+from bach.network.predict import load_models
 from bach.patches import DENSE_STEP_UM, View, grid_shape
-from bach.predict import load_models
-from bach.runs import exit_with
 from bach.slides import Slide
 from bach.thresholds import dinkelbach
-from bach.toy import paint_slide, write_slide
+from bach.toy import painter
+from bach.toy.dataset import paint_slide, write_slide
 
 VARIANTS = {
     "patches, float32": ["--mode", "patches"],
@@ -125,7 +125,7 @@ def quick_cases(folder: Path) -> list[tuple[list[str], Path]]:
     """A painted slide and two models of the same random weights."""
     import keras
 
-    from bach.model import build_model
+    from bach.network.patch_network import build_model
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

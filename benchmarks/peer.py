@@ -35,9 +35,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from slides import ROOT, make_slide
 
 from bach.classes import CLASSES
-from bach.model import build_model
+from bach.core.errors import InputError, exit_with
+from bach.core.files import atomic_path
+from bach.network.patch_network import build_model
 from bach.patches import DENSE_STEP_UM, NETWORK_MPP, NETWORK_SIZE
-from bach.runs import InputError, atomic_path, exit_with
 
 # Run by the peer's Python: the same network, as wsinfer takes it.
 TRACE = f"""

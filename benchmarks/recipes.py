@@ -51,12 +51,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bach import data, folds, toy
-from bach.audit import cross_validate
+from bach import data, folds
 from bach.classes import CLASSES, PROB_COLUMNS
-from bach.comparison import read_images, verdict
-from bach.features import read_features
-from bach.intervals import (
+from bach.core.errors import InputError, exit_with
+from bach.core.files import atomic_path, to_json
+from bach.core.log import log
+from bach.core.options import add_device_options
+from bach.core.tables import write_csv
+from bach.honest.audit import cross_validate
+from bach.honest.comparison import read_images, verdict
+from bach.honest.features import read_features
+from bach.honest.intervals import (
     accuracy_from_sums,
     accuracy_sums,
     bootstrap,
@@ -65,15 +70,7 @@ from bach.intervals import (
     predicted_labels,
     unit_sums,
 )
-from bach.runs import (
-    InputError,
-    add_device_options,
-    atomic_path,
-    exit_with,
-    log,
-    to_json,
-    write_csv,
-)
+from bach.toy import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -190,10 +187,10 @@ def predict_turned(run: Path, folder: Path) -> None:
     """
     if (folder / "predictions.csv").exists():
         return
-    from bach import devices  # loads the framework
-    from bach.predict import load_models, predict_photos
+    from bach.network import backend
+    from bach.network.predict import load_models, predict_photos
 
-    devices.start()
+    backend.start()
     data_dir = json.loads((run / "run.json").read_text())["arguments"]["data_dir"]
     images = data.part(data_dir, "A").set_index("image_id", drop=False)
     table = pd.read_csv(run / "predictions.csv", dtype={"image_id": str})
@@ -327,7 +324,7 @@ def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
 def paint(folder: Path) -> tuple[Path, Path]:
     """A small trial data set and its folds, for --quick."""
     painted, table = folder / "toy", folder / "folds.csv"
-    toy.make_data_set(painted, patients=4, images=4, test_images=0, slides=0, test_slides=0)
+    dataset.make_data_set(painted, patients=4, images=4, test_images=0, slides=0, test_slides=0)
     folds.main(
         ["make", "--data-dir", str(painted), "--folds", "2", "--part", "a",
          "--patients", str(painted / "patients.csv"), "--out", str(table)]

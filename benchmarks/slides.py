@@ -45,8 +45,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bach import devices, painter
-from bach.dense import (
+from bach.core.errors import exit_with
+from bach.core.files import atomic_path
+from bach.core.log import log, step
+from bach.heatmap import heatmap_patches
+from bach.network import backend
+from bach.network.dense import (
     REGION,
     DenseModel,
     Region,
@@ -55,14 +59,13 @@ from bach.dense import (
     needed_features,
     predict_dense,
 )
-from bach.heatmap import heatmap_patches
-from bach.masks import slide_masks
-from bach.model import build_model
+from bach.network.patch_network import build_model
+from bach.network.predict import predict_slide, prepare
 from bach.patches import DENSE_STEP_UM, NETWORK_SIZE, grid_shape
-from bach.predict import predict_slide, prepare
-from bach.runs import atomic_path, exit_with, log, step
 from bach.slides import Slide
-from bach.toy import SLIDE_MPP, write_slide
+from bach.tissue import slide_masks
+from bach.toy import painter
+from bach.toy.dataset import SLIDE_MPP, write_slide
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 2048  # level-0 px, painted at half of that
@@ -335,7 +338,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, size in (("large", args.size), ("small", args.small_size)):
         paths[name] = args.dir / f"{name}_{size[0]}x{size[1]}_{args.compression}.svs"
         make_slide(paths[name], *size, args.compression)
-    devices.start(1, 0, args.precision)
+    backend.start(1, 0, args.precision)
     model = build_model(args.backbone, "none")
     file = args.dir / f"{args.backbone}.keras"
     with atomic_path(file) as temporary:

@@ -1,6 +1,6 @@
 """Does the input keep up with the network, and what do two devices cost?
 
-Script 1's own loop (`bach.training.train` on a patch store of painted photos, augmentation
+Script 1's own loop (`bach.network.training.train` on a patch store of painted photos, augmentation
 and all) is timed beside the same compiled step on one batch that lies on the device
 already, and beside the loop on two logical devices at the same global batch.
 
@@ -45,11 +45,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bach import data, devices, toy, training
-from bach.augment import Augmentation
-from bach.batches import Batches, PatchStore, cut_photos
-from bach.model import build_model
-from bach.runs import exit_with, log, setup_logging, to_json
+from bach import data
+from bach.core.errors import exit_with
+from bach.core.files import to_json
+from bach.core.log import log, setup_logging
+from bach.network import backend, training
+from bach.network.augment import Augmentation
+from bach.network.batches import Batches, PatchStore, cut_photos
+from bach.network.patch_network import build_model
+from bach.toy import dataset
 
 
 class Clock(keras.callbacks.Callback):
@@ -110,9 +114,9 @@ def _say(**values: float) -> None:
 def work(args: argparse.Namespace) -> None:
     """Be one of the processes that are timed: train, and report to the one that asks."""
     setup_logging()
-    devices.start(args.devices, 0, args.precision)
+    backend.start(args.devices, 0, args.precision)
     store = PatchStore(Path(args.work) / "patches")
-    with devices.scope():
+    with backend.scope():
         model = build_model(args.backbone, "none")
     skip = 9  # Keras reads 8 batches ahead
     rows = np.resize(np.arange(len(store.table)), (skip + args.steps) * args.batch_size)
@@ -163,7 +167,7 @@ class Worker:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict:
     """All figures, as the last line of output holds them."""
-    toy.make_data_set(
+    dataset.make_data_set(
         folder / "data", patients=4, images=args.photos, test_images=0, slides=0, test_slides=0
     )
     images = data.part(folder / "data", "A")

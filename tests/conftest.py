@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 def toy(tmp_path_factory):
     """A small trial data set with folds: 24 photos of 6 patients, 2 + 1 slides."""
     from bach import folds
-    from bach.toy import make_data_set
+    from bach.toy.dataset import make_data_set
 
     path = tmp_path_factory.mktemp("toy") / "data"
     make_data_set(
@@ -34,7 +34,7 @@ def photos(tmp_path_factory):
     """32 tiny photos of 8 patients, two of them unknown, and 8 test photos."""
     import pandas as pd
 
-    from bach.toy import make_data_set
+    from bach.toy.dataset import make_data_set
 
     path = tmp_path_factory.mktemp("photos") / "data"
     make_data_set(

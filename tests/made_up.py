@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES
-from bach.comparison import ALWAYS_BENIGN
+from bach.honest.comparison import ALWAYS_BENIGN
 from bach.paper import PAPER_TISSUE_BENIGN
 
 

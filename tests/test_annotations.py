@@ -8,7 +8,7 @@ from skimage.draw import polygon
 
 from bach import annotations
 from bach.annotations import Region, annotation_mpp, label_mask, read_regions
-from bach.runs import InputError
+from bach.core.errors import InputError
 
 SQUARE = [(160, 480), (320, 480), (320, 640), (160, 640)]
 

@@ -9,9 +9,10 @@ import pytest
 from made_up import made_up
 from PIL import Image
 
-from bach import assumed, folds
+from bach import folds
 from bach.classes import CLASSES
-from bach.runs import InputError
+from bach.core.errors import InputError
+from benchmarks import assume_patients
 
 COMMITTED = Path(__file__).parent.parent / "folds"
 
@@ -21,13 +22,13 @@ def test_groups_are_counted_as_worked_out_by_hand():
     groups = [1, 1, 2, 2, 3, 3]
     # one patient: 3 + 1 pairs, of which the first two images are found; p with q and
     # q with r are merged, of 11 pairs of two patients
-    assert assumed.measure_groups(groups, patients) == {
+    assert assume_patients.measure_groups(groups, patients) == {
         "same": 4, "found": 1, "different": 11, "merged": 2, "groups": 3, "largest": 2,
     }  # fmt: skip
 
 
 def test_file_numbers_are_near_only_within_a_series():
-    gaps = assumed.number_gaps(
+    gaps = assume_patients.number_gaps(
         pd.DataFrame({"image_id": ["b009", "B010.tif", "is010", "b001", "x"]})
     )
     assert gaps[0, 1] == 1
@@ -42,16 +43,16 @@ def test_distances_are_of_colours_only_and_in_standard_deviations():
         {"colour_a": [0.0, 2.0], "colour_same": [5.0, 5.0], "texture_b": [0.0, 9.0]}
     )
     # 2 is two standard deviations of (0, 2); the other colour does not differ
-    assert assumed.likeness_distances(features)[0, 1] == pytest.approx(np.sqrt(4 / 2))
+    assert assume_patients.likeness_distances(features)[0, 1] == pytest.approx(np.sqrt(4 / 2))
 
 
 def test_links_need_a_near_number_and_a_like_colour():
     gaps = np.array([[np.inf, 1, 2], [1, np.inf, 1], [2, 1, np.inf]])
     distances = np.array([[0, 0.5, 0.5], [0.5, 0, 1.5], [0.5, 1.5, 0]])
-    links = assumed.link_images(gaps, distances, reach=1, likeness=0.9)
+    links = assume_patients.link_images(gaps, distances, reach=1, likeness=0.9)
     assert links.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
-    assert assumed.link_images(gaps, distances, 2, 0.9)[0, 2]
-    assert assumed.group_by_links(links).tolist() == [0, 0, 1]
+    assert assume_patients.link_images(gaps, distances, 2, 0.9)[0, 2]
+    assert assume_patients.group_by_links(links).tolist() == [0, 0, 1]
 
 
 def assume(patients, pairs, near=()):
@@ -62,7 +63,7 @@ def assume(patients, pairs, near=()):
         links[i, j] = links[j, i] = True
     for i, j in near:
         distances[i, j] = distances[j, i] = 0.1
-    return assumed.assume_patients(table, links, distances)
+    return assume_patients.assume_patients(table, links, distances)
 
 
 def images_of(patients):
@@ -84,8 +85,8 @@ def test_assumed_images_go_to_the_nearest_known_patient_and_two_of_them_never_me
 def test_folds_by_true_groups_do_not_leak_and_folds_by_none_do():
     features, table = made_up(patients=12, images=6, own=1.0)
     true = pd.factorize(table["patient"])[0]
-    safe = assumed.accuracy_by_groups(features, table, true, k=3, seeds=1, trees=30)
-    leaky = assumed.accuracy_by_groups(features, table, np.arange(len(table)), 3, 1, 30)
+    safe = assume_patients.accuracy_by_groups(features, table, true, k=3, seeds=1, trees=30)
+    leaky = assume_patients.accuracy_by_groups(features, table, np.arange(len(table)), 3, 1, 30)
     assert safe[1] == 0
     assert leaky[1] > 60
     assert leaky[0] > safe[0] + 0.3
@@ -104,7 +105,7 @@ def test_overlaps_are_found_turned_and_copied_and_strangers_are_not(tmp_path):
     for number, pixels in enumerate(photos):
         paths.append(tmp_path / f"{number}.tif")
         Image.fromarray(np.ascontiguousarray(pixels)).save(paths[-1])
-    found = assumed.find_overlaps(paths)
+    found = assume_patients.find_overlaps(paths)
     assert found[0].tolist() == [False, True, True, False]
     assert (found == found.T).all()
     assert not found[3].any()
@@ -114,7 +115,7 @@ def test_a_blank_photo_overlaps_nothing(tmp_path):
     paths = [tmp_path / f"{name}.png" for name in "ab"]
     for path in paths:
         Image.fromarray(np.full((96, 128, 3), 240, np.uint8)).save(path)
-    assert not assumed.find_overlaps(paths).any()
+    assert not assume_patients.find_overlaps(paths).any()
 
 
 def test_assume_writes_a_fold_table_of_all_images_and_keeps_known_patients(

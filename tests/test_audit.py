@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from made_up import made_up
 
-from bach import audit, folds
+from bach import folds
 from bach.classes import PROB_COLUMNS
-from bach.runs import InputError
+from bach.core.errors import InputError
+from bach.honest import audit
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "folds"

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from skimage.color import hsv2rgb, rgb2hsv
 
-from bach.augment import Augment, Augmentation, change, orient, orient_back, with_augmentation
+from bach.network.augment import (
+    Augment,
+    Augmentation,
+    change,
+    orient,
+    orient_back,
+    with_augmentation,
+)
 
 
 @pytest.fixture

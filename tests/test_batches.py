@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bach.augment import Augmentation
-from bach.batches import (
+from bach.core.errors import InputError
+from bach.network.augment import Augmentation
+from bach.network.batches import (
     Batches,
     PatchStore,
     cut_photos,
@@ -16,8 +17,7 @@ from bach.batches import (
     take_rows,
 )
 from bach.patches import View, photo_patches
-from bach.runs import InputError
-from bach.toy import write_slide
+from bach.toy.dataset import write_slide
 
 
 @pytest.fixture(scope="module")

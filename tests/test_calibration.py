@@ -18,7 +18,7 @@ from bach.calibration import (
     reliability,
 )
 from bach.classes import PROB_COLUMNS
-from bach.runs import InputError
+from bach.core.errors import InputError
 
 
 def true_probs(size=4000, seed=0):

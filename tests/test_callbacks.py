@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from tiny_training import tiny_model
 
-from bach import callbacks
-from bach.dense import DenseModel
-from bach.model import build_model, load_model
-from bach.runs import InputError
+from bach.core.errors import InputError
+from bach.network import callbacks
+from bach.network.dense import DenseModel
+from bach.network.patch_network import build_model, load_model
 
 
 def _compiled():

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bach import comparison, runs
+from bach import runs
 from bach.classes import PROB_COLUMNS
-from bach.runs import InputError
+from bach.core.errors import InputError
+from bach.honest import comparison
 
 
 def training_run(folder, predicted, label, patient=None, **arguments):

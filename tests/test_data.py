@@ -8,7 +8,7 @@ from PIL import Image
 
 from bach import data
 from bach.classes import CLASSES, parse_label
-from bach.runs import InputError
+from bach.core.errors import InputError
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_every_kind_of_problem_is_listed(photos, capsys):
 
 
 def test_slides_without_scale_and_bad_annotations_are_problems(toy, tmp_path):
-    from bach.toy import write_slide
+    from bach.toy.dataset import write_slide
 
     folder = tmp_path / data.TRAIN_FOLDER / "WSI"
     folder.mkdir(parents=True)

@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bach.dense import DenseModel, cover, dense_step_um, predict_dense
-from bach.model import build_model
+from bach.core.errors import InputError
+from bach.network.dense import DenseModel, cover, dense_step_um, predict_dense
+from bach.network.patch_network import build_model
+from bach.network.predict import predict_slide
 from bach.patches import NETWORK_MPP, View
-from bach.predict import predict_slide
-from bach.runs import InputError
 from bach.slides import Slide
-from bach.toy import write_slide
+from bach.toy.dataset import write_slide
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_regions_of_one_size_for_a_compiler_give_the_same(model, slide, monkeypa
     wanted = np.zeros(_shape(slide, 67.2 / 0.525), bool)
     wanted[2:9, 1:5] = wanted[-3:, -2:] = True
     plain = predict_dense([dense], slide, wanted)
-    monkeypatch.setattr("bach.dense.devices.jit", lambda: "auto")
+    monkeypatch.setattr("bach.network.dense.backend.jit", lambda: "auto")
     fixed = predict_dense([dense], slide, wanted, region=9)
     assert (np.isnan(plain) == np.isnan(fixed)).all()
     assert np.nanmax(np.abs(plain - fixed)) < 1e-3

@@ -8,7 +8,7 @@ import pytest
 from made_up import slides_of_the_paper
 
 from bach import effort
-from bach.folds import read_folds
+from bach.honest.splits import read_folds
 from bach.patches import NETWORK_SIZE
 from bach.reproduce import parse_args
 

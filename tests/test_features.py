@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from skimage import color
 
-from bach.features import image_features, read_features
+from bach.honest.features import image_features, read_features
 
 
 def test_a_plain_photo_has_the_colour_of_its_pixels():

@@ -7,7 +7,7 @@ import pytest
 
 from bach import folds
 from bach.classes import CLASSES
-from bach.runs import InputError
+from bach.core.errors import InputError
 
 COMMITTED = Path(__file__).parent.parent / "folds"
 

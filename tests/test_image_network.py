@@ -8,12 +8,12 @@ import pytest
 import make_heatmap
 import train_part_a
 from bach import submission
-from bach.augment import orientations
 from bach.classes import PROB_COLUMNS
-from bach.image_network import GAIN, build_image_network, is_image_network, photo_input
-from bach.model import build_model, load_model
+from bach.core.errors import InputError
+from bach.network.augment import orientations
+from bach.network.image_network import GAIN, build_image_network, is_image_network, photo_input
+from bach.network.patch_network import build_model, load_model
 from bach.patches import View
-from bach.runs import InputError
 
 OPTIONS = ["--backbone", "small", "--weights", "none", "--epochs", "1", "--batch-size", "8"]
 

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from bach.inference import fast_clone, resized_clone
-from bach.model import build_model, load_model
+from bach.network.fold_norms import fast_clone, resized_clone
+from bach.network.patch_network import build_model, load_model
 
 
 def _scramble(model):

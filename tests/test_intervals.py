@@ -6,7 +6,7 @@ import pytest
 from sklearn import metrics as oracle
 
 from bach.classes import PROB_COLUMNS
-from bach.intervals import (
+from bach.honest.intervals import (
     FEW_UNITS,
     accuracy_from_sums,
     accuracy_interval,

@@ -7,7 +7,7 @@ from PIL import Image
 
 from bach import labels
 from bach.classes import COLORS, PROB_COLUMNS
-from bach.runs import InputError
+from bach.core.errors import InputError
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from bach.masks import map_downsample, slide_masks
-from bach.runs import InputError
+from bach.core.errors import InputError
 from bach.slides import Slide
-from bach.toy import write_slide
+from bach.tissue import map_downsample, slide_masks
+from bach.toy.dataset import write_slide
 
 
 def test_maps_have_16_level_0_pixels_a_pixel_on_the_challenges_slides():

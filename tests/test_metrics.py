@@ -7,7 +7,8 @@ import pytest
 
 from bach import labels, metrics, scores
 from bach.classes import CLASSES
-from bach.runs import InputError, to_json
+from bach.core.errors import InputError
+from bach.core.files import to_json
 
 
 @pytest.fixture

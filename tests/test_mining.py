@@ -4,12 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bach.mining import (
-    add_difficulty,
-    difficulty,
-    draw_evenly,
-    hardest,
-)
+from bach.mining import add_difficulty, difficulty, draw_evenly, hardest
 
 
 def test_invasive_called_benign_at_90_percent_has_difficulty_1_8():

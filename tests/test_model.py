@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 
-from bach import devices
-from bach.inference import fast_clone
-from bach.model import build_model, load_model, view_of
+from bach.core.errors import InputError
+from bach.network import backend
+from bach.network.fold_norms import fast_clone
+from bach.network.patch_network import build_model, load_model, view_of
 from bach.patches import View
-from bach.runs import InputError
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_refreshed_statistics_are_those_of_the_training_patches():
     rng = np.random.default_rng(0)
     batches = [rng.normal(5, 2, (32, 4)).astype(np.float32) for _ in range(7)]
     state = keras.ops.convert_to_numpy(dropped.non_trainable_variables[0])
-    devices.refresh_batch_norm(model, batches)
+    backend.refresh_batch_norm(model, batches)
     decay = 0.9 ** np.arange(6, -1, -1)
     share = decay / decay.sum()
     expected = sum(w * batch.mean(axis=0) for w, batch in zip(share, batches, strict=True))

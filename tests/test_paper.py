@@ -4,8 +4,8 @@ import numpy as np
 from made_up import slides_of_the_paper
 
 from bach import paper
-from bach.comparison import ALWAYS_BENIGN
-from bach.intervals import score_interval
+from bach.honest.comparison import ALWAYS_BENIGN
+from bach.honest.intervals import score_interval
 from bach.scores import score_from_counts
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bach.classes import COLORS
-from bach.pictures import contact_sheet, legend, mask_and_grid, overlay, write_png
+from bach.core.pictures import contact_sheet, legend, mask_and_grid, overlay, write_png
 
 
 @pytest.mark.parametrize("width", [700, 400, 200, 100])

@@ -9,8 +9,8 @@ from PIL import Image
 
 from bach import report
 from bach.classes import CLASSES, COLORS, PREFIXES, PROB_COLUMNS
+from bach.core.errors import InputError
 from bach.patches import photo_patches
-from bach.runs import InputError
 
 # label, predicted, probability of the predicted class, patient; the rest of the
 # probability goes to the label, so the difficulty is |label - predicted| x prob.

@@ -13,9 +13,9 @@ import pytest
 
 from bach import reproduce
 from bach.classes import CLASSES, PREFIXES
+from bach.core.errors import InputError
 from bach.demo import call
-from bach.folds import read_folds
-from bach.runs import InputError
+from bach.honest.splits import read_folds
 
 ROOT = Path(__file__).resolve().parent.parent
 

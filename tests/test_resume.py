@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bach.model import load_model
+from bach.network.patch_network import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = [("tensorflow", 1), ("tensorflow", 2), ("jax", 1), ("jax", 2)]

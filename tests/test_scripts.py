@@ -19,11 +19,11 @@ import train_final
 import train_part_a
 from bach import calibration, submission
 from bach.classes import PROB_COLUMNS
+from bach.core.errors import InputError
 from bach.labels import read_class_map
-from bach.model import load_model
-from bach.runs import InputError
+from bach.network.patch_network import load_model
 from bach.scores import part_b_score
-from bach.toy import write_annotation_xml, write_slide
+from bach.toy.dataset import write_annotation_xml, write_slide
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from bach.runs import InputError
+from bach.core.errors import InputError
 from bach.slides import Slide
-from bach.toy import write_slide
+from bach.toy.dataset import write_slide
 
 
 @pytest.fixture(scope="module")

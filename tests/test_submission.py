@@ -15,8 +15,8 @@ from PIL import Image
 
 from bach import submission
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
+from bach.core.errors import InputError
 from bach.labels import read_class_map, read_labels, write_class_map
-from bach.runs import InputError
 from bach.submission import write_part_a, write_part_b
 from bach.validation import HEADER, TEST_IDS, complete_template, faults_part_a, faults_part_b
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bach import labels, thresholds
+from bach.core.errors import InputError
 from bach.heatmap import cells_to_map, to_classes, to_heatmap
-from bach.runs import InputError
 from bach.scores import joint_counts, part_b_score, part_b_terms, score_from_counts
 from bach.thresholds import (
     cell_histogram,

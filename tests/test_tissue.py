@@ -3,7 +3,8 @@ import pytest
 from skimage.color import rgb2lab
 from skimage.draw import line
 
-from bach.tissue import box_means, pen_mask, tissue_mask
+from bach.patches import box_means
+from bach.tissue import pen_mask, tissue_mask
 
 GLASS = (242, 242, 242)
 # Stain and ink as they look on scanned slides.

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from tiny_training import SIDE, tiny_model
 
-from bach import callbacks, devices, training
-from bach.augment import Augmentation, with_augmentation
-from bach.batches import Batches
-from bach.model import build_model, load_model
-from bach.predict import predict_batches
-from bach.runs import InputError
+from bach.core.errors import InputError
+from bach.network import backend, callbacks, training
+from bach.network.augment import Augmentation, with_augmentation
+from bach.network.batches import Batches
+from bach.network.patch_network import build_model, load_model
+from bach.network.predict import predict_batches
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_good_checkpoint(room, tmp_p
 def test_a_new_model_is_built_in_the_precision_that_was_chosen():
     try:
         keras.config.set_dtype_policy("mixed_bfloat16")
-        devices.start_model(seed=0)
+        backend.start_model(seed=0)
         model = build_model("small", "none")
         assert model.get_layer("dense").compute_dtype == "bfloat16"
         assert model.get_layer("classes").compute_dtype == "float32"
@@ -231,8 +231,8 @@ def test_a_new_model_is_built_in_the_precision_that_was_chosen():
 
 
 def test_a_new_model_does_not_depend_on_those_before_it():
-    devices.start_model(seed=3)
+    backend.start_model(seed=3)
     one = tiny_model().get_weights()
     tiny_model()
-    devices.start_model(seed=3)
+    backend.start_model(seed=3)
     assert all(np.array_equal(a, b) for a, b in zip(one, tiny_model().get_weights(), strict=True))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bach import validation
-from bach.runs import InputError
+from bach.core.errors import InputError
 from bach.validation import complete_template, faults_part_a, faults_part_b, same_proportions
 
 IDS = ("test0", "test1", "test10")

@@ -22,10 +22,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bach import devices, training
-from bach.augment import Augmentation
-from bach.batches import Batches
-from bach.runs import setup_logging
+from bach.core.log import setup_logging
+from bach.network import backend, training
+from bach.network.augment import Augmentation
+from bach.network.batches import Batches
 
 EPOCHS = 4
 BATCH = 8
@@ -63,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     setup_logging()
     os.cpu_count = lambda: 8  # so that several threads read, whatever the machine
-    devices.start(args.devices, seed=1, processes=True)
+    backend.start(args.devices, seed=1, processes=True)
 
     for folder in args.dirs:
         train(folder, args.hold_epoch)
@@ -83,8 +83,8 @@ def train(folder: Path, hold: int | None) -> None:
     def batches(rows: np.ndarray, augmentation: Augmentation | None = None) -> HeldBatches:
         return HeldBatches([patches], [labels], [rows], BATCH, 1, augmentation)
 
-    devices.start_model(seed=1)
-    with devices.scope():
+    backend.start_model(seed=1)
+    with backend.scope():
         model = tiny_model()
     if keras.backend.backend() == "jax":
         print(f"weights on {len(model.weights[0].value.sharding.device_set)} devices")

@@ -9,8 +9,10 @@ import pandas as pd
 from skimage import color, feature
 from tqdm import tqdm
 
+from bach.core.errors import InputError
+from bach.core.log import step
+from bach.core.tables import write_csv
 from bach.data import read_photo
-from bach.runs import InputError, step, write_csv
 
 _FEATURES_VERSION = 1
 _QUANTILES = (5, 25, 50, 75, 95)

@@ -14,10 +14,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach import devices
-from bach.batches import Batches
-from bach.predict import predict_batches
-from bach.runs import InputError, atomic_path, duration, first_process, log, write_csv
+from bach.core.errors import InputError
+from bach.core.files import atomic_path, first_process
+from bach.core.log import log
+from bach.core.tables import write_csv
+from bach.core.text import duration
+from bach.network import backend
+from bach.network.batches import Batches
+from bach.network.predict import predict_batches
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -109,7 +113,7 @@ class Checkpoint(keras.callbacks.Callback):
                     f"has shape {tuple(variable.shape)}, saved is {value.shape}.\n"
                     "Use the arguments the run was started with."
                 )
-        with devices.scope():
+        with backend.scope():
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
         self.history = history
@@ -160,7 +164,7 @@ class RefreshBatchNorm(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         sample = self._training.sample(self._count, self._seed + epoch)
-        devices.refresh_batch_norm(self._network, sample)
+        backend.refresh_batch_norm(self._network, sample)
 
 
 class EvaluateHeldOut(keras.callbacks.Callback):
@@ -298,7 +302,7 @@ def swap_averages(model: keras.Model) -> None:
     if not optimizer.use_ema:
         return
     averages = optimizer._model_variables_moving_average  # Keras names them nowhere else
-    with devices.scope():
+    with backend.scope():
         for weight, average in zip(model.trainable_variables, averages, strict=True):
             one, other = (keras.ops.convert_to_numpy(v).copy() for v in (weight, average))
             weight.assign(other)

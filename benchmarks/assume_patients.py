@@ -23,14 +23,21 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 from tqdm import tqdm
 
-from bach.audit import cross_validate, deal_within_classes, mark_right
 from bach.classes import CLASSES
+from bach.core.errors import InputError
+from bach.core.files import to_json
+from bach.core.log import log
+from bach.core.tables import image_key, write_csv
 from bach.data import part, read_photo
-from bach.features import read_features, shrink
-from bach.folds import class_counts, leaking_images, make_folds
-from bach.labels import image_key
-from bach.patients import read_patients, with_patients
-from bach.runs import InputError, log, to_json, write_csv
+from bach.honest.audit import cross_validate, deal_within_classes, mark_right
+from bach.honest.features import read_features, shrink
+from bach.honest.splits import (
+    class_counts,
+    leaking_images,
+    make_folds,
+    read_patients,
+    with_patients,
+)
 
 # Points that must agree. On BACH three pairs have 36 or more, all of them seen to
 # overlap; of the 10,440 pairs whose patients are known none has more than 6.

@@ -13,8 +13,9 @@ import keras
 from keras import layers, ops
 
 from bach.classes import CLASSES
+from bach.core.errors import InputError
+from bach.core.log import log
 from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
-from bach.runs import InputError, log
 
 # Kwok 2018, section 4.2.
 DENSE_UNITS = 2048

@@ -26,11 +26,14 @@ from sklearn.ensemble import ExtraTreesClassifier
 from tqdm import tqdm
 
 from bach.classes import CLASSES, PROB_COLUMNS
-from bach.comparison import read_images
+from bach.core.errors import InputError
+from bach.core.files import to_json, write_json
+from bach.core.log import log, step
+from bach.core.tables import image_key, write_csv
 from bach.data import part
-from bach.features import read_features
-from bach.folds import ALWAYS_TRAIN, leaking_images, make_folds
-from bach.intervals import (
+from bach.honest.comparison import read_images
+from bach.honest.features import read_features
+from bach.honest.intervals import (
     SAMPLES,
     bootstrap,
     format_interval,
@@ -39,9 +42,14 @@ from bach.intervals import (
     ratio,
     unit_sums,
 )
-from bach.labels import image_key, read_labels
-from bach.patients import read_patients, with_patients
-from bach.runs import InputError, log, step, to_json, write_csv, write_json
+from bach.honest.splits import (
+    ALWAYS_TRAIN,
+    leaking_images,
+    make_folds,
+    read_patients,
+    with_patients,
+)
+from bach.labels import read_labels
 
 # The same images, asked twice
 
@@ -164,7 +172,7 @@ def measure_gap(predictions: pd.DataFrame, samples: int = SAMPLES) -> dict:
 
     Returns:
         `safe` and `leaky` (accuracies) and `gap` (leaky minus safe, paired), each an
-        interval as of `bach.intervals.bootstrap` over patients; `images`.
+        interval as of `bach.honest.intervals.bootstrap` over patients; `images`.
 
     Raises:
         ValueError: If the splits have different images.
@@ -211,7 +219,7 @@ def score_hidden(
         trees: Number of trees.
 
     Returns:
-        Interval of the accuracy, as of `bach.intervals.bootstrap`, over test images.
+        Interval of the accuracy, as of `bach.honest.intervals.bootstrap`, over test images.
     """
     right = np.zeros(len(truth))
     for seed in range(seeds):

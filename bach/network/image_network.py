@@ -17,10 +17,10 @@ import numpy as np
 from keras import layers
 
 from bach.classes import CLASSES
-from bach.inference import resized_clone
-from bach.model import probabilities, view_of
+from bach.core.errors import InputError
+from bach.network.fold_norms import resized_clone
+from bach.network.patch_network import probabilities, view_of
 from bach.patches import NETWORK_SIZE, PATCH_SIZE
-from bach.runs import InputError
 
 SHRINK = PATCH_SIZE // NETWORK_SIZE  # photo px per network px
 
@@ -43,7 +43,7 @@ def build_image_network(patch_network: keras.Model, width: int, height: int) -> 
     the mean: the shortcut starts as that mean, the hidden layer at nothing.
 
     Args:
-        patch_network: A model of `bach.model.build_model`, trained; left as it is.
+        patch_network: A model of `bach.network.patch_network.build_model`, trained; left as it is.
         width, height: Size of the largest photo in px (0.42 um/px).
 
     Returns:

@@ -16,10 +16,15 @@ import keras
 import numpy as np
 import pandas as pd
 
-from bach import devices
-from bach.augment import Augmentation, with_augmentation
-from bach.batches import Batches, PatchStore
-from bach.callbacks import (
+from bach.classes import CLASSES
+from bach.core.errors import InputError
+from bach.core.files import atomic_path, first_process
+from bach.core.log import log
+from bach.core.pictures import contact_sheet, write_png
+from bach.network import backend
+from bach.network.augment import Augmentation, with_augmentation
+from bach.network.batches import Batches, PatchStore
+from bach.network.callbacks import (
     Checkpoint,
     EvaluateHeldOut,
     LogEpoch,
@@ -27,11 +32,8 @@ from bach.callbacks import (
     RefreshBatchNorm,
     UseAverages,
 )
-from bach.classes import CLASSES
-from bach.model import build_model, load_model
-from bach.pictures import contact_sheet, write_png
-from bach.predict import predict_batches, prepare
-from bach.runs import InputError, atomic_path, first_process, log
+from bach.network.patch_network import build_model, load_model
+from bach.network.predict import predict_batches, prepare
 
 MOMENTUM = 0.9  # Kwok 2018, section 4.2
 WEIGHT_DECAY = 0.004  # Keras's default for AdamW
@@ -87,7 +89,7 @@ def train(
     """Train a model, or go on with it where `folder` holds its state.
 
     Args:
-        model: From `build_model`, built within `devices.scope()`. Trained in place;
+        model: From `build_model`, built within `backend.scope()`. Trained in place;
             with `ema` it ends with the averaged weights.
         training: Batches with augmentation.
         heldout: Batches without, or None; never trained on.
@@ -105,8 +107,8 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with devices.scope():
-        model.compile(jit_compile=devices.jit())
+    with backend.scope():
+        model.compile(jit_compile=backend.jit())
         learner = with_augmentation(model)
     _compile(learner, settings, learning_rate(settings, training.batch_size, len(training)))
     checkpoint = Checkpoint(model, folder, settings.monitor, settings.mode, settings.keep_every)
@@ -114,7 +116,7 @@ def train(
     done = len(history)
     if done:
         log.info("going on after epoch %d of %d", done, settings.epochs)
-    elif devices.processes() == 1:
+    elif backend.processes() == 1:
         _check_untrained_loss(model, training)
     training.start_epoch(done)
     _draw_batch(learner, training, folder / "batch.png")
@@ -126,7 +128,7 @@ def train(
     ours += [checkpoint, LogEpoch(settings.epochs)]
     if done < settings.epochs:
         learner.fit(
-            devices.feed(training),
+            backend.feed(training),
             initial_epoch=done,
             epochs=settings.epochs,
             callbacks=[*ours, *callbacks],
@@ -163,14 +165,14 @@ def train_fold(
     Returns:
         Probabilities of the held-out patches `(n, 4)`, or None without any.
     """
-    devices.check_batch_size(args.batch_size)
+    backend.check_batch_size(args.batch_size)
     done = folder / "heldout.npy"
     if done.exists():
         log.info("fold %s: finished before", folder.name.removeprefix("fold_"))
         return None if heldout is None else np.load(done)
     # Seeded by fold, so that a fold does not depend on those trained before it in
     # the same process.
-    devices.start_model(args.seed * 1000 + fold + 1)
+    backend.start_model(args.seed * 1000 + fold + 1)
     views = {store.view for store, _ in parts}
     if len(views) != 1:
         raise InputError(
@@ -178,7 +180,7 @@ def train_fold(
             f"Received: sides of {', '.join(str(view.side) for view in sorted(views))} px.\n"
             "Mine hard examples with the models of the same run of train_part_a.py."
         )
-    with devices.scope():
+    with backend.scope():
         if build is None:
             model = build_model(args.backbone, args.weights, args.head, views.pop())
         else:
@@ -217,7 +219,7 @@ def train_fold(
     if heldout is None:
         kept = folder / "last.keras"
     with (
-        devices.first_process_first(f"model of {folder.name}"),
+        backend.first_process_first(f"model of {folder.name}"),
         atomic_path(folder / "model.keras") as temporary,
     ):
         shutil.copyfile(kept, temporary)
@@ -285,7 +287,7 @@ def learning_rate(
 
 def _compile(model: keras.Model, settings: Settings, rate) -> None:
     average = {"use_ema": settings.ema > 0, "ema_momentum": settings.ema}
-    with devices.scope():
+    with backend.scope():
         if settings.optimizer == "adamw":
             optimizer = keras.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY, **average)
             # Scales and shifts are not what decay is to keep small.
@@ -296,10 +298,10 @@ def _compile(model: keras.Model, settings: Settings, rate) -> None:
             optimizer=optimizer,
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
             metrics=["accuracy"],
-            jit_compile=devices.jit(),
+            jit_compile=backend.jit(),
         )
         model.optimizer.build(model.trainable_variables)
-        devices.build_metrics(model)
+        backend.build_metrics(model)
 
 
 def _check_untrained_loss(model: keras.Model, training: Batches) -> None:

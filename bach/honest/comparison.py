@@ -8,7 +8,6 @@ slides). The others guide. `compare` asks the same images of both runs, so that 
 is hard for both does not blur the difference; its last line on stdout is JSON.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -18,7 +17,9 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES
-from bach.intervals import (
+from bach.core.errors import InputError
+from bach.core.log import log
+from bach.honest.intervals import (
     ACCURACIES,
     FEW_UNITS,
     SAMPLES,
@@ -33,9 +34,8 @@ from bach.intervals import (
     slide_sums,
     unit_sums,
 )
+from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_labels
-from bach.patients import read_patients, with_patients
-from bach.runs import InputError, log, to_json
 
 _KWOK = "Kwok 2018, ICIAR, LNCS 10882, pp. 931-940"
 _BACH = "Aresta et al. 2019, arXiv:1808.04277"
@@ -201,7 +201,7 @@ def compare(
         run_a: Run folder, the one that the answer is about.
         run_b: Run folder to compare it with.
         patients: See `read_images`.
-        samples, seed: See `bach.intervals.bootstrap`.
+        samples, seed: See `bach.honest.intervals.bootstrap`.
 
     Returns:
         `part` ("A" or "B"; B if both runs have both); `run_a`, `run_b`; `metric`,
@@ -525,38 +525,3 @@ def _printed(value: float) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-# The tools, called by bach.runs
-
-
-def _parser(tool: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m bach.runs {tool}", description=description)
-    parser.add_argument(
-        "--patients", default=None,
-        help="CSV of image_id and patient (default: the column patient of predictions.csv)",
-    )  # fmt: skip
-    return parser
-
-
-def main_compare(argv: Sequence[str] | None = None) -> int:
-    parser = _parser("compare", "Say whether run A is better than run B.")
-    parser.add_argument("run_a", help="run folder that the answer is about")
-    parser.add_argument("run_b", help="run folder to compare it with")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="bootstrap resamples")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
-    args = parser.parse_args(argv)
-    if args.samples < 1:
-        raise InputError(f"There must be resamples.\nReceived: --samples={args.samples}.")
-    result = compare(args.run_a, args.run_b, args.patients, args.samples, args.seed)
-    print(format_comparison(result))
-    print(to_json(result))
-    return 0
-
-
-def main_table(argv: Sequence[str] | None = None) -> int:
-    parser = _parser("table", "Print a leaderboard of runs beside published figures (Markdown).")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
-    args = parser.parse_args(argv)
-    print(table(args.runs, args.patients))
-    return 0

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from bach import devices
+from bach.network import backend
 
 PARAMETERS = 6  # of a patch, see `Augmentation.draw`
 
@@ -58,7 +58,7 @@ class Augment(keras.layers.Layer):
     def __init__(self):
         # Of full precision whatever the policy; the network casts.
         super().__init__(name="augment", dtype="float32")
-        self._change = devices.fuse(change)
+        self._change = backend.fuse(change)
 
     def compute_output_shape(self, patches_shape, parameters_shape):
         return patches_shape

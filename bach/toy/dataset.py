@@ -1,7 +1,7 @@
 """Write a trial data set: painted H&E in the layout of the BACH challenge.
 
 The challenge data may not be passed on, so the demo, the tests and quick
-experiments run on this: photos and slides painted by `bach.painter`, filed as
+experiments run on this: photos and slides painted by `bach.toy.painter`, filed as
 the challenge files its own. Every patient has stains, light and focus of his
 own and images mostly of one class, so that a split which lets a patient fall on
 both sides scores too well, as it does on the real data.
@@ -22,7 +22,6 @@ The truth of the test data lies outside both challenge folders, so that nothing
 which is given them can come upon it.
 """
 
-import argparse
 import concurrent.futures
 import itertools
 import multiprocessing
@@ -38,9 +37,11 @@ import tifffile
 from PIL import Image
 from tqdm import tqdm
 
-from bach import painter
 from bach.classes import CLASSES, COLORS, PREFIXES
-from bach.runs import InputError, atomic_path, exit_with, step
+from bach.core.errors import InputError
+from bach.core.files import atomic_path
+from bach.core.log import step
+from bach.toy import painter
 
 TRAIN_DIR = "ICIAR2018_BACH_Challenge"
 TEST_DIR = "ICIAR2018_BACH_Challenge_TestDataset"
@@ -676,40 +677,3 @@ def _slide_job(
         write_label_map(path.parent / "gt_thumbnails" / f"{path.stem}.png", labels)
         with atomic_path(path.parent / "thumbnails" / f"{path.stem}_thumb.png") as temporary:
             Image.fromarray(cv2.resize(rgb, small, interpolation=cv2.INTER_AREA)).save(temporary)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bach.toy", description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("dir", metavar="DIR", help="new or empty folder to write to")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
-    parser.add_argument("--patients", type=int, default=12, help="patients of the training photos")
-    parser.add_argument("--images", type=int, default=12, help="training photos a class")
-    parser.add_argument("--test-images", type=int, default=5, help="test photos a class")
-    parser.add_argument("--slides", type=int, default=4, help="annotated slides")
-    parser.add_argument("--test-slides", type=int, default=1, help="slides of the test set")
-    parser.add_argument(
-        "--stain-shift", type=float, default=1.0,
-        help="how far the patients' stains, light and focus differ; 0: not at all",
-    )  # fmt: skip
-    parser.add_argument(
-        "--label-noise", type=float, default=0.0,
-        help="share of training photos filed under a wrong class",
-    )  # fmt: skip
-    parser.add_argument(
-        "--workers", type=int, default=min(2, os.cpu_count() or 1),
-        help="processes; the data do not depend on it",
-    )  # fmt: skip
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    options = {key: value for key, value in vars(args).items() if key != "dir"}
-    print(make_data_set(args.dir, **options))
-
-
-if __name__ == "__main__":
-    exit_with(main)

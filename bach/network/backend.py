@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 
-from bach.runs import InputError, first_process, log
+from bach.core.errors import InputError
+from bach.core.files import first_process
+from bach.core.log import log
 
 # Options of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8

@@ -27,7 +27,7 @@ def fast_clone(
     """Copy a model for inference: normalisation folded in, in the precision asked for.
 
     Args:
-        model: A model of `bach.model.build_model`; left as it is.
+        model: A model of `bach.network.patch_network.build_model`; left as it is.
         any_size: Take input of any size, as far as the layers allow.
         precision: "float32", "mixed_bfloat16" or "mixed_float16", whatever it was trained
             in. Mixed runs the backbone in half precision and what follows it in float32.

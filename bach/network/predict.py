@@ -15,16 +15,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach import devices
-from bach.augment import orient, orientations
-from bach.batches import fill_up, photo_to_patches, read_patch
 from bach.classes import PROB_COLUMNS
+from bach.core.errors import InputError
+from bach.core.log import log
+from bach.core.text import duration
 from bach.data import read_photo
-from bach.image_network import is_image_network, photo_input
-from bach.inference import fast_clone
-from bach.model import load_model, view_of
+from bach.network import backend
+from bach.network.augment import orient, orientations
+from bach.network.batches import fill_up, photo_to_patches, read_patch
+from bach.network.fold_norms import fast_clone
+from bach.network.image_network import is_image_network, photo_input
+from bach.network.patch_network import load_model, view_of
 from bach.patches import View, photo_patches
-from bach.runs import InputError, duration, log
 from bach.slides import Slide
 
 
@@ -104,7 +106,7 @@ def trained_slides(file: Path) -> frozenset[str]:
 def prepare(model: keras.Model, precision: str = "float32") -> keras.Model:
     """Copy a model for prediction, see `inference.fast_clone`, and compile it."""
     model = fast_clone(model, precision=precision)
-    model.compile(jit_compile=devices.jit())
+    model.compile(jit_compile=backend.jit())
     return model
 
 
@@ -127,7 +129,7 @@ def predict_patches(model: keras.Model, patches: np.ndarray, tta: bool = False) 
 
 def predict_batches(model: keras.Model, batches: keras.utils.PyDataset, count: int) -> np.ndarray:
     """Probabilities of `count` patches: float32 `(count, 4)`; what fills up is dropped."""
-    return devices.predict(model, batches)[:count]
+    return backend.predict(model, batches)[:count]
 
 
 def predict_slide(

@@ -18,13 +18,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach import devices
-from bach.augment import Augmentation
 from bach.classes import CLASSES
+from bach.core.errors import InputError
+from bach.core.files import atomic_path
+from bach.core.log import step
+from bach.core.tables import write_csv
 from bach.data import read_photo
-from bach.image_network import photo_input
+from bach.network import backend
+from bach.network.augment import Augmentation
+from bach.network.image_network import photo_input
 from bach.patches import COLUMNS, NETWORK_SIZE, PATCH_SIZE, PLAIN_VIEW, View, photo_patches
-from bach.runs import InputError, atomic_path, step, write_csv
 from bach.slides import Slide
 
 
@@ -263,7 +266,7 @@ class Batches(keras.utils.PyDataset):
         # machine without GPU the network needs the others.
         workers = max(1, min(8, (os.cpu_count() or 1) // 2))
         super().__init__(
-            workers=workers, use_multiprocessing=False, max_queue_size=devices.READ_AHEAD
+            workers=workers, use_multiprocessing=False, max_queue_size=backend.READ_AHEAD
         )
         self._stores = stores
         self._store = np.concatenate([np.full(len(c), i) for i, c in enumerate(chosen)])
@@ -276,9 +279,9 @@ class Batches(keras.utils.PyDataset):
         self._augmentation = augmentation
         self._seed = seed
         # Few patches make a smaller batch, still one that divides over the devices.
-        each = min(batch_size, len(self._row)) / devices.count()
+        each = min(batch_size, len(self._row)) / backend.count()
         each = max(1, math.floor(each) if augmentation is not None else math.ceil(each))
-        self.batch_size = each * devices.count()
+        self.batch_size = each * backend.count()
         self.start_epoch(0)
 
     def __len__(self) -> int:
@@ -308,7 +311,7 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int):
         start = index * self.batch_size
         positions = fill_up(self.order[start : start + self.batch_size], self.batch_size)
-        share = devices.share(self.batch_size)
+        share = backend.share(self.batch_size)
         patches = self.patches(positions[share])
         if self._augmentation is None:
             return (patches,)

@@ -22,14 +22,14 @@ import numpy as np
 from keras import layers
 from tqdm import tqdm
 
-from bach import devices
-from bach.augment import ORIENTATIONS, orient, orient_back
 from bach.classes import CLASSES
-from bach.inference import fast_clone
-from bach.model import probabilities, view_of
+from bach.core.errors import InputError
+from bach.network import backend
+from bach.network.augment import ORIENTATIONS, orient, orient_back
+from bach.network.fold_norms import fast_clone
+from bach.network.patch_network import probabilities, view_of
+from bach.network.predict import ReadAhead
 from bach.patches import NETWORK_MPP, NETWORK_SIZE
-from bach.predict import ReadAhead
-from bach.runs import InputError
 from bach.slides import Slide
 
 # Surroundings of a region, in network px: features of the interior are then those of
@@ -66,7 +66,7 @@ class DenseModel:
     """A patch classifier made fully convolutional, in two halves.
 
     Args:
-        model: A model of `bach.model.build_model`.
+        model: A model of `bach.network.patch_network.build_model`.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
 
     Attributes:
@@ -95,14 +95,14 @@ class DenseModel:
         _check_alignment(whole, self.window, self.stride, model.name)
         self.halo = math.ceil(max(HALO, self.view.margin) / self.stride)
         features = layers.Cropping2D(self.halo, dtype="float32")(base)
-        self._features = devices.compiled(keras.Model(clone.input, features), "uint8")
+        self._features = backend.compiled(keras.Model(clone.input, features), "uint8")
 
         pooled = keras.Input((None, None, features.shape[-1]))
         x = layers.AveragePooling2D(self.window, strides=1)(pooled)
         x = clone.get_layer("dense")(x)
         last = clone.get_layer("classes")
         top = keras.Model(pooled, probabilities(last(x), last))
-        self._top = devices.compiled(top, "float32")
+        self._top = backend.compiled(top, "float32")
 
     def region_px(self, count: int) -> int:
         """Length of the region that gives `count` features in a row, in network px."""
@@ -174,7 +174,7 @@ def predict_dense(
     cells[::every, ::every] = wanted
     needed = needed_features(cells, models[0].window)
     total = np.zeros((*cells.shape, len(CLASSES)), np.float32)
-    regions = cover(needed, region, fixed=devices.jit() is not False)
+    regions = cover(needed, region, fixed=backend.jit() is not False)
     orientations = range(ORIENTATIONS if tta else 1)
     for orientation in orientations:
         _one_pass(models, slide, regions, cells, every, orientation, total)
@@ -206,16 +206,16 @@ def _one_pass(
 
     # A region is decoded by several threads as it is; that keeps ahead of a CPU's network,
     # also of a small one. An accelerator's takes more, and more that lies ready.
-    workers = 1 if devices.jit() is False else min(8, os.cpu_count() or 1)
+    workers = 1 if backend.jit() is False else min(8, os.cpu_count() or 1)
     ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
     mosaics = [_Mosaic(before) for _ in models]
-    devices.release_memory()  # what finding tissue took
+    backend.release_memory()  # what finding tissue took
     with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
         for region, seen in zip(regions, ahead, strict=True):
             for one, mosaic in zip(models, mosaics, strict=True):
                 features = one.features(seen, orientation)
-                devices.release_memory()  # before more is asked for
+                backend.release_memory()  # before more is asked for
                 strip = mosaic.join(region, features)
                 first_cell = (region.band[0] - before, region.col - before)
                 _add_probs(one, strip, first_cell, cells, total)
@@ -399,8 +399,8 @@ def _check_alignment(features: keras.Model, window: int, stride: int, name: str)
     side = NETWORK_SIZE + max(8, 16 - window) * stride
     coarse = rng.integers(0, 256, (1, side // 8 + 1, side // 8 + 1, 3))
     image = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side].astype(np.float32)
-    whole = devices.call(features, image)[0]
-    shifted = devices.call(features, image[:, stride:, stride:])[0]
+    whole = backend.call(features, image)[0]
+    shifted = backend.call(features, image[:, stride:, stride:])[0]
     inner = slice(4, -4)
     same = np.abs(whole[1:, 1:][inner, inner] - shifted[inner, inner]).mean()
     other = np.abs(whole[:-1, 1:][inner, inner] - shifted[inner, inner]).mean()

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from bach.classes import CLASSES, COLORS
-from bach.runs import atomic_path
+from bach.core.files import atomic_path
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Height of a row of the legend, and the width that the longest name needs, in px.

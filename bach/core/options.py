@@ -1,0 +1,390 @@
+"""Options of commands, each defined once.
+
+A group of options is a frozen dataclass whose fields are made by `option`; a script's
+options are one that inherits the groups it takes. From this one definition come the
+parser and its help (`parse`), what may differ when a run is resumed (`changed`), what
+is passed on to another script (`words`), and the table in the documentation (`table`).
+
+    @dataclasses.dataclass(frozen=True)
+    class Options(Shared, Devices):
+        step_um: float = option(67.2, "side of a cell in um", above=0)
+"""
+
+import argparse
+import dataclasses
+import inspect
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    metavar: str | tuple[str, ...] | None = None,
+    bare: object = None,
+    path: bool = False,
+    where: bool = False,
+) -> T:
+    """Define an option; its name and type are those of the dataclass field.
+
+    Args:
+        default: Its value where nothing is said. A `bool` field is a flag; a tuple
+            takes as many values as the default has, or any number where that is empty.
+        help: What it does; the default is appended.
+        choices: The words that are accepted.
+        at_least, above, below, most: Bounds of a number, the middle two exclusive.
+        metavar: What stands for the value in the help.
+        bare: The value where the option is named without one.
+        path: It names a file or folder: the same one by another path is no change.
+        where: It says where or whether, not what: it may differ when a run is resumed.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "bounds": {"at least": at_least, "more than": above, "less than": below, "at most": most},
+        "metavar": metavar,
+        "bare": bare,
+        "path": path,
+        "where": where,
+    }
+    return dataclasses.field(default=default, metadata=metadata)  # type: ignore[return-value]
+
+
+def again(group: type, name: str, default: T) -> T:
+    """An option of a group with another default, for a script that inherits the group."""
+    field = next(field for field in dataclasses.fields(group) if field.name == name)
+    return dataclasses.field(default=default, metadata=field.metadata)  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Options of every script."""
+
+    data_dir: str = option("data/BACH", "folder of the challenge data", path=True, where=True)
+    run_dir: str = option("runs/run", "folder to write the run to", path=True, where=True)
+    seed: int = option(0, "seed of every random choice", at_least=0)
+    limit: int | None = option(
+        None, "use only so many images per class, or slides (for a quick trial)", at_least=1
+    )
+    resume: bool = option(False, "go on with an interrupted run", where=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Options of scripts that run a network."""
+
+    batch_size: int = option(64, "patches per batch, all devices together", at_least=1)
+    devices: int = option(
+        0, "devices to use; 0: all GPUs, or one CPU (more make logical CPU devices)", at_least=0
+    )
+    precision: str = option(
+        "float32",
+        "number format of the network's inner layers",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Slides:
+    """Options of scripts that read slides."""
+
+    mode: str = option(
+        "patches",
+        "predict patch by patch, or run the network once over large regions",
+        choices=("patches", "dense"),
+    )
+    mpp: float | None = option(None, "um per pixel of the slides, if they do not say", above=0)
+    masks: str | None = option(
+        None,
+        "folder of tissue masks NAME.png (not black is tissue; any size) to use instead",
+        path=True,
+    )
+    exclude_pen: bool = option(False, "do not take pen marks for tissue")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Options of the two training scripts; defaults are those of Kwok 2018, section 4.2."""
+
+    backbone: str = option(
+        "InceptionResNetV2", "a network of keras.applications, or small (trains on a CPU)"
+    )
+    weights: str = option(
+        "imagenet",
+        "imagenet, none, or a file to start from; for train_part_a.py also a run of its own on "
+        "the same folds",
+        path=True,
+    )
+    head: str = option("sigmoid", "kind of the last layer", choices=("sigmoid", "softmax"))
+    epochs: int = option(25, "passes over the patches", at_least=1)
+    optimizer: str = option(
+        "sgd",
+        "sgd: with Nesterov momentum 0.9; adamw: with weight decay 0.004",
+        choices=("sgd", "adamw"),
+    )
+    learning_rate: float = option(0.001, "of the optimizer", above=0)
+    scale_learning_rate: int = option(
+        0,
+        "multiply the learning rate by batch size / BATCH, the batch that it belongs to (64 if "
+        "not said); 0: do not",
+        at_least=0,
+        metavar="BATCH",
+        bare=64,
+    )
+    warmup_epochs: int = option(
+        0, "epochs over which the learning rate rises to its full value", at_least=0
+    )
+    schedule: str = option(
+        "constant",
+        "learning rate after the warm-up; cosine: falls to 0 over the rest",
+        choices=("constant", "cosine"),
+    )
+    label_smoothing: float = option(
+        0.0,
+        "share of every training label that is spread over all classes",
+        at_least=0,
+        below=1,
+    )
+    ema: float = option(
+        0.0,
+        "share of a moving average of the weights that each step keeps; the average is then what "
+        "is scored and saved; 0: use the weights as they are",
+        at_least=0,
+        below=1,
+    )
+    hue: float = option(
+        0.04, "largest hue shift, in turns (the paper gives none: Liu et al. 2017)", at_least=0
+    )
+    saturation: float = option(
+        0.25, "largest relative saturation change (Liu et al. 2017)", at_least=0
+    )
+    value: float = option(0.25, "largest relative brightness change (Liu et al. 2017)", at_least=0)
+    bn_patches: int = option(
+        1024,
+        "patches to estimate batch-normalisation statistics from after an epoch; 0: keep the "
+        "moving averages",
+        at_least=0,
+    )
+    monitor: str = option("heldout_loss", "column of history.csv that decides best.keras")
+    monitor_mode: str = option(
+        "auto",
+        "whether less or more of --monitor is better; auto: told by its name",
+        choices=("auto", "min", "max"),
+    )
+    keep_every: int = option(0, "also save the model every so many epochs; 0: do not", at_least=0)
+    keep: str = option(
+        "last",
+        "epoch whose model is used; best is chosen on the held-out images, which makes their "
+        "score too good",
+        choices=("last", "best"),
+    )
+
+
+def parse(
+    kind: type[T], argv: Sequence[str] | None, description: str | None, prog: str | None = None
+) -> T:
+    """Parse a command line into the options of a command.
+
+    Args:
+        kind: A dataclass of options.
+        argv: Words of the command line; None for those of the process.
+        description: Text of the help, usually the docstring of the module.
+        prog: Name of the command in the help.
+
+    Returns:
+        An instance of `kind`. Wrong words end the process with exit code 2, as argparse
+        does it.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add(parser, kind)
+    return kind(**vars(parser.parse_args(argv)))
+
+
+def add(parser: argparse.ArgumentParser, kind: type) -> None:
+    """Add the options of a dataclass to a parser, one titled group per class."""
+    hints = typing.get_type_hints(kind)
+    done: set[str] = set()
+    for group in reversed(kind.__mro__):
+        fields = [field for field in _fields(kind) if field.name in _own(group)]
+        fields = [field for field in fields if field.name not in done]
+        if fields:
+            section = parser.add_argument_group(_title(group))
+            for field in fields:
+                _add_one(section, field, hints[field.name])
+                done.add(field.name)
+
+
+def words(settings: object, *groups: type, **values: object) -> list[str]:
+    """The command line that gives options their values, as far as they are not the default.
+
+    Args:
+        settings: Options, or any object with attributes of their names.
+        groups: Which to write; all of `settings` by default.
+        values: Values to write instead of those of `settings`.
+
+    Example:
+        >>> words(Devices(batch_size=16))
+        ['--batch-size', '16']
+    """
+    result: list[str] = []
+    for group in groups or (type(settings),):
+        for field in _fields(group):
+            value = values.get(field.name, getattr(settings, field.name))
+            if value == field.default:
+                continue
+            result.append(_flag(field.name))
+            if isinstance(value, list | tuple):
+                result += map(str, value)
+            elif value is not True:
+                result.append(str(value))
+    return result
+
+
+def changed(old: Mapping[str, Any], new: object, old_folder: str | None = None) -> list[str]:
+    """What differs between the options of an earlier start and of this one.
+
+    Args:
+        old: Options of the earlier start by name, as they lie in `run.json`.
+        new: Options of this start.
+        old_folder: Folder that the earlier start was made in, for its relative paths.
+
+    Returns:
+        A line for each option that differs and may not. An option that one of the two
+        versions does not have, and that is off in the other, changes nothing.
+    """
+    fields = {field.name: field for field in _fields(type(new))}
+    now = {name: getattr(new, name) for name in fields}
+    lines = []
+    for name in sorted(old.keys() | now.keys()):
+        field = fields.get(name)
+        then, this = old.get(name), now.get(name)
+        if isinstance(this, tuple):
+            this = list(this)
+        if then == this or (field is not None and field.metadata["where"]):
+            continue
+        if (name not in old or name not in now) and not (then or this):
+            continue
+        if field is not None and field.metadata["path"] and isinstance(then, str):
+            folder = old_folder or os.getcwd()
+            if isinstance(this, str) and _real(then, folder) == _real(this, os.getcwd()):
+                continue
+        lines.append(f"  {_flag(name)}: {then} then, {this} now")
+    return lines
+
+
+def table(*kinds: type) -> list[list[str]]:
+    """Rows of option, default and meaning, for the documentation.
+
+    Args:
+        kinds: Dataclasses of options; an option that several have is listed once.
+    """
+    rows: dict[str, list[str]] = {}
+    for kind in kinds:
+        for field in _fields(kind):
+            flag = f"`{_flag(field.name)}`"
+            if field.metadata["choices"]:
+                flag += " " + ", ".join(field.metadata["choices"])
+            rows.setdefault(field.name, [flag, _shown(field.default), field.metadata["help"]])
+    return list(rows.values())
+
+
+def _fields(kind: type) -> list[dataclasses.Field]:
+    """The fields of a class that are options."""
+    return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
+
+
+def _own(group: type) -> Mapping[str, object]:
+    return group.__dict__.get("__annotations__", {})
+
+
+def _title(group: type) -> str:
+    return (inspect.getdoc(group) or group.__name__).split("\n")[0].rstrip(".").lower()
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _shown(default: object) -> str:
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, tuple):
+        return " ".join(map(str, default))
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _real(path: str, folder: str) -> Path:
+    return Path(os.path.realpath(Path(folder, path)))
+
+
+def _add_one(parser: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any) -> None:
+    metadata, default = field.metadata, field.default
+    text = metadata["help"].replace("%", "%%")
+    if hint is bool:
+        parser.add_argument(_flag(field.name), action="store_true", default=default, help=text)
+        return
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    kind: Any = kinds[0] if kinds else hint
+    more: dict[str, Any] = {}
+    if isinstance(default, tuple):
+        more["nargs"] = len(default) or "*"
+        more["action"] = _Tuple
+    elif metadata["bare"] is not None:
+        more |= {"nargs": "?", "const": metadata["bare"]}
+    if metadata["metavar"] is not None:
+        more["metavar"] = metadata["metavar"]
+    if default is not None and default != ():
+        text += f" (default: {_shown(default)})"
+    parser.add_argument(
+        _flag(field.name),
+        type=_checked(kind, metadata["bounds"]),
+        choices=metadata["choices"],
+        default=default,
+        help=text,
+        **more,
+    )
+
+
+class _Tuple(argparse.Action):
+    """Stores several values as a tuple, as the dataclass has them."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _checked(kind: type, bounds: Mapping[str, float | None]):
+    """What reads a word as a value of a kind, and refuses one out of bounds."""
+
+    def read(text: str):
+        value = kind(text)
+        fits = {
+            "at least": lambda bound: value >= bound,
+            "more than": lambda bound: value > bound,
+            "less than": lambda bound: value < bound,
+            "at most": lambda bound: value <= bound,
+        }
+        given = {name: bound for name, bound in bounds.items() if bound is not None}
+        # Written so that nan, which no comparison holds for, is refused as well.
+        if not all(fits[name](bound) for name, bound in given.items()):
+            said = " and ".join(f"{name} {bound:g}" for name, bound in given.items())
+            raise argparse.ArgumentTypeError(f"must be {said}, not {text}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where a word cannot be read
+    return read

@@ -1,0 +1,212 @@
+"""Run folders.
+
+A run folder tells its own story: `run.json` (every start with its command, arguments,
+commit, versions and devices, and how it ended), `log.txt`, and the tables and pictures
+of its stage. Files are written beside and renamed, so a file that is there is whole.
+`metrics.json` is written last: its presence means that the run is finished.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from bach.core import options
+from bach.core.errors import InputError
+from bach.core.files import first_process, read_json, write_json
+from bach.core.log import log, setup_logging
+from bach.core.text import duration
+
+_VERSIONED = (
+    "keras",
+    "tensorflow",
+    "jax",
+    "numpy",
+    "pandas",
+    "opencv-python-headless",
+    "openslide-python",
+    "scikit-image",
+)
+
+_LOCK = ".lock"
+
+
+class Run:
+    """A run folder, looked at before it is made.
+
+    Args:
+        args: The script's options: a dataclass of options, see `bach.core.options`, with
+            `run_dir` and `resume`.
+
+    Attributes:
+        path: The folder.
+        finished: Whether the folder holds a finished run with the same arguments (only
+            with `--resume`); the script then has nothing to do.
+
+    Nothing is written before `start`, so that a command which is refused leaves nothing.
+
+    Raises:
+        InputError: If the folder holds a run and `--resume` was not given, or if
+            `--resume` was given and the run there had other arguments.
+    """
+
+    def __init__(self, args: Any):
+        self.path = Path(args.run_dir)
+        self._args = args
+        self._began = time.monotonic()
+        self._starts: list[dict] = []
+        has_metrics = (self.path / "metrics.json").exists()
+        self.finished = False
+        if not first_process():
+            # The first process checks and writes for all.
+            self.finished = args.resume and has_metrics
+            return
+        record = self._read_record()
+        # A run killed at its very start leaves its log, and hidden temporary files.
+        others = list(self.path.iterdir()) if self.path.is_dir() else []
+        others = [p for p in others if p.name != "log.txt" and not p.name.startswith(".")]
+        if record is None and others:
+            raise InputError(
+                f"The run folder {self.path} is not empty and holds no run.json.\n"
+                f"Received: --run-dir={self.path}.\n"
+                "Name a new folder, so that nothing is overwritten."
+            )
+        if record is None:
+            return
+        if not args.resume:
+            state = "a finished run" if has_metrics else "an unfinished run"
+            raise InputError(
+                f"The run folder {self.path} already holds {state}.\n"
+                f"Received: --run-dir={self.path}.\n"
+                "Add --resume to go on with it, or name another folder."
+            )
+        changes = options.changed(record.get("arguments", {}), args, record.get("folder"))
+        if changes:
+            raise InputError(
+                f"Cannot resume {self.path}: it was started with other arguments.\n"
+                + "\n".join(changes)
+                + "\nUse the same arguments, or name another --run-dir."
+            )
+        self._starts = record.get("starts", [])
+        self.finished = has_metrics
+        if self.finished:
+            log.info("finished already: %s (nothing to do)", self.path)
+
+    @contextlib.contextmanager
+    def start(self, **device: object) -> Iterator[None]:
+        """Make the folder, keep others out of it, and record how the body ended.
+
+        Args:
+            device: What the run computes with, for `run.json`: see `backend.start`.
+
+        Raises:
+            InputError: If another process works in the folder.
+        """
+        if not first_process():
+            setup_logging()
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise InputError(
+                f"Another process is at work in {self.path}.\n"
+                f"Received: --run-dir={self.path}.\n"
+                "Wait until it has ended, or end it; then run the same command with --resume."
+            ) from error
+        with lock:
+            setup_logging(self.path / "log.txt")
+            if self._starts:
+                log.info("resuming %s", self.path)
+            self._starts = [*self._starts, self._describe(device)]
+            self._write_status("running")
+            try:
+                yield
+            except KeyboardInterrupt:
+                with contextlib.suppress(InputError):  # no room to say so does not hide why
+                    self._write_status("interrupted")
+                log.warning("interrupted; the same command with --resume goes on")
+                raise
+            except BaseException as error:
+                with contextlib.suppress(InputError):
+                    self._write_status(f"failed: {type(error).__name__}: {error}")
+                raise
+
+    def finish(self, metrics: dict) -> None:
+        """Write the metrics, which marks the run as finished."""
+        self._write_status("finished")
+        write_json(self.path / "metrics.json", metrics)
+        log.info("finished in %s", duration(time.monotonic() - self._began))
+
+    def _read_record(self) -> dict | None:
+        file = self.path / "run.json"
+        return (
+            read_json(file, "Name another --run-dir, or delete this one.")
+            if file.exists()
+            else None
+        )
+
+    def _describe(self, device: dict) -> dict:
+        """What is recorded of a start."""
+        module = sys.modules[type(self._args).__module__]
+        script = Path(getattr(module, "__file__", None) or sys.argv[0]).name
+        return {
+            "command": " ".join([script, *options.words(self._args)]),
+            "arguments": dataclasses.asdict(self._args),
+            "folder": os.getcwd(),
+            **git_state(),
+            **device,
+            "versions": versions(),
+            "begun": _now(),
+        }
+
+    def _write_status(self, status: str) -> None:
+        self._starts[-1] |= {"status": status, "time": _now()}
+        # The last start once more at the top, where readers of one look for it.
+        write_json(self.path / "run.json", {**self._starts[-1], "starts": self._starts})
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def git_state() -> dict:
+    """The commit this code was run from and whether it was changed since."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def versions() -> dict:
+    """Versions of Python, the platform and the packages that can change results."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,1 @@
+"""What makes a number honest: splits without leaks, intervals, paired comparison, the audit."""

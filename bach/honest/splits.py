@@ -1,0 +1,397 @@
+"""Fold tables: made so that patients stay whole, read, checked, joined.
+
+A fold table has the columns `image_id, label, patient, fold`. Fold k holds out
+its own images and trains on all others; fold -1 is always trained on and never
+held out, since nobody knows whose images these are.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from bach.classes import CLASSES
+from bach.core.errors import InputError
+from bach.core.tables import image_key
+from bach.core.text import listed
+
+COLUMNS = ("image_id", "label", "patient", "fold")
+
+
+ALWAYS_TRAIN = -1
+
+
+_RESTARTS = 50
+
+
+# Reading and using
+
+
+def read_folds(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a fold table.
+
+    Args:
+        path: CSV file with `image_id` and `fold`; `label` and `patient` may be
+            missing or empty.
+
+    Returns:
+        Table of `image_id`, `label`, `patient` (str, empty if unknown) and `fold`
+        (int, -1 for always in training).
+
+    Raises:
+        InputError: If the file cannot be read, a column is missing, a fold is no
+            integer from -1 up, or an image comes twice.
+    """
+    table = read_image_table(path, ("image_id", "fold"))
+    fold = pd.to_numeric(table["fold"], errors="coerce")
+    bad = table["image_id"][fold.isna() | (fold % 1 != 0) | (fold < ALWAYS_TRAIN)]
+    if len(bad):
+        raise InputError(
+            f"Every fold in {path} must be 0, 1, 2 ... or -1 (always in training).\n"
+            f"Received something else for {len(bad)} images: {listed(bad)}.\n"
+            "Mend these rows."
+        )
+    table["fold"] = fold.astype(int)
+    return table[list(COLUMNS)]
+
+
+def read_image_table(path: str | os.PathLike, needed: Sequence[str]) -> pd.DataFrame:
+    """A CSV as stripped text, with empty `label` and `patient` where it has none."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(
+            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
+        ) from error
+    missing = [name for name in needed if name not in table.columns]
+    if missing:
+        raise InputError(
+            f"{path} must have the columns {', '.join(needed)}.\n"
+            f"Received: {', '.join(map(str, table.columns))}.\n"
+            f"Add a header line with {', '.join(missing)}."
+        )
+    for name in ("label", "patient"):
+        if name not in table.columns:
+            table[name] = ""
+    for name in table.columns:
+        table[name] = table[name].fillna("").str.strip()
+    _refuse_double(table, str(path))
+    return table
+
+
+def _refuse_double(table: pd.DataFrame, where: str) -> None:
+    keys = table["image_id"].map(image_key)
+    if keys.duplicated().any():
+        raise InputError(
+            f"Every image must stand in {where} once (file endings and case do not matter).\n"
+            f"Received more than once: {listed(keys[keys.duplicated()].unique())}.\n"
+            "Keep one row an image."
+        )
+
+
+def split(folds: pd.DataFrame, k: int) -> tuple[list[str], list[str]]:
+    """Divide the images for one round of cross-validation.
+
+    Args:
+        folds: Fold table, see `read_folds`.
+        k: Fold to hold out, 0 or more.
+
+    Returns:
+        Image ids to train on (all other folds, and fold -1) and image ids held
+        out (fold k), both in the order of the table.
+
+    Raises:
+        InputError: If the table has no fold k.
+    """
+    there = sorted(set(folds["fold"]) - {ALWAYS_TRAIN})
+    if k not in there:
+        raise InputError(
+            f"The fold to hold out must be in the fold table.\n"
+            f"Received: fold {k}; the table has {', '.join(map(str, there)) or 'none'}.\n"
+            "Name one of these."
+        )
+    held_out = folds["fold"] == k
+    return folds["image_id"][~held_out].tolist(), folds["image_id"][held_out].tolist()
+
+
+def join_folds(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> pd.DataFrame:
+    """Give every image of an image table its fold and patient.
+
+    Args:
+        images: Image table.
+        folds: Fold table, see `read_folds`.
+        name: Name of the fold file, for the error.
+
+    Raises:
+        InputError: If an image is in no fold.
+    """
+    keys = images["image_id"].map(image_key)
+    rows = folds.assign(key=folds["image_id"].map(image_key)).set_index("key")
+    missing = images["image_id"][~keys.isin(rows.index)]
+    if len(missing):
+        raise InputError(
+            f"Every image must be in the fold table.\n"
+            f"Received: {name} without {len(missing)} images: {listed(missing)}.\n"
+            "Make folds for this data set with `python -m bach.folds make`."
+        )
+    return images.assign(
+        patient=rows.loc[keys, "patient"].to_numpy(), fold=rows.loc[keys, "fold"].to_numpy()
+    )
+
+
+def take(images: pd.DataFrame, limit: int | None) -> pd.DataFrame:
+    """Keep at most `limit` images a class, in turn from every fold (a quick trial)."""
+    if limit is None:
+        return images
+    turn = images.groupby(["label", "fold"]).cumcount()
+    first = images.assign(turn=turn).sort_values(["turn", "fold"], kind="stable")
+    kept = first.groupby("label").head(limit).index
+    return images.loc[sorted(kept)].reset_index(drop=True)
+
+
+def leaking_images(folds: pd.DataFrame, patients: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Find held-out images whose patient is also in their training part.
+
+    Args:
+        folds: Fold table, see `read_folds`.
+        patients: Table of `image_id` and `patient` to go by instead of the fold
+            table's own column; see `with_patients`.
+
+    Returns:
+        The rows of the fold table that leak, with the patient gone by. Images of
+        unknown patients are never among them: nothing is known about them.
+    """
+    folds = with_patients(folds, patients)
+    known = folds[known_patients(folds)]
+    # A patient within one fold is on one side whichever fold is held out; fold -1
+    # is one more place to stand.
+    places = known.groupby("patient")["fold"].transform("nunique")
+    return known[(places > 1) & (known["fold"] != ALWAYS_TRAIN)]
+
+
+def known_patients(table: pd.DataFrame) -> pd.Series:
+    return table["patient"].fillna("").astype(str).str.strip() != ""
+
+
+def check_folds(folds: pd.DataFrame, patients: pd.DataFrame | None = None) -> None:
+    """Refuse a split that leaks.
+
+    Args:
+        folds: Fold table, see `read_folds`.
+        patients: See `leaking_images`.
+
+    Raises:
+        InputError: If a known patient stands on both sides; the patients are
+            named.
+    """
+    leaking = leaking_images(folds, patients)
+    if len(leaking):
+        names = sorted(leaking["patient"].unique())
+        raise InputError(
+            "No patient may have images in the training and in the held-out part.\n"
+            f"Received: {len(leaking)} held-out images of {len(names)} patients who are also "
+            f"trained on: {listed(names)}.\n"
+            "Use the committed folds, or make new ones with `python -m bach.folds make`."
+        )
+
+
+# Making
+
+
+def make_folds(table: pd.DataFrame, k: int, seed: int, unknown: str = "train") -> pd.DataFrame:
+    """Draw folds that keep patients whole and balance classes as far as they allow.
+
+    Patients are dealt out largest first, each to the fold that keeps classes and
+    sizes most even, and then moved or swapped while that helps; the best of 50
+    shuffled starts is taken. The result depends on the images and the seed, not on
+    the order of the rows.
+
+    Args:
+        table: Images with `image_id`, `label` and `patient`. Labels may be empty
+            (slides): then only sizes are balanced.
+        k: Number of folds, 2 or more.
+        seed: Seed of the shuffles.
+        unknown: What to do with images without a patient: "train" puts them into
+            fold -1 (always trained on, never held out), "own" treats each as a
+            patient of its own, which may leak.
+
+    Returns:
+        Fold table in the order of `table`.
+
+    Raises:
+        ValueError: If k is below 2 or `unknown` is neither of the two.
+        InputError: If there are fewer patients than folds, or an image comes
+            twice.
+    """
+    if k < 2:
+        raise ValueError(f"There must be 2 folds or more. Received: k={k}.")
+    if unknown not in ("train", "own"):
+        raise ValueError(f"unknown must be 'train' or 'own'. Received: unknown={unknown!r}.")
+    _refuse_double(table, "the image table")
+    known = known_patients(table)
+    # A tuple cannot be taken for a patient who is called like an image.
+    group = pd.Series(
+        [
+            ("patient", str(patient).strip()) if is_known else ("image", image_key(image))
+            for image, patient, is_known in zip(
+                table["image_id"], table["patient"], known, strict=True
+            )
+        ],
+        index=table.index,
+        dtype=object,
+    )
+    dealt = known if unknown == "train" else pd.Series(True, index=table.index)
+    groups = sorted(set(group[dealt]))
+    if len(groups) < k:
+        raise InputError(
+            f"There must be at least as many patients as folds.\n"
+            f"Received: {len(groups)} patients, --folds={k}; "
+            f"{int((~known).sum())} images without a patient (--unknown={unknown}).\n"
+            "Ask for fewer folds; --unknown own treats every image without a patient as one."
+        )
+    row = {name: number for number, name in enumerate(groups)}
+    labels = table["label"].fillna("").astype(str)
+    classes = {label: number for number, label in enumerate(sorted(set(labels[dealt])))}
+    counts = np.zeros((len(groups), len(classes)))
+    for name, label in zip(group[dealt], labels[dealt], strict=True):
+        counts[row[name], classes[label]] += 1
+    chosen = _deal(counts, k, np.random.default_rng(seed))
+    fold = [
+        int(chosen[row[name]]) if is_dealt else ALWAYS_TRAIN
+        for name, is_dealt in zip(group, dealt, strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "image_id": table["image_id"].astype(str),
+            "label": labels,
+            "patient": table["patient"].where(known, "").astype(str),
+            "fold": fold,
+        }
+    )
+
+
+def _deal(counts: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Fold of each group, so that the folds' class shares are as even as possible.
+
+    Every class, and the number of images, weighs the same: the cost is the sum of
+    the squared shares of all folds, which is least when all are 1/k.
+    """
+    shares = np.column_stack([counts, counts.sum(axis=1)])
+    shares /= shares.sum(axis=0)
+    best, least = None, np.inf
+    for _ in range(_RESTARTS):
+        fold = _improve(shares, _deal_greedily(shares, k, rng), k)
+        sums = np.array([shares[fold == number].sum(axis=0) for number in range(k)])
+        cost = (sums**2).sum()
+        if cost < least - 1e-12:
+            best, least = fold, cost
+    return best
+
+
+def _deal_greedily(shares: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    # Sizes are jittered so that the starts differ by more than the order of equals.
+    size = shares.sum(axis=1) * rng.uniform(0.5, 1.5, len(shares))
+    fold = np.zeros(len(shares), int)
+    sums = np.zeros((k, shares.shape[1]))
+    for group in np.argsort(-size, kind="stable"):
+        # Growth of the cost, up to a constant; an empty fold adds nothing.
+        fold[group] = np.argmin(sums @ shares[group])
+        sums[fold[group]] += shares[group]
+    return fold
+
+
+def _improve(shares: np.ndarray, fold: np.ndarray, k: int) -> np.ndarray:
+    """Apply the best move or swap of groups until none lowers the cost."""
+    fold = fold.copy()
+    while True:
+        sums = np.array([shares[fold == number].sum(axis=0) for number in range(k)])
+        # Groups of the same content in the same fold are interchangeable; an empty
+        # group in every fold makes a move a swap like any other.
+        _, members = np.unique(np.column_stack([fold, shares]), axis=0, return_index=True)
+        where = np.concatenate([fold[members], np.arange(k)])
+        content = np.concatenate([shares[members], np.zeros((k, shares.shape[1]))])
+        # Swapping i and j changes the sums of their folds by -d and +d, d = c_i - c_j.
+        product = content @ sums[where].T
+        own = np.einsum("ij,ij->i", content, sums[where])
+        gap = product - own[:, None] + product.T - own[None, :]
+        square = (content**2).sum(axis=1)
+        distance = square[:, None] + square[None, :] - 2 * content @ content.T
+        change = 2 * gap + 2 * distance
+        change[where[:, None] == where[None, :]] = 0
+        i, j = np.unravel_index(np.argmin(change), change.shape)
+        if change[i, j] > -1e-9:
+            return fold
+        for one, other in ((i, j), (j, i)):
+            if one < len(members):
+                fold[members[one]] = where[other]
+
+
+def class_counts(folds: pd.DataFrame) -> pd.DataFrame:
+    """Count images of each class and known patients, a row a fold."""
+    names = [name for name in CLASSES if (folds["label"] == name).any()]
+    names += sorted(set(folds["label"]) - set(CLASSES) - {""})
+    rows = {}
+    for fold, part in folds.groupby("fold"):
+        rows[fold] = {name: int((part["label"] == name).sum()) for name in names}
+        rows[fold]["images"] = len(part)
+        rows[fold]["patients"] = part["patient"][known_patients(part)].nunique()
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index.name = "fold"
+    return table
+
+
+def read_patients(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a patient table.
+
+    Args:
+        path: CSV file with the columns `image_id` and `patient`, which is empty where
+            the patient is unknown; other columns are kept.
+
+    Returns:
+        The table as stripped text.
+
+    Raises:
+        InputError: If the file cannot be read, lacks a column or names an image twice.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(
+            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
+        ) from error
+    if not {"image_id", "patient"} <= set(table.columns):
+        raise InputError(
+            f"{path} must have the columns image_id and patient.\n"
+            f"Received: {', '.join(map(str, table.columns))}.\n"
+            "Add a header line, or name another patient table."
+        )
+    for name in table.columns:
+        table[name] = table[name].fillna("").str.strip()
+    keys = table["image_id"].map(image_key)
+    if keys.duplicated().any():
+        doubled = ", ".join(keys[keys.duplicated()].unique()[:10])
+        raise InputError(
+            f"Every image must stand in {path} once (file endings and case do not matter).\n"
+            f"Received more than once: {doubled}.\nKeep one row an image."
+        )
+    return table
+
+
+def with_patients(table: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
+    """Give a table the patients of another one.
+
+    Args:
+        table: Any table with `image_id`.
+        patients: Table of `image_id` and `patient`, or None to leave the first
+            table's own. Ids match without folder, file ending and case.
+
+    Returns:
+        A copy of the table whose `patient` is that of `patients`; empty where
+        the image does not stand there.
+    """
+    if patients is None:
+        return table.copy()
+    known = dict(zip(patients["image_id"].map(image_key), patients["patient"], strict=True))
+    found = table["image_id"].map(image_key).map(known).fillna("")
+    return table.assign(patient=found.astype(str))

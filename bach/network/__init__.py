@@ -1,0 +1,1 @@
+"""Everything that needs Keras: devices, batches, networks, training, prediction."""

@@ -1,0 +1,1 @@
+"""Trial data: painted photos and slides in the layout of the challenge."""
