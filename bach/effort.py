@@ -208,7 +208,7 @@ def measure(args: argparse.Namespace) -> dict:
     from bach.network.patch_network import build_model
     from bach.network.training import MOMENTUM
 
-    count = backend.start(args.devices, args.seed, args.precision)
+    count = backend.start(args.devices, args.seed, args.precision)["devices"]
     with backend.scope():
         model = build_model(args.backbone, args.weights, args.head)
         model.compile(jit_compile=backend.jit())

@@ -40,7 +40,7 @@ _processes = 1
 
 def start(
     devices: int = 0, seed: int = 0, precision: str = "float32", processes: bool = False
-) -> int:
+) -> dict[str, object]:
     """Choose the devices of this process; call once, before a model is built.
 
     Args:
@@ -53,7 +53,8 @@ def start(
             any; `devices` is then how many each of them has.
 
     Returns:
-        The number of devices in use, by all processes.
+        What `run.json` records: `backend`, `devices` (how many are in use, by all
+        processes), `device` (their kind, "CPU" or "GPU"), `precision`.
 
     Raises:
         InputError: If there are fewer GPUs than asked for, or several processes where
@@ -80,7 +81,7 @@ def start(
         )
     log.info("devices: %d %s (%s, %s)", count, kind, backend, precision)
     _count = count
-    return count
+    return {"backend": backend, "devices": count, "device": kind, "precision": precision}
 
 
 def start_model(seed: int) -> None:
