@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES
+from bach.classes import CLASSES, COLORS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import atomic_path, to_json, write_json
 from bach.core.log import log, step
@@ -38,7 +38,7 @@ from bach.core.options import add_device_options, add_shared_options, add_slide_
 from bach.core.pictures import heat_colors, overlay, side_by_side, write_png
 from bach.core.run import Run
 from bach.core.tables import write_csv
-from bach.data import find_data, part
+from bach.data import find_data, list_images
 from bach.heatmap import (
     STEP_UM,
     THRESHOLDS,
@@ -146,7 +146,7 @@ def list_slides(args: argparse.Namespace) -> pd.DataFrame:
     """The slides to work on, as an image table."""
     if args.slides is None:
         if args.part != "all":
-            return part(args.data_dir, args.part, args.limit)
+            return list_images(args.data_dir, args.part, args.limit)
         table = find_data(args.data_dir)
         table = table[table["part"].isin(["B", "B-test"])]
         if table.empty:
@@ -242,9 +242,9 @@ def one_slide(row, predict, files: dict, seen: dict, args: argparse.Namespace, r
         }
         if truth is not None:
             result |= score(class_map, truth, tissue)
-        pictures = [overlay(thumbnail, class_map)]
+        pictures = [overlay(thumbnail, class_map, CLASSES, COLORS)]
         if truth is not None:
-            pictures.append(overlay(thumbnail, truth))
+            pictures.append(overlay(thumbnail, truth, CLASSES, COLORS))
         heat = heat_colors(cells_to_map(heatmap, cell, downsample, tissue.shape))
         blank = np.full((pictures[0].shape[0] - heat.shape[0], heat.shape[1], 3), 255, np.uint8)
         pictures.append(np.concatenate([heat, blank]))

@@ -19,14 +19,14 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES, PROB_COLUMNS
+from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log, step
 from bach.core.options import add_device_options, add_shared_options, add_slide_options
 from bach.core.pictures import contact_sheet, mask_and_grid, write_png
 from bach.core.run import Run
 from bach.core.tables import write_csv
-from bach.data import part
+from bach.data import list_images
 from bach.mining import (
     HARD_EXAMPLES,
     HARDEST,
@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    slides = part(args.data_dir, "B", args.limit)
+    slides = list_images(args.data_dir, "B", args.limit)
     run = Run(args)
     if run.finished:
         print(run.path)
@@ -169,7 +169,9 @@ def predict_one(row, predict: Callable, args: argparse.Namespace, run: Run) -> N
         probs[used] = predict(slide, table[used])
         table = table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True)))
         boxes = table.loc[used, ["x", "y", "size"]].to_numpy()
-        picture = mask_and_grid(thumbnail, tissue, boxes, table.loc[used, "label"], downsample)
+        picture = mask_and_grid(
+            thumbnail, tissue, boxes, table.loc[used, "label"], downsample, CLASSES, COLORS
+        )
         write_png(file.with_suffix(".png"), picture)
         write_csv(table, file)
         notes.append(f"{tissue.mean():.0%} tissue -> {len(table):,} patches")

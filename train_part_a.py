@@ -33,7 +33,7 @@ from bach.core.options import add_shared_options, add_training_options
 from bach.core.pictures import contact_sheet, write_png
 from bach.core.run import Run
 from bach.core.tables import write_csv
-from bach.data import part
+from bach.data import list_images
 from bach.honest.intervals import accuracy_interval, format_interval
 from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds, take
 from bach.mining import add_difficulty
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     # 1. Images and folds; a split that leaks is refused before anything is done.
     folds = read_folds(args.folds)
     check_folds(folds)
-    images = join_folds(part(args.data_dir, "A"), folds, args.folds)
+    images = join_folds(list_images(args.data_dir, "A"), folds, args.folds)
     if args.known_patients:
         images = images[images["fold"] != ALWAYS_TRAIN]
     images = take(images, args.limit)

@@ -41,6 +41,15 @@ class Region(NamedTuple):
     layer: int = 0
 
 
+def annotation_path(slide: str | os.PathLike) -> Path | None:
+    """The annotation beside a slide (same name, .xml or .geojson), or None."""
+    for suffix in (".xml", ".XML", ".geojson"):
+        path = Path(slide).with_suffix(suffix)
+        if path.exists():
+            return path
+    return None
+
+
 def read_regions(path: str | os.PathLike) -> list[Region]:
     """Read the annotated regions of a slide.
 

@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from bach.annotations import annotation_mpp, read_regions
+from bach.annotations import annotation_mpp, annotation_path, read_regions
 from bach.classes import CLASSES, PREFIXES, parse_label
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
@@ -87,7 +87,7 @@ def find_data(data_dir: str | os.PathLike) -> pd.DataFrame:
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def part(data_dir: str | os.PathLike, name: str, limit: int | None = None) -> pd.DataFrame:
+def list_images(data_dir: str | os.PathLike, name: str, limit: int | None = None) -> pd.DataFrame:
     """The images of one part, naturally sorted; the first `limit` a class, if given.
 
     Args:
@@ -117,15 +117,6 @@ def part(data_dir: str | os.PathLike, name: str, limit: int | None = None) -> pd
     if limit is not None:
         table = table.groupby("label", sort=True).head(limit)
     return table.reset_index(drop=True)
-
-
-def annotation_path(slide: str | os.PathLike) -> Path | None:
-    """The annotation beside a slide (same name, .xml or .geojson), or None."""
-    for suffix in (".xml", ".XML", ".geojson"):
-        path = Path(slide).with_suffix(suffix)
-        if path.exists():
-            return path
-    return None
 
 
 def read_photo(path: str | os.PathLike) -> np.ndarray:

@@ -21,7 +21,7 @@ from bach.core.errors import InputError
 from bach.core.files import write_json
 from bach.core.log import log
 from bach.core.text import duration
-from bach.data import find_data, part
+from bach.data import find_data, list_images
 from bach.demo import ROOT
 from bach.heatmap import heatmap_patches
 from bach.honest.splits import join_folds, read_folds, take
@@ -323,7 +323,7 @@ def estimate(
     finished: Sequence[str],
 ) -> None:
     """Print what the run will take; refuse it if the disk is too small."""
-    photos = join_folds(part(args.data_dir, "A"), read_folds(folds_a), folds_a)
+    photos = join_folds(list_images(args.data_dir, "A"), read_folds(folds_a), folds_a)
     photos = take(photos, args.limit)
     sides = photos[["width", "height"]].to_numpy()
     photos["patches"] = [len(grid(*side, PATCH_SIZE, PATCH_STRIDE)) for side in sides]

@@ -38,7 +38,7 @@ from bach.core.log import log, step
 from bach.core.pictures import contact_sheet, legend, write_png
 from bach.core.tables import write_csv
 from bach.core.text import listed
-from bach.data import natural_key, part, read_photo
+from bach.data import list_images, natural_key, read_photo
 from bach.mining import add_difficulty
 from bach.scores import joint_counts
 
@@ -283,7 +283,7 @@ def _titled(sheet: np.ndarray, title: str) -> np.ndarray:
     sheet = np.pad(sheet, ((0, 0), (0, missing), (0, 0)), constant_values=255)
     strip = np.full((30, sheet.shape[1], 3), 255, np.uint8)
     _write(strip[:, 6:], title, 21, 0.55)
-    return np.concatenate([strip, legend(sheet.shape[1]), sheet])
+    return np.concatenate([strip, legend(sheet.shape[1], CLASSES, COLORS), sheet])
 
 
 def write_report(
@@ -338,7 +338,7 @@ def write_report(
 
 
 def _paths(wrong: pd.DataFrame, data_dir: str | os.PathLike) -> dict[str, str]:
-    photos = part(data_dir, "A")
+    photos = list_images(data_dir, "A")
     paths = dict(zip(photos["image_id"], photos["path"], strict=True))
     missing = sorted(set(wrong["image_id"]) - paths.keys(), key=natural_key)
     if missing:

@@ -37,7 +37,7 @@ from bach.core.log import log
 from bach.core.options import add_device_options, add_training_options
 from bach.core.run import git_state
 from bach.core.tables import image_key, write_csv
-from bach.data import check_data, find_data, part
+from bach.data import check_data, find_data, list_images
 from bach.demo import ROOT, call
 from bach.effort import epochs, estimate, measured, survey
 from bach.heatmap import STEP_UM
@@ -120,7 +120,7 @@ def choose_folds(args: argparse.Namespace, out: Path) -> tuple[Path, Path, bool]
     Returns:
         Fold table of Part A and of Part B, and whether the data are the challenge's.
     """
-    photos, slides = part(args.data_dir, "A"), part(args.data_dir, "B")
+    photos, slides = list_images(args.data_dir, "A"), list_images(args.data_dir, "B")
     committed = [ROOT / "folds/part_a.csv", ROOT / "folds/part_b.csv"]
     known = {
         (image_key(i), name)

@@ -427,7 +427,7 @@ def _stem(name: object) -> str:
 
 def _test_slides(data_dir: str) -> dict[str, Size]:
     sizes = {}
-    for row in data.part(data_dir, "B-test").itertuples():
+    for row in data.list_images(data_dir, "B-test").itertuples():
         # Only the size is asked for, which is not to fail for want of a scale.
         with Slide(row.path, mpp=1.0) as slide:
             sizes[row.image_id] = (slide.width, slide.height)
@@ -435,7 +435,7 @@ def _test_slides(data_dir: str) -> dict[str, Size]:
 
 
 def _test_photos(data_dir: str) -> list[str]:
-    ids = data.part(data_dir, "A-test")["image_id"].tolist()
+    ids = data.list_images(data_dir, "A-test")["image_id"].tolist()
     if len(ids) != len(TEST_IDS):
         log.warning("%d test photos; the challenge has %d", len(ids), len(TEST_IDS))
     return ids
@@ -456,7 +456,7 @@ def predict_part_a(
         calibrated: Scale by the temperature that `bach.calibration` stored in the run
             folder; the predicted classes stay the same.
     """
-    images = data.part(data_dir, "A-test")
+    images = data.list_images(data_dir, "A-test")
     temperature = calibration.stored_temperature(model_dir) if calibrated else None
     # Here and not above: checking and --help need no framework.
     from bach.network import backend, predict

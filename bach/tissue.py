@@ -7,10 +7,9 @@ import cv2
 import numpy as np
 from skimage.color import rgb2lab
 
-from bach.annotations import label_mask, read_regions
+from bach.annotations import annotation_path, label_mask, read_regions
 from bach.core.errors import InputError
 from bach.core.log import log
-from bach.data import annotation_path
 from bach.slides import Slide
 
 _STRIP_PX = 1 << 20  # pixels converted at a time, which bounds the memory

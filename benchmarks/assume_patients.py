@@ -28,7 +28,7 @@ from bach.core.errors import InputError
 from bach.core.files import to_json
 from bach.core.log import log
 from bach.core.tables import image_key, write_csv
-from bach.data import part, read_photo
+from bach.data import list_images, read_photo
 from bach.honest.audit import cross_validate, deal_within_classes, mark_right
 from bach.honest.features import read_features, shrink
 from bach.honest.splits import (
@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"A fold table is never overwritten.\nReceived: --out={args.out}, which exists.\n"
             "Name another file, or delete this one first."
         )
-    images = with_patients(part(args.data_dir, "A"), read_patients(args.patients))
+    images = with_patients(list_images(args.data_dir, "A"), read_patients(args.patients))
     table = images.assign(label=[CLASSES[label] for label in images["label"]])
     features = read_features(table, args.run_dir)
     gaps, distances = number_gaps(table), likeness_distances(features)

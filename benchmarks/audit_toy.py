@@ -51,8 +51,8 @@ ESTIMATES = ("safe", "leaky")
 
 def score_data_set(folder: Path, features_dir: Path, args: argparse.Namespace) -> dict:
     """All figures of one trial data set: those of `measure_gap`, and `test`."""
-    images = data.part(folder, "A")
-    hidden = data.part(folder, "A-test")
+    images = data.list_images(folder, "A")
+    hidden = data.list_images(folder, "A-test")
     truth = read_labels(folder / "truth" / "part_a.csv", "truth").set_index("key")["label"]
     hidden = hidden.assign(label=hidden["image_id"].map(image_key).map(truth).astype(int))
     features = read_features(pd.concat([images, hidden], ignore_index=True), features_dir)

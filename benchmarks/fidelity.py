@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import make_heatmap
 from bach.core.errors import exit_with
-from bach.data import part
+from bach.data import list_images
 from bach.heatmap import to_heatmap
 from bach.network.dense import DenseModel, dense_step_um, predict_dense
 from bach.network.predict import load_models
@@ -165,7 +165,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     if args.regions:
         for source, model in cases:
-            slide = part(source[1], "B")["path"][0] if source[0] == "--data-dir" else source[1]
+            slide = (
+                list_images(source[1], "B")["path"][0] if source[0] == "--data-dir" else source[1]
+            )
             rows.append({"model": str(model), **compare_regions(slide, model, args.regions)})
             print(f"regions: {rows[-1]}")
     print(json.dumps(rows))

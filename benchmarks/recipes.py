@@ -192,7 +192,7 @@ def predict_turned(run: Path, folder: Path) -> None:
 
     backend.start()
     data_dir = json.loads((run / "run.json").read_text())["arguments"]["data_dir"]
-    images = data.part(data_dir, "A").set_index("image_id", drop=False)
+    images = data.list_images(data_dir, "A").set_index("image_id", drop=False)
     table = pd.read_csv(run / "predictions.csv", dtype={"image_id": str})
     for fold, held in table.groupby("fold"):
         models = load_models(run, [fold], whole_photos=True)
@@ -216,7 +216,7 @@ def predict_by_trees(data_dir: str, table: str, folder: Path, seed: int, known: 
     """
     if (folder / "predictions.csv").exists():
         return
-    images = data.part(data_dir, "A")
+    images = data.list_images(data_dir, "A")
     split = folds.join_folds(images, folds.read_folds(table), table)
     split["label"] = [CLASSES[label] for label in split["label"]]
     if known:
@@ -242,7 +242,7 @@ def normalise_photos(data_dir: str, folder: Path, method: str) -> Path:
 
     Source: Reinhard et al. 2001; Macenko et al. 2009.
     """
-    images = data.part(data_dir, "A")
+    images = data.list_images(data_dir, "A")
     first = images["path"].iloc[0]
     jobs = []
     for path, label in zip(images["path"], images["label"], strict=True):

@@ -170,7 +170,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     dataset.make_data_set(
         folder / "data", patients=4, images=args.photos, test_images=0, slides=0, test_slides=0
     )
-    images = data.part(folder / "data", "A")
+    images = data.list_images(folder / "data", "A")
     seconds = collections.defaultdict(list)
     for _ in range(args.rounds):
         shutil.rmtree(folder / "patches", ignore_errors=True)

@@ -106,7 +106,7 @@ def test_an_empty_or_absent_folder_is_an_error_that_says_what_to_do(tmp_path):
 
 
 def test_limit_keeps_so_many_images_a_class(photos):
-    assert data.part(photos.parent, "A", limit=1)["image_id"].tolist() == [
+    assert data.list_images(photos.parent, "A", limit=1)["image_id"].tolist() == [
         "n001", "b001", "is001", "iv001",
     ]  # fmt: skip
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from bach.classes import CLASSES, COLORS
 from bach.core.files import atomic_path
+
+Color = tuple[int, int, int]  # red, green, blue
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Height of a row of the legend, and the width that the longest name needs, in px.
@@ -60,6 +61,8 @@ def mask_and_grid(
     boxes: np.ndarray,
     labels: np.ndarray,
     downsample: float,
+    names: Sequence[str],
+    colors: Sequence[Color],
 ) -> np.ndarray:
     """Draw the outline of the tissue and the patches that were kept.
 
@@ -67,8 +70,13 @@ def mask_and_grid(
         thumbnail: uint8 `(height, width, 3)`.
         tissue: Mask of the same height and width.
         boxes: Array `(n, 3)` of x, y, size in level-0 px.
-        labels: Class of each box, 0..3; decides its colour.
+        labels: Class of each box, counted from 0; decides its colour.
         downsample: Level-0 px per thumbnail px.
+        names: Names of the classes.
+        colors: Their colours.
+
+    Returns:
+        uint8 picture with a legend below.
     """
     picture = thumbnail.copy()
     picture[~tissue] = (picture[~tissue] * 0.75 + 255 * 0.25).astype(np.uint8)
@@ -78,43 +86,52 @@ def mask_and_grid(
         # The middle fifth: whole patches overlap so much that they hide each other.
         left, top = round(x + 0.4 * size), round(y + 0.4 * size)
         right, bottom = round(x + 0.6 * size), round(y + 0.6 * size)
-        cv2.rectangle(picture, (left, top), (right, bottom), COLORS[int(label)], 1)
-    return np.concatenate([picture, legend(picture.shape[1])])
+        cv2.rectangle(picture, (left, top), (right, bottom), colors[int(label)], 1)
+    return np.concatenate([picture, legend(picture.shape[1], names, colors)])
 
 
-def overlay(thumbnail: np.ndarray, class_map: np.ndarray, opacity: float = 0.45) -> np.ndarray:
-    """Colour a thumbnail by a class map of the same size; Normal stays clear.
+def overlay(
+    thumbnail: np.ndarray,
+    class_map: np.ndarray,
+    names: Sequence[str],
+    colors: Sequence[Color],
+    opacity: float = 0.45,
+) -> np.ndarray:
+    """Colour a thumbnail by a class map of the same size; class 0 stays clear.
 
     Args:
         thumbnail: uint8 `(height, width, 3)`.
-        class_map: uint8 `(height, width)`, 0..3.
-        opacity: Share of the class colour where the class is not Normal.
+        class_map: uint8 `(height, width)`, classes counted from 0.
+        names: Names of the classes.
+        colors: Their colours.
+        opacity: Share of the class colour where the class is not 0.
 
     Returns:
         uint8 picture with a legend below.
     """
-    colors = np.array(COLORS, np.float32)[class_map]
+    colored = np.array(colors, np.float32)[class_map]
     share = np.where(class_map[..., None] > 0, opacity, 0.0)
-    picture = np.rint(thumbnail * (1 - share) + colors * share).astype(np.uint8)
-    for label in range(1, len(CLASSES)):
+    picture = np.rint(thumbnail * (1 - share) + colored * share).astype(np.uint8)
+    for label in range(1, len(names)):
         outlines, _ = cv2.findContours(
             (class_map == label).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE
         )
-        cv2.drawContours(picture, outlines, -1, COLORS[label], 1)
-    return np.concatenate([picture, legend(picture.shape[1])])
+        cv2.drawContours(picture, outlines, -1, colors[label], 1)
+    return np.concatenate([picture, legend(picture.shape[1], names, colors)])
 
 
-def legend(width: int) -> np.ndarray:
-    """A strip with the four class colours and names: uint8 `(height, width, 3)`.
+def legend(width: int, names: Sequence[str], colors: Sequence[Color]) -> np.ndarray:
+    """A strip with the colours and names of classes: uint8 `(height, width, 3)`.
 
-    Names go below each other where the picture is too narrow for one row.
+    Where the picture is too narrow for one row there are two, or one name per row.
     """
-    columns = next((n for n in (4, 2) if width // n >= _LEGEND_PLACE), 1)
-    rows = -(-len(CLASSES) // columns)
+    in_rows = (len(names), -(-len(names) // 2))
+    columns = next((n for n in in_rows if width // n >= _LEGEND_PLACE), 1)
+    rows = -(-len(names) // columns)
     strip = np.full((rows * _LEGEND_ROW + 8, width, 3), 255, np.uint8)
-    for label, name in enumerate(CLASSES):
-        x, y = label % columns * (width // columns) + 8, label // columns * _LEGEND_ROW + 8
-        cv2.rectangle(strip, (x, y), (x + 14, y + 14), COLORS[label], -1)
+    for place, (name, color) in enumerate(zip(names, colors, strict=True)):
+        x, y = place % columns * (width // columns) + 8, place // columns * _LEGEND_ROW + 8
+        cv2.rectangle(strip, (x, y), (x + 14, y + 14), color, -1)
         cv2.putText(strip, name, (x + 20, y + 12), _FONT, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
     return strip
 

@@ -30,7 +30,7 @@ from bach.core.errors import InputError
 from bach.core.files import to_json, write_json
 from bach.core.log import log, step
 from bach.core.tables import image_key, write_csv
-from bach.data import part
+from bach.data import list_images
 from bach.honest.comparison import read_images
 from bach.honest.features import read_features
 from bach.honest.intervals import (
@@ -307,7 +307,7 @@ def _audit_data(args: argparse.Namespace) -> tuple[pd.DataFrame, dict, str]:
         )
     if args.folds < 2:
         raise InputError(f"There must be 2 folds or more.\nReceived: --folds={args.folds}.")
-    images = with_patients(part(args.data_dir, "A"), read_patients(args.patients))
+    images = with_patients(list_images(args.data_dir, "A"), read_patients(args.patients))
     table = images.assign(label=[CLASSES[label] for label in images["label"]])
     known = table[table["patient"] != ""]
     if known.empty:
@@ -375,7 +375,7 @@ def _write(
 
 def _read_truth(args: argparse.Namespace) -> pd.DataFrame:
     """The test photos whose class the truth names, as an image table."""
-    images = part(args.data_dir, "A-test")
+    images = list_images(args.data_dir, "A-test")
     stated = read_labels(args.test_truth, "truth").set_index("key")["label"]
     label = images["image_id"].map(image_key).map(stated)
     missing = images["image_id"][label.isna()]
