@@ -1,8 +1,10 @@
 """The class of images and of pixels in files, ours or of anyone else: tables, class maps."""
 
 import csv
+import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +209,23 @@ def _read_class(text: str, first: int) -> int | None:
 
 
 # Class maps
+
+
+def same_proportions(size: Sequence[float], whole: Sequence[float], slack: float = 0.0) -> bool:
+    """Whether a map can show the whole of a picture, its sides known to within a pixel.
+
+    Sizes are rounded when maps are made, up or down, so proportions are never exact.
+
+    Args:
+        size: Sides of the map in px, (width, height) or (height, width).
+        whole: Sides of the picture in the same order, in px of its own.
+        slack: Pixels that each side of the picture itself may be off by.
+    """
+    low, high = 0.0, math.inf
+    for side, full in zip(size, whole, strict=True):
+        low = max(low, max(full - slack, 0.5) / (side + 1))
+        high = min(high, (full + slack) / (side - 1) if side > 1 else math.inf)
+    return low <= high
 
 
 def write_class_map(path: str | os.PathLike, class_map: np.ndarray) -> None:

@@ -23,7 +23,7 @@ from bach.core.tables import image_key
 from bach.core.text import listed
 from bach.honest.intervals import accuracy_interval, format_interval, score_interval
 from bach.honest.splits import read_patients, with_patients
-from bach.labels import read_class_map, read_labels
+from bach.labels import read_class_map, read_labels, same_proportions
 from bach.scores import part_a_metrics, score_part_b
 
 
@@ -154,17 +154,10 @@ def _find_maps(folder: Path, option: str) -> dict[str, Path]:
 def _resize_to(class_map: np.ndarray, shape: tuple[int, int], slide: str) -> np.ndarray:
     if class_map.shape == shape:
         return class_map
-    # A side is known to within a pixel, since sizes are rounded when maps are made.
-    low, high = zip(
-        *(
-            (max(want - 1, 0.5) / (have + 1), (want + 1) / max(have - 1, 0.5))
-            for want, have in zip(shape, class_map.shape, strict=True)
-        ),
-        strict=True,
-    )
     rows, columns = (want / have for want, have in zip(shape, class_map.shape, strict=True))
-    within_pixel = max(low) <= min(high)
-    if not within_pixel and abs(rows / columns - 1) > 0.01:
+    # Both maps were rounded when they were made.
+    alike = same_proportions(class_map.shape, shape, slack=1) or abs(rows / columns - 1) <= 0.01
+    if not alike:
         raise InputError(
             f"The two maps of slide {slide} must show the same area.\n"
             f"Received (height x width): predicted {_size(class_map.shape)}, "

@@ -51,7 +51,7 @@ from bach.core.errors import InputError, exit_with
 from bach.core.files import atomic_path
 from bach.core.log import log, step
 from bach.core.tables import image_key
-from bach.labels import read_class_map
+from bach.labels import read_class_map, same_proportions
 from bach.slides import Slide
 from bach.validation import (
     DIALECTS,
@@ -66,7 +66,6 @@ from bach.validation import (
     map_size,
     part_a_name,
     read_template,
-    same_proportions,
 )
 
 _ID_COLUMNS = ("image_id", "image", "id", "case", "file", "filename", "name", "slide")

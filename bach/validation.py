@@ -25,6 +25,7 @@ from bach.classes import CLASSES, parse_label
 from bach.core.errors import InputError
 from bach.core.tables import image_key
 from bach.data import natural_key
+from bach.labels import same_proportions
 
 # Part A. "2018" is how the organisers' own microscopy_ground_truth.csv is written.
 # "probabilities" is how A-F-V/XAI-Cancer-Diagnosis (playground.py, function
@@ -381,18 +382,6 @@ def map_size(template: Mapping, class_map: Size, slide: Size | None) -> Size:
             "Add --data-dir, or an --ids table with the columns image_id,width,height."
         )
     return tuple(max(1, int(side / template["downsample"])) for side in slide)
-
-
-def same_proportions(size: Size, slide: Size) -> bool:
-    """Whether a map can show the whole slide, its sides known to within a pixel."""
-    low, high = zip(
-        *(
-            (l0_side / (side + 1), l0_side / (side - 1) if side > 1 else math.inf)
-            for side, l0_side in zip(size, slide, strict=True)
-        ),
-        strict=True,
-    )
-    return max(low) <= min(high)
 
 
 def faults_part_b(

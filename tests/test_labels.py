@@ -164,3 +164,17 @@ def test_gray_maps_are_read_and_pictures_are_refused(tmp_path):
     path.write_text("no PNG")
     with pytest.raises(InputError, match="readable PNG"):
         labels.read_class_map(path)
+
+
+def test_proportions_are_known_to_within_a_pixel():
+    slide = (42113, 62625)
+    for factor in (4, 16, 32.5, 1000):
+        size = np.array(slide) / factor
+        for rounded in (np.floor(size), np.ceil(size), np.round(size)):
+            assert labels.same_proportions(tuple(rounded), slide)
+    assert not labels.same_proportions((2632 + 3, 3914), slide)
+    assert not labels.same_proportions((3914, 2632), slide)
+    assert labels.same_proportions((1, 1), slide)
+    # A picture that was rounded itself may be off by a pixel more.
+    assert not labels.same_proportions((100, 100), (9, 10))
+    assert labels.same_proportions((100, 100), (9, 10), slack=1)

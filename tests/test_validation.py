@@ -8,7 +8,7 @@ from PIL import Image
 
 from bach import validation
 from bach.core.errors import InputError
-from bach.validation import complete_template, faults_part_a, faults_part_b, same_proportions
+from bach.validation import complete_template, faults_part_a, faults_part_b
 
 IDS = ("test0", "test1", "test10")
 HEADER = "case,class,P(Normal),P(Benign),P(In Situ),P(Invasive)"
@@ -187,17 +187,6 @@ def test_all_that_is_wrong_with_a_template_is_said_at_once():
 def test_a_template_name_must_be_a_plain_file_name_of_a_slide(name):
     with pytest.raises(InputError, match="name must be a file name"):
         complete_template({"name": name})
-
-
-def test_proportions_are_known_to_within_a_pixel():
-    slide = (42113, 62625)
-    for factor in (4, 16, 32.5, 1000):
-        size = np.array(slide) / factor
-        for rounded in (np.floor(size), np.ceil(size), np.round(size)):
-            assert same_proportions(tuple(rounded), slide)
-    assert not same_proportions((2632 + 3, 3914), slide)
-    assert not same_proportions((3914, 2632), slide)
-    assert same_proportions((1, 1), slide)
 
 
 def test_a_folder_and_an_archive_of_maps_are_valid(tmp_path):
