@@ -5,6 +5,7 @@ import pandas as pd
 
 from bach.classes import CLASSES
 from bach.honest.comparison import ALWAYS_BENIGN
+from bach.honest.records import SlideRecord
 from bach.paper import PAPER_TISSUE_BENIGN
 
 
@@ -26,6 +27,29 @@ def made_up(patients=20, images=8, seed=0, own=0.0, true=0.0):
         }
     )
     return pd.DataFrame(values, index=ids), table
+
+
+def slide_record(name, **changes):
+    """The record of a slide as make_heatmap.py makes it, but for the changes."""
+    values = {
+        "image_id": name,
+        "path": f"{name}.svs",
+        "part": "B",
+        "width": 1600,
+        "height": 960,
+        "mpp": 0.5,
+        "mpp_source": "file",
+        "step": 160.0,
+        "downsample": 16.0,
+        "patches": 50,
+        "models": ("0",),
+        "fold": 0,
+        "in_sample": False,
+        "areas_mm2": {},
+        "seconds": 1.5,
+        "key": {},
+    }
+    return SlideRecord(**values | changes)
 
 
 def slides_of_the_paper(**changes):

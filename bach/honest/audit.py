@@ -31,7 +31,6 @@ from bach.core.files import to_json, write_json
 from bach.core.log import log, step
 from bach.core.tables import image_key, write_csv
 from bach.data import list_images
-from bach.honest.comparison import read_images
 from bach.honest.features import read_features
 from bach.honest.intervals import (
     SAMPLES,
@@ -42,6 +41,7 @@ from bach.honest.intervals import (
     ratio,
     unit_sums,
 )
+from bach.honest.records import read_images
 from bach.honest.splits import (
     ALWAYS_TRAIN,
     leaking_images,

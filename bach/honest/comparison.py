@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
@@ -34,8 +33,7 @@ from bach.honest.intervals import (
     slide_sums,
     unit_sums,
 )
-from bach.honest.splits import read_patients, with_patients
-from bach.labels import read_labels
+from bach.honest.records import SlideRecord, read_images, read_slides
 
 _KWOK = "Kwok 2018, ICIAR, LNCS 10882, pp. 931-940"
 _BACH = "Aresta et al. 2019, arXiv:1808.04277"
@@ -89,65 +87,9 @@ _GUIDES = {"A": ("balanced_accuracy", "binary_accuracy"), "B": ("score_pooled",)
 # Reading runs
 
 
-def read_images(run: str | os.PathLike, patients: str | os.PathLike | None = None) -> pd.DataFrame:
-    """Read the image predictions of a run.
-
-    Args:
-        run: Run folder with `predictions.csv`.
-        patients: CSV with `image_id` and `patient`; None to use the column
-            `patient` of the predictions. Where neither is there, images count as
-            if independent (logged).
-
-    Returns:
-        Table of `image_id` (reduced to its key), `label`, `predicted` (0..3) and
-        `patient` (empty where unknown).
-
-    Raises:
-        InputError: If the predictions cannot be read or have no true label.
-    """
-    path = Path(run) / "predictions.csv"
-    truth = read_labels(path, "truth").set_index("key")["label"]
-    table = read_labels(path, "predictions")[["key", "label"]]
-    table.columns = ["image_id", "predicted"]
-    table["label"] = truth[table["image_id"]].to_numpy()
-    if patients is None and "patient" not in pd.read_csv(path, nrows=0).columns:
-        table["patient"] = ""
-    else:
-        table = with_patients(table, read_patients(path if patients is None else patients))
-    if not table["patient"].any():
-        log.warning("%s: no patient is known, images count as if independent", path)
-    return table[["image_id", "label", "predicted", "patient"]]
-
-
-def read_slides(run: str | os.PathLike) -> dict[str, dict]:
-    """Read the scored slides of a `make_heatmap.py` run.
-
-    Args:
-        run: Run folder with `slides/<slide>.json`.
-
-    Returns:
-        {slide: {"counts": int64 (4, 4), rows the true class; "in_sample": bool,
-        whether the model was trained on it}}, sorted by name. Slides without truth,
-        which hold no counts, are left out.
-
-    Raises:
-        InputError: If a file cannot be read.
-    """
-    found = {}
-    for path in sorted((Path(run) / "slides").glob("*.json")):
-        try:
-            slide = json.loads(path.read_text(encoding="utf-8"))
-            counts = slide.get("counts")
-            if counts is None:
-                continue
-            counts = np.array(counts, np.int64).reshape(4, 4)
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"{path} must hold the record of a slide, with counts of 4 x 4.\n"
-                f"Received: {error}.\nMake the heatmaps again."
-            ) from error
-        found[path.stem] = {"counts": counts, "in_sample": bool(slide.get("in_sample", False))}
-    return found
+def _scored(run: str | os.PathLike) -> dict[str, SlideRecord]:
+    """The records of a run's annotated slides."""
+    return {name: slide for name, slide in read_slides(run).items() if slide.counts is not None}
 
 
 def _parts(run: str | os.PathLike) -> list[str]:
@@ -291,20 +233,20 @@ def _pair_images(
 def _pair_slides(
     run_a: str | os.PathLike, run_b: str | os.PathLike
 ) -> tuple[np.ndarray, np.ndarray, str, dict]:
-    a, b = read_slides(run_a), read_slides(run_b)
+    a, b = _scored(run_a), _scored(run_b)
     slides = sorted(a.keys() & b.keys())
     _require_common(len(slides), "slide", run_a, run_b)
-    seen = [slide for slide in slides if a[slide]["in_sample"] or b[slide]["in_sample"]]
+    seen = [slide for slide in slides if a[slide].in_sample or b[slide].in_sample]
     if seen:
         log.warning("left out, a model was trained on them: %s", ", ".join(seen))
         slides = [slide for slide in slides if slide not in seen]
         _require_common(len(slides), "slide that no model was trained on", run_a, run_b)
     for slide in slides:
-        shares = [side[slide]["counts"].sum(axis=1) for side in (a, b)]
+        shares = [side[slide].counts.sum(axis=1) for side in (a, b)]
         shares = [share / max(share.sum(), 1) for share in shares]
         if np.abs(shares[0] - shares[1]).max() > 0.01:
             log.warning("%s: the true classes of the two runs differ by over 1%%", slide)
-    sums_a, sums_b = (slide_sums([side[s]["counts"] for s in slides]) for side in (a, b))
+    sums_a, sums_b = (slide_sums([side[s].counts for s in slides]) for side in (a, b))
     defined = (sums_a[:, 1] > 0) & (sums_b[:, 1] > 0)
     counts = {
         "common": int(defined.sum()), "only_a": len(a.keys() - b.keys()),
@@ -390,10 +332,10 @@ def _row_a(run: str | os.PathLike, patients: str | os.PathLike | None) -> tuple:
 
 
 def _row_b(run: str | os.PathLike) -> tuple:
-    slides = read_slides(run)
-    honest = {name: record for name, record in slides.items() if not record["in_sample"]}
+    slides = _scored(run)
+    honest = {name: record for name, record in slides.items() if not record.in_sample}
     in_sample = bool(slides) and not honest
-    counts = {name: record["counts"] for name, record in (honest or slides).items()}
+    counts = {name: record.counts for name, record in (honest or slides).items()}
     intervals = [score_interval(counts, pooled) for pooled in (False, True)]
     cells = [format_interval(interval, 3) for interval in intervals]
     named = f"{len(counts)} slides" + (", in sample (trained on them)" if in_sample else "")
@@ -415,7 +357,7 @@ def _benign(counts: np.ndarray) -> np.ndarray:
 
 def _slide_by_slide(runs: Sequence[str | os.PathLike]) -> str:
     """Markdown table of the score of every slide, beside that of always Benign."""
-    tables = {Path(run).name or str(run): read_slides(run) for run in runs}
+    tables = {Path(run).name or str(run): _scored(run) for run in runs}
     slides = sorted({*ALWAYS_BENIGN, *(slide for table in tables.values() for slide in table)})
     rows = []
     for name, found in tables.items():
@@ -425,8 +367,8 @@ def _slide_by_slide(runs: Sequence[str | os.PathLike]) -> str:
                 score.append("-")
                 benign.append("-")
                 continue
-            counts = found[slide]["counts"]
-            mark = "*" if found[slide]["in_sample"] else ""
+            counts = found[slide].counts
+            mark = "*" if found[slide].in_sample else ""
             score.append(f"{_slide_score(counts):.3f}{mark}")
             benign.append(f"{_slide_score(_benign(counts)):.3f}")
         rows += [[name, *score], [f"{name}: always Benign", *benign]]

@@ -1,0 +1,197 @@
+"""What a finished run says, read back: the record of every slide, the predictions of images.
+
+`RUN/slides/NAME.json` of `make_heatmap.py` is one JSON object per slide:
+
+    image_id, path, part          name, file as it was given, part ("" with --slides)
+    width, height                 level-0 px
+    mpp, mpp_source               um per level-0 px, and who says so
+    step                          side of a cell of the heatmap in level-0 px
+    downsample                    level-0 px per px of class map, tissue mask and truth
+    patches                       number of cells that were predicted
+    models                        names of the models that were averaged, a list
+    fold                          the fold whose model alone predicted it; null with several
+    in_sample                     true if every model was trained on the slide
+    areas_mm2                     {class: mm2}; Normal counts on tissue only
+    score, score_tissue           Part B score of all pixels and of tissue alone; null if undefined
+    baseline, baseline_tissue     the same of always predicting Benign
+    counts                        4 x 4 pixels, rows the true and columns the predicted class
+    seconds                       time it took
+    key                           fingerprint of what the files depend on
+
+`score` to `counts` are there only if the slide is annotated.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bach.classes import CLASSES
+from bach.core.errors import InputError
+from bach.core.files import write_json
+from bach.core.log import log
+from bach.core.tables import read_table
+from bach.honest.splits import read_patients, with_patients
+from bach.labels import read_labels
+
+_SCORES = ("score", "score_tissue", "baseline", "baseline_tissue", "counts")
+_NUMBERS = ("width", "height", "mpp", "step", "downsample", "patches")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SlideRecord:
+    """What is known about a slide whose heatmap was made; see the module for the fields.
+
+    Without an annotation, `counts` is None, and so are the four scores. With one, a score
+    is None where it is undefined (Normal everywhere, predicted and true).
+
+    Raises:
+        ValueError: If a number is none, or `counts` are not 4 x 4.
+    """
+
+    image_id: str
+    path: str
+    part: str
+    width: int
+    height: int
+    mpp: float
+    mpp_source: str
+    step: float
+    downsample: float
+    patches: int
+    models: tuple[str, ...]
+    fold: int | None
+    in_sample: bool
+    areas_mm2: Mapping[str, float]
+    score: float | None = None
+    score_tissue: float | None = None
+    baseline: float | None = None
+    baseline_tissue: float | None = None
+    counts: np.ndarray | None = None
+    seconds: float | None = None  # the earliest runs lack it
+    key: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number. Received: {value!r}.")
+        object.__setattr__(self, "models", tuple(self.models))
+        if self.counts is not None:
+            shape = (len(CLASSES), len(CLASSES))
+            counts = np.array(self.counts, np.int64)
+            if counts.shape != shape:
+                raise ValueError(f"counts must be {shape}. Received: {counts.shape}.")
+            object.__setattr__(self, "counts", counts)
+
+
+# Slides
+
+
+def read_slide(path: str | os.PathLike) -> SlideRecord:
+    """Read the record of a slide.
+
+    Args:
+        path: `RUN/slides/NAME.json`.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    try:
+        return _parse(Path(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(path, [f"{Path(path).name}: {error}"]) from error
+
+
+def read_slides(run: str | os.PathLike) -> dict[str, SlideRecord]:
+    """Read the records of all slides of a `make_heatmap.py` run.
+
+    Args:
+        run: Run folder with `slides/<slide>.json`.
+
+    Returns:
+        {slide: record}, sorted by name, with and without annotation; empty if there are
+        none.
+
+    Raises:
+        InputError: If files are damaged; all of them are named.
+    """
+    found, faults = {}, []
+    folder = Path(run) / "slides"
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("."):  # left behind by a killed process, or by macOS
+            continue
+        try:
+            found[path.stem] = _parse(path)
+        except (OSError, ValueError, TypeError) as error:
+            faults.append(f"{path.name}: {error}")
+    if faults:
+        raise _damaged(folder, faults)
+    return found
+
+
+def counts_of(slides: Mapping[str, SlideRecord]) -> dict[str, np.ndarray]:
+    """The pixels of the annotated slides by class, {slide: int64 (4, 4)}, rows the true one."""
+    return {name: slide.counts for name, slide in slides.items() if slide.counts is not None}
+
+
+def write_slide(path: str | os.PathLike, record: SlideRecord) -> None:
+    """Write the record of a slide, whole or not at all; without annotation no scores."""
+    left_out = _SCORES if record.counts is None else ()
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    write_json(path, {name: value for name, value in values.items() if name not in left_out})
+
+
+def _parse(path: Path) -> SlideRecord:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"holds no JSON object, but {values!r:.40}")
+    # Versions to come may say more.
+    known = [field.name for field in dataclasses.fields(SlideRecord)]
+    return SlideRecord(**{name: values[name] for name in known if name in values})
+
+
+def _damaged(path: str | os.PathLike, faults: list[str]) -> InputError:
+    return InputError(
+        f"{path} must hold what make_heatmap.py writes about a slide.\n"
+        "Received:\n  " + "\n  ".join(faults) + "\n"
+        "Delete what is damaged and make these heatmaps again: the same command with --resume."
+    )
+
+
+# Images
+
+
+def read_images(run: str | os.PathLike, patients: str | os.PathLike | None = None) -> pd.DataFrame:
+    """Read the image predictions of a run.
+
+    Args:
+        run: Run folder with `predictions.csv`.
+        patients: CSV with `image_id` and `patient`; None to use the column
+            `patient` of the predictions. Where neither is there, images count as
+            if independent (logged).
+
+    Returns:
+        Table of `image_id` (reduced to its key), `label`, `predicted` (0..3) and
+        `patient` (empty where unknown).
+
+    Raises:
+        InputError: If the predictions cannot be read or have no true label.
+    """
+    path = Path(run) / "predictions.csv"
+    truth = read_labels(path, "truth").set_index("key")["label"]
+    table = read_labels(path, "predictions")[["key", "label"]]
+    table.columns = ["image_id", "predicted"]
+    table["label"] = truth[table["image_id"]].to_numpy()
+    if patients is None and "patient" not in read_table(path).columns:
+        table["patient"] = ""
+    else:
+        table = with_patients(table, read_patients(path if patients is None else patients))
+    if not table["patient"].any():
+        log.warning("%s: no patient is known, images count as if independent", path)
+    return table[["image_id", "label", "predicted", "patient"]]
