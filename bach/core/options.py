@@ -192,6 +192,11 @@ class Training:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingScript(Shared, Training, Devices):
+    """Options of the two training scripts."""
+
+
 def parse(
     kind: type[T], argv: Sequence[str] | None, description: str | None, prog: str | None = None
 ) -> T:

@@ -235,6 +235,7 @@ class Batches(keras.utils.PyDataset):
 
     Attributes:
         labels: Label of every patch, int64 `(n,)`, in the order of the stores.
+        seed: Seed of order and augmentation.
         order: Positions in `labels` in the order of this epoch's batches.
 
     Args:
@@ -277,7 +278,7 @@ class Batches(keras.utils.PyDataset):
         if len(self._row) == 0:
             raise InputError("No patches to work on.\nCheck --limit, --fold and the folds file.")
         self._augmentation = augmentation
-        self._seed = seed
+        self.seed = seed
         # Few patches make a smaller batch, still one that divides over the devices.
         each = min(batch_size, len(self._row)) / backend.count()
         each = max(1, math.floor(each) if augmentation is not None else math.ceil(each))
@@ -298,7 +299,7 @@ class Batches(keras.utils.PyDataset):
         self._epoch = epoch
         self.order = np.arange(len(self._row))
         if self._augmentation is not None:
-            rng = np.random.default_rng([self._seed, epoch])
+            rng = np.random.default_rng([self.seed, epoch])
             self.order = rng.permutation(len(self._row))
 
     def patches(self, positions: np.ndarray) -> np.ndarray:
@@ -315,7 +316,7 @@ class Batches(keras.utils.PyDataset):
         patches = self.patches(positions[share])
         if self._augmentation is None:
             return (patches,)
-        rng = np.random.default_rng([self._seed, self._epoch, index])
+        rng = np.random.default_rng([self.seed, self._epoch, index])
         drawn = self._augmentation.draw(rng, self.batch_size)[share]
         return (patches, drawn), one_hot(self.labels[positions[share]])
 

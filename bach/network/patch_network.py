@@ -55,10 +55,7 @@ def build_model(
     """
     if head not in ("sigmoid", "softmax"):
         raise InputError(f"--head must be sigmoid or softmax. Received: --head={head}.")
-    if weights not in ("imagenet", "none") and not os.path.isfile(weights):
-        raise InputError(
-            f"--weights is neither imagenet nor none nor a file.\nReceived: --weights={weights}."
-        )
+    check_backbone(backbone, weights)
     if view.zoom > 1 and view.margin:
         raise InputError(
             "A network of two magnifications has no margin.\n"
@@ -88,6 +85,34 @@ def build_model(
     if os.path.isfile(weights):
         _load_weights(model, weights)
     return model
+
+
+def check_backbone(backbone: str, weights: str) -> None:
+    """Refuse a backbone that is unknown, or has no such weights.
+
+    Args:
+        backbone, weights: As in `build_model`; weights may also be a run folder, whose
+            models each serve for their own fold.
+
+    Raises:
+        InputError: If it does not exist.
+    """
+    if weights not in ("imagenet", "none") and not os.path.exists(weights):
+        raise InputError(
+            f"--weights is neither imagenet nor none nor a file.\nReceived: --weights={weights}."
+        )
+    if backbone == "small":
+        if weights == "imagenet":
+            raise InputError(
+                "The small backbone has no ImageNet weights.\n"
+                "Received: --backbone=small --weights=imagenet.\nAdd --weights none."
+            )
+    elif not callable(getattr(keras.applications, backbone, None)):
+        names = [name for name in dir(keras.applications) if name[0].isupper()]
+        raise InputError(
+            f"Unknown backbone.\nReceived: --backbone={backbone}.\n"
+            f"Use small or one of {', '.join(names)}."
+        )
 
 
 def load_model(path: str | os.PathLike) -> keras.Model:
@@ -154,19 +179,8 @@ def _features(
     inputs: keras.KerasTensor, backbone: str, weights: str, prefix: str = ""
 ) -> keras.KerasTensor:
     if backbone == "small":
-        if weights == "imagenet":
-            raise InputError(
-                "The small backbone has no ImageNet weights.\n"
-                "Received: --backbone=small --weights=imagenet.\nAdd --weights none."
-            )
         return _small(inputs, prefix)
-    function = getattr(keras.applications, backbone, None)
-    if not callable(function):
-        names = [name for name in dir(keras.applications) if name[0].isupper()]
-        raise InputError(
-            f"Unknown backbone.\nReceived: --backbone={backbone}.\n"
-            f"Use small or one of {', '.join(names)}."
-        )
+    function = getattr(keras.applications, backbone)
     # Every application module has its own scaling of 0..255 input.
     x = sys.modules[function.__module__].preprocess_input(inputs)
     try:

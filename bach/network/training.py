@@ -5,8 +5,6 @@ is finished, `state.npz`: everything that is needed to go on as if nothing had
 happened.
 """
 
-import argparse
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,8 +16,9 @@ import pandas as pd
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
-from bach.core.files import atomic_path, first_process
+from bach.core.files import atomic_path, first_process, write_array
 from bach.core.log import log
+from bach.core.options import Training, TrainingScript
 from bach.core.pictures import contact_sheet, write_png
 from bach.network import backend
 from bach.network.augment import Augmentation, with_augmentation
@@ -32,49 +31,12 @@ from bach.network.callbacks import (
     RefreshBatchNorm,
     UseAverages,
 )
-from bach.network.patch_network import build_model, load_model
+from bach.network.patch_network import build_model, check_backbone, load_model
 from bach.network.predict import predict_batches, prepare
+from bach.patches import View
 
 MOMENTUM = 0.9  # Kwok 2018, section 4.2
 WEIGHT_DECAY = 0.004  # Keras's default for AdamW
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides a training run. Defaults are those of Kwok 2018, section 4.2.
-
-    Attributes:
-        epochs: Passes over the training patches.
-        optimizer: "sgd" (Nesterov momentum) or "adamw".
-        learning_rate: Of the global batch, or of a batch of `scale_learning_rate`.
-        scale_learning_rate: Patches of the batch that `learning_rate` belongs to; it is
-            multiplied by global batch / that. 0 leaves it as it is.
-        warmup_epochs: Epochs over which the learning rate rises to its full value.
-        schedule: "constant", or "cosine": down to 0 at the end.
-        label_smoothing: Share of a label that is spread over all classes, 0..1.
-        ema: Momentum a step of a moving average of the weights, which is then what
-            is scored and saved; 0 keeps none.
-        bn_patches: Training patches from which batch-normalisation statistics are
-            estimated anew after every epoch; 0 keeps the moving averages.
-        monitor: Column of the history that decides which epoch is best.
-        mode: "min", "max", or "auto" to tell by the name.
-        keep_every: Save the model every so many epochs as well; 0 does not.
-    """
-
-    epochs: int = 25
-    optimizer: str = "sgd"
-    learning_rate: float = 0.001
-    scale_learning_rate: int = 0
-    warmup_epochs: int = 0
-    schedule: str = "constant"
-    label_smoothing: float = 0.0
-    ema: float = 0.0
-    bn_patches: int = 1024
-    monitor: str = "heldout_loss"
-    mode: str = "auto"
-    keep_every: int = 0
-    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
-    seed: int = 0
 
 
 def train(
@@ -82,7 +44,7 @@ def train(
     training: Batches,
     heldout: Batches | None,
     heldout_images: np.ndarray | None,
-    settings: Settings,
+    settings: Training,
     folder: str | os.PathLike,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> pd.DataFrame:
@@ -94,7 +56,7 @@ def train(
         training: Batches with augmentation.
         heldout: Batches without, or None; never trained on.
         heldout_images: Image id of every held-out patch, `(n,)`.
-        settings: See `Settings`.
+        settings: See `bach.core.options.Training`.
         folder: Where checkpoints and history are written.
         callbacks: More of Keras's callbacks; they come after an epoch is saved.
 
@@ -111,7 +73,7 @@ def train(
         model.compile(jit_compile=backend.jit())
         learner = with_augmentation(model)
     _compile(learner, settings, learning_rate(settings, training.batch_size, len(training)))
-    checkpoint = Checkpoint(model, folder, settings.monitor, settings.mode, settings.keep_every)
+    checkpoint = Checkpoint(model, folder, settings.monitor, settings.monitor_mode, settings.keep_every)
     history = checkpoint.restore(learner)
     done = len(history)
     if done:
@@ -122,7 +84,7 @@ def train(
     _draw_batch(learner, training, folder / "batch.png")
     ours = [Progress(training, settings.epochs), UseAverages()]
     if settings.bn_patches:
-        ours.append(RefreshBatchNorm(model, training, settings.bn_patches, settings.seed))
+        ours.append(RefreshBatchNorm(model, training, settings.bn_patches, training.seed))
     if heldout is not None:
         ours.append(EvaluateHeldOut(model, heldout, heldout_images))
     ours += [checkpoint, LogEpoch(settings.epochs)]
@@ -142,7 +104,7 @@ def train(
 
 
 def train_fold(
-    args: argparse.Namespace,
+    args: TrainingScript,
     folder: Path,
     fold: int,
     parts: Sequence[tuple[PatchStore, np.ndarray]],
@@ -155,12 +117,12 @@ def train_fold(
     `heldout.npy`. A finished fold is not trained again.
 
     Args:
-        args: Arguments of a training script, see `runs.add_training_options`.
+        args: Options of a training script.
         folder: The fold's folder.
         fold: Number of the fold; seeds it.
         parts: Stores to train on, each with the rows to use.
         heldout: Store and rows held out, or None.
-        build: Makes the model; a patch classifier by the arguments if not given.
+        build: Makes the model; a patch classifier by the options if not given.
 
     Returns:
         Probabilities of the held-out patches `(n, 4)`, or None without any.
@@ -172,70 +134,70 @@ def train_fold(
         return None if heldout is None else np.load(done)
     # Seeded by fold, so that a fold does not depend on those trained before it in
     # the same process.
-    backend.start_model(args.seed * 1000 + fold + 1)
-    views = {store.view for store, _ in parts}
-    if len(views) != 1:
-        raise InputError(
-            "Patches that are trained on together must be of one size.\n"
-            f"Received: sides of {', '.join(str(view.side) for view in sorted(views))} px.\n"
-            "Mine hard examples with the models of the same run of train_part_a.py."
-        )
+    seed = args.seed * 1000 + fold + 1
+    backend.start_model(seed)
+    view = _common_view([store for store, _ in parts])
     with backend.scope():
-        if build is None:
-            model = build_model(args.backbone, args.weights, args.head, views.pop())
-        else:
-            model = build()
-    settings = Settings(
-        epochs=args.epochs,
-        optimizer=args.optimizer,
-        learning_rate=args.learning_rate,
-        scale_learning_rate=args.scale_learning_rate,
-        warmup_epochs=args.warmup_epochs,
-        schedule=args.schedule,
-        label_smoothing=args.label_smoothing,
-        ema=args.ema,
-        bn_patches=args.bn_patches,
-        monitor=args.monitor,
-        mode=args.monitor_mode,
-        keep_every=args.keep_every,
-        augmentation=Augmentation(args.hue, args.saturation, args.value),
-        seed=args.seed * 1000 + fold + 1,
-    )
+        model = build() if build else build_model(args.backbone, args.weights, args.head, view)
 
-    def batches(chosen, augmentation=None) -> Batches:
+    def batches(chosen: Sequence[tuple[PatchStore, np.ndarray]], augmentation=None) -> Batches:
         return Batches(
             [store.patches for store, _ in chosen],
             [store.table["label"].to_numpy() for store, _ in chosen],
             [rows for _, rows in chosen],
             args.batch_size,
-            settings.seed,
+            seed,
             augmentation,
         )
 
     held = None if heldout is None else batches([heldout])
     images = None if heldout is None else heldout[0].table["image_id"].to_numpy()[heldout[1]]
-    train(model, batches(parts, settings.augmentation), held, images, settings, folder)
-    kept = folder / f"{args.keep}.keras"
-    if heldout is None:
-        kept = folder / "last.keras"
+    augmentation = Augmentation(args.hue, args.saturation, args.value)
+    train(model, batches(parts, augmentation), held, images, args, folder)
+    kept = folder / ("last.keras" if held is None else f"{args.keep}.keras")
     with (
         backend.first_process_first(f"model of {folder.name}"),
         atomic_path(folder / "model.keras") as temporary,
     ):
         shutil.copyfile(kept, temporary)
     probs = np.zeros((0, len(CLASSES)), np.float32)
-    if heldout is not None:
+    if held is not None:
         # Through the saved file, so that what is reported is what it will do.
         probs = predict_batches(prepare(load_model(folder / "model.keras")), held, len(held.labels))
-    with atomic_path(done) as temporary, temporary.open("wb") as stream:
-        np.save(stream, probs)
+    write_array(done, probs)
     if first_process():
         (folder / "state.npz").unlink(missing_ok=True)  # large, and of no use any more
-    return None if heldout is None else probs
+    return None if held is None else probs
+
+
+def check_settings(settings: Training) -> None:
+    """Refuse settings that would fail only after the patches are cut.
+
+    Raises:
+        InputError: If the warm-up is not shorter than the training, or the backbone is
+            unknown or has no such weights.
+    """
+    if settings.warmup_epochs and settings.warmup_epochs >= settings.epochs:
+        raise InputError(
+            "The warm-up must be shorter than the training.\n"
+            f"Received: --warmup-epochs={settings.warmup_epochs}, --epochs={settings.epochs}."
+        )
+    check_backbone(settings.backbone, settings.weights)
+
+
+def _common_view(stores: Sequence[PatchStore]) -> View:
+    views = {store.view for store in stores}
+    if len(views) != 1:
+        raise InputError(
+            "Patches that are trained on together must be of one size.\n"
+            f"Received: sides of {', '.join(str(view.side) for view in sorted(views))} px.\n"
+            "Mine hard examples with the models of the same run of train_part_a.py."
+        )
+    return views.pop()
 
 
 def learning_rate(
-    settings: Settings, batch_size: int, steps: int
+    settings: Training, batch_size: int, steps: int
 ) -> float | keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate, as a function of the step if it is not constant.
 
@@ -244,15 +206,12 @@ def learning_rate(
     batch (from 0 where nothing is multiplied).
 
     Args:
-        settings: See `Settings`.
+        settings: See `bach.core.options.Training`.
         batch_size: Patches a global batch.
         steps: Batches an epoch.
 
     Returns:
         A number or a Keras schedule. What was done is logged, unless it is nothing.
-
-    Raises:
-        InputError: If the warm-up is not shorter than the training.
 
     Source: Goyal et al. 2017, arXiv:1706.02677, sections 2.1 and 2.2.
     """
@@ -263,11 +222,6 @@ def learning_rate(
             "learning rate: %g x %d / %d = %g (global batch %d)",
             base, batch_size, settings.scale_learning_rate, peak, batch_size,
         )  # fmt: skip
-    if settings.warmup_epochs and settings.warmup_epochs >= settings.epochs:
-        raise InputError(
-            "The warm-up must be shorter than the training.\n"
-            f"Received: --warmup-epochs={settings.warmup_epochs}, --epochs={settings.epochs}."
-        )
     first = base if base < peak else 0.0
     warmup = settings.warmup_epochs * steps
     if warmup:
@@ -285,7 +239,7 @@ def learning_rate(
     return peak
 
 
-def _compile(model: keras.Model, settings: Settings, rate) -> None:
+def _compile(model: keras.Model, settings: Training, rate) -> None:
     average = {"use_ema": settings.ema > 0, "ema_momentum": settings.ema}
     with backend.scope():
         if settings.optimizer == "adamw":
