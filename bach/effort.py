@@ -30,7 +30,7 @@ from bach.paper import PAPER_EPOCHS, PAPER_MACHINE, PAPER_MINUTES, markdown
 from bach.patches import NETWORK_SIZE, PATCH_SIZE, PATCH_STRIDE, grid
 from bach.scores import joint_counts, score_from_counts
 from bach.slides import Slide
-from bach.tissue import slide_masks
+from bach.tissue import slide_maps
 
 _MEASURE_S = 3.0
 
@@ -59,14 +59,13 @@ def survey(args: argparse.Namespace) -> pd.DataFrame:
     rows = []
     for slide_row in tqdm(table.itertuples(), total=len(table), desc="slides", disable=None):
         with Slide(slide_row.path, mpp=args.mpp) as slide:
-            _, tissue, truth, downsample = slide_masks(slide)
-            cells = heatmap_patches(
-                slide.name, slide.width, slide.height, slide.mpp, tissue, downsample, args.step_um
-            )
+            maps = slide_maps(slide)
+            tissue, truth = maps.tissue, maps.labels
+            cells = heatmap_patches(maps, args.step_um)
             row = {"image_id": slide_row.image_id, "annotated": truth is not None, "mined": 0}
             row |= {"cells": len(cells), "pixels": tissue.size}
             if truth is not None:
-                mined = mining_patches(slide, tissue, truth, downsample, args.stride_um)
+                mined = mining_patches(maps, args.stride_um)
                 row["mined"] = int((mined["tissue"] >= MIN_TISSUE_HARD).sum())
                 row |= benign_scores(truth, tissue)
         rows.append(row)

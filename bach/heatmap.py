@@ -10,7 +10,7 @@ import pandas as pd
 
 from bach.classes import CLASSES
 from bach.mining import MIN_TISSUE
-from bach.patches import PATCH_UM, cell_patches
+from bach.patches import PATCH_UM, SlideMaps, cell_patches
 
 # Kwok 2018, section 4.6, found there by trial: Benign from 0.35, InSitu from 0.70,
 # Invasive from 0.75 of the expected class / 3.
@@ -21,30 +21,18 @@ THRESHOLDS = (0.35, 0.70, 0.75)
 STEP_UM = PATCH_UM / 5
 
 
-def heatmap_patches(
-    name: str,
-    width: int,
-    height: int,
-    mpp: float,
-    tissue: np.ndarray,
-    downsample: float,
-    step_um: float = STEP_UM,
-) -> pd.DataFrame:
+def heatmap_patches(maps: SlideMaps, step_um: float = STEP_UM) -> pd.DataFrame:
     """Patches centred on the cells of a slide, where there is tissue.
 
     Args:
-        name: Name of the slide.
-        width, height: Size of the slide in level-0 px.
-        mpp: um per level-0 px.
-        tissue: Tissue mask of the whole slide.
-        downsample: Level-0 px per px of the mask.
+        maps: The slide's maps.
         step_um: Side of a cell in um.
 
     Returns:
         Patch table with the additional columns `row, col` of the cell, only of
         patches with at least 5% tissue. It may be empty.
     """
-    table = cell_patches(name, width, height, mpp, tissue, downsample, step_um)
+    table = cell_patches(maps, step_um)
     return table[table["tissue"] >= MIN_TISSUE].reset_index(drop=True)
 
 

@@ -5,8 +5,7 @@ import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.log import log
-from bach.patches import SLIDE_STRIDE_UM, cell_patches, slide_patches
-from bach.slides import Slide
+from bach.patches import SLIDE_STRIDE_UM, SlideMaps, cell_patches, slide_patches
 
 MIN_TISSUE = 0.05  # Kwok 2018, section 4.3: patches with less are dropped
 MIN_TISSUE_HARD = 0.70  # section 4.5: of hard examples
@@ -51,28 +50,17 @@ def difficulty(label, predicted, prob):
 
 
 def mining_patches(
-    slide: Slide,
-    tissue: np.ndarray,
-    labels: np.ndarray,
-    downsample: int,
-    stride_um: float = SLIDE_STRIDE_UM,
-    cells: bool = False,
+    maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM, cells: bool = False
 ) -> pd.DataFrame:
     """Patch table of a slide, without patches of less than 5% tissue.
 
     Args:
-        slide: The open slide.
-        tissue, labels: Masks of `slide_masks`.
-        downsample: Level-0 px per px of the masks.
+        maps: The slide's maps.
         stride_um: Step between patches in um.
         cells: Patches centred on cells, as dense prediction has them, with `row, col`;
             else as the paper has them, flush with the slide's edges.
     """
-    geometry = (slide.name, slide.width, slide.height, slide.mpp, tissue, downsample)
-    if cells:
-        table = cell_patches(*geometry, stride_um, labels)
-    else:
-        table = slide_patches(*geometry, labels, stride_um)
+    table = cell_patches(maps, stride_um) if cells else slide_patches(maps, stride_um)
     return table[table["tissue"] >= MIN_TISSUE].reset_index(drop=True)
 
 

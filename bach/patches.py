@@ -103,25 +103,34 @@ def photo_patches(image_id: str, width: int, height: int, label: int | None) -> 
     return _table(image_id, corners, PATCH_SIZE, 1.0, -1 if label is None else label)
 
 
-def slide_patches(
-    image_id: str,
-    width: int,
-    height: int,
-    mpp: float,
-    tissue: np.ndarray,
-    downsample: float,
-    labels: np.ndarray | None = None,
-    stride_um: float = SLIDE_STRIDE_UM,
-) -> pd.DataFrame:
+class SlideMaps(NamedTuple):
+    """A slide as it is before a network looks at it: maps of one size, and what places them.
+
+    Attributes:
+        name: Name of the slide.
+        width, height: Size of the slide in level-0 px.
+        mpp: um per level-0 px.
+        downsample: Level-0 px per px of the maps.
+        tissue: Tissue mask, bool `(rows, cols)`.
+        labels: Annotation as uint8 0..3 `(rows, cols)`, or None.
+        thumbnail: uint8 `(rows, cols, 3)`, or None.
+    """
+
+    name: str
+    width: int
+    height: int
+    mpp: float
+    downsample: float
+    tissue: np.ndarray
+    labels: np.ndarray | None = None
+    thumbnail: np.ndarray | None = None
+
+
+def slide_patches(maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM) -> pd.DataFrame:
     """Table of all patches of a slide, with their tissue share and label.
 
     Args:
-        image_id: Name of the slide.
-        width, height: Size of the slide in level-0 px.
-        mpp: um per level-0 px.
-        tissue: Tissue mask of the whole slide, bool.
-        downsample: Level-0 px per px of `tissue` and `labels`.
-        labels: Label mask of the whole slide, 0..3, or None.
+        maps: The slide's maps.
         stride_um: Step between patches in um.
 
     Returns:
@@ -131,21 +140,12 @@ def slide_patches(
 
     Source: Kwok 2018, sections 4.3 and 4.4.
     """
-    size = PATCH_UM / mpp
-    corners = grid(width, height, size, stride_um / mpp).astype(np.float64)
-    return _measured(image_id, corners, size, tissue, downsample, labels)
+    size = PATCH_UM / maps.mpp
+    corners = grid(maps.width, maps.height, size, stride_um / maps.mpp).astype(np.float64)
+    return _measured(maps, corners, size)
 
 
-def cell_patches(
-    image_id: str,
-    width: int,
-    height: int,
-    mpp: float,
-    tissue: np.ndarray,
-    downsample: float,
-    step_um: float,
-    labels: np.ndarray | None = None,
-) -> pd.DataFrame:
+def cell_patches(maps: SlideMaps, step_um: float) -> pd.DataFrame:
     """Table of the patches centred on the cells of a slide.
 
     The slide is divided into square cells of one step. Patches at the border reach
@@ -153,23 +153,17 @@ def cell_patches(
     cell, the far corner included.
 
     Args:
-        image_id: Name of the slide.
-        width, height: Size of the slide in level-0 px.
-        mpp: um per level-0 px.
-        tissue: Tissue mask of the whole slide, bool.
-        downsample: Level-0 px per px of `tissue` and `labels`.
+        maps: The slide's maps.
         step_um: Side of a cell in um.
-        labels: Label mask of the whole slide, 0..3, or None.
 
     Returns:
         Patch table with the additional columns `row, col` of the cell.
     """
-    size, step = PATCH_UM / mpp, step_um / mpp
-    rows, cols = grid_shape(width, height, step)
+    size, step = PATCH_UM / maps.mpp, step_um / maps.mpp
+    rows, cols = grid_shape(maps.width, maps.height, step)
     row, col = np.divmod(np.arange(rows * cols), cols)
     corners = np.stack([(col + 0.5) * step - size / 2, (row + 0.5) * step - size / 2], axis=1)
-    table = _measured(image_id, corners, size, tissue, downsample, labels)
-    return table.assign(row=row, col=col)
+    return _measured(maps, corners, size).assign(row=row, col=col)
 
 
 def grid_shape(width: int, height: int, step: float) -> tuple[int, int]:
@@ -198,14 +192,15 @@ def region_means(
     )
 
 
-def _measured(image_id, corners, size, tissue, downsample, labels) -> pd.DataFrame:
+def _measured(maps: SlideMaps, corners: np.ndarray, size: float) -> pd.DataFrame:
     """Patch table with the shares of tissue and the labels looked up."""
-    share = region_means(tissue, corners, size, downsample)
-    if labels is None:
-        label = np.full(len(corners), -1)
-    else:
-        label = np.floor(region_means(labels, corners, size, downsample) + 0.5).astype(int)
-    return _table(image_id, corners, size, share, label)
+    share = region_means(maps.tissue, corners, size, maps.downsample)
+    label = np.full(len(corners), -1)
+    if maps.labels is not None:
+        label = np.floor(region_means(maps.labels, corners, size, maps.downsample) + 0.5).astype(
+            int
+        )
+    return _table(maps.name, corners, size, share, label)
 
 
 def _table(image_id, corners, size, tissue, label) -> pd.DataFrame:

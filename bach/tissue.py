@@ -10,6 +10,7 @@ from skimage.color import rgb2lab
 from bach.annotations import annotation_path, label_mask, read_regions
 from bach.core.errors import InputError
 from bach.core.log import log
+from bach.patches import SlideMaps
 from bach.slides import Slide
 
 _STRIP_PX = 1 << 20  # pixels converted at a time, which bounds the memory
@@ -130,9 +131,9 @@ def map_downsample(mpp: float) -> int:
     return max(1, round(MAP_MPP / mpp))
 
 
-def slide_masks(
+def slide_maps(
     slide: Slide, masks: str | os.PathLike | None = None, exclude_pen: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
+) -> SlideMaps:
     """Thumbnail, tissue mask and label mask of a slide, all of one size.
 
     Args:
@@ -140,10 +141,6 @@ def slide_masks(
         masks: Folder of tissue masks `NAME.png` to use instead of finding tissue; a
             slide without one there has its tissue found.
         exclude_pen: Do not take pen marks for tissue.
-
-    Returns:
-        Thumbnail uint8 `(h, w, 3)`; tissue bool `(h, w)`; labels uint8 0..3
-        `(h, w)`, or None without annotation; level-0 px per px of all three.
 
     Raises:
         InputError: If slide, annotation or mask cannot be read.
@@ -154,12 +151,22 @@ def slide_masks(
     annotation = annotation_path(slide.path)
     if annotation is not None:
         labels = label_mask(read_regions(annotation), slide.width, slide.height, downsample)
-    file = None if masks is None else Path(masks) / f"{slide.name}.png"
-    if file is None or not file.exists():
-        return thumbnail, tissue_mask(thumbnail, exclude_pen=exclude_pen), labels, downsample
-    given = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
-    if given is None:
-        raise InputError(f"The tissue mask {file} is no readable picture.\nWrite it again.")
-    given = cv2.resize(given, thumbnail.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    log.info("%s: tissue mask from %s", slide.name, file)
-    return thumbnail, given > 0, labels, downsample
+    file = mask_path(slide.name, masks)
+    if file is None:
+        tissue = tissue_mask(thumbnail, exclude_pen=exclude_pen)
+    else:
+        given = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+        if given is None:
+            raise InputError(f"The tissue mask {file} is no readable picture.\nWrite it again.")
+        size = thumbnail.shape[1::-1]
+        tissue = cv2.resize(given, size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
+        log.info("%s: tissue mask from %s", slide.name, file)
+    return SlideMaps(
+        slide.name, slide.width, slide.height, slide.mpp, downsample, tissue, labels, thumbnail
+    )
+
+
+def mask_path(name: str, masks: str | os.PathLike | None) -> Path | None:
+    """The user's own tissue mask of a slide, or None if there is none."""
+    file = None if masks is None else Path(masks) / f"{name}.png"
+    return file if file is not None and file.exists() else None

@@ -63,7 +63,7 @@ from bach.network.patch_network import build_model
 from bach.network.predict import predict_slide, prepare
 from bach.patches import DENSE_STEP_UM, NETWORK_SIZE, grid_shape
 from bach.slides import Slide
-from bach.tissue import slide_masks
+from bach.tissue import slide_maps
 from bach.toy import painter
 from bach.toy.dataset import SLIDE_MPP, write_slide
 
@@ -223,10 +223,7 @@ class Bench:
         self.grid = prepare(model, args.precision)
         self.dense = DenseModel(model, args.precision)
         self.every = dense_step_um(self.dense, DENSE_STEP_UM)
-        _, tissue, _, downsample = slide_masks(slide)
-        self.table = heatmap_patches(
-            slide.name, slide.width, slide.height, slide.mpp, tissue, downsample, DENSE_STEP_UM
-        )
+        self.table = heatmap_patches(slide_maps(slide), DENSE_STEP_UM)
         self.wanted = np.zeros(
             grid_shape(slide.width, slide.height, DENSE_STEP_UM / slide.mpp), bool
         )

@@ -11,7 +11,7 @@ from bach.heatmap import (
     to_classes,
     to_heatmap,
 )
-from bach.patches import grid_shape
+from bach.patches import SlideMaps, grid_shape
 
 MPP = 0.467
 STEP_UM = 125.58
@@ -27,7 +27,7 @@ def test_cells_cover_the_slide_to_its_far_corner():
 
 def test_patches_are_centred_on_their_cells_everywhere():
     tissue = np.ones((3915, 2633), bool)
-    table = heatmap_patches("A01", 42113, 62625, MPP, tissue, 16, STEP_UM)
+    table = heatmap_patches(SlideMaps("A01", 42113, 62625, MPP, 16, tissue), STEP_UM)
     assert len(table) == np.prod(grid_shape(42113, 62625, STEP))
     centre = table["x"] + table["size"] / 2
     assert np.abs(centre - (table["col"] + 0.5) * STEP).max() < 1e-6
@@ -36,7 +36,7 @@ def test_patches_are_centred_on_their_cells_everywhere():
 
 
 def test_a_slide_without_tissue_has_no_patch_and_an_empty_map():
-    table = heatmap_patches("A01", 5000, 4000, MPP, np.zeros((250, 313), bool), 16, STEP_UM)
+    table = heatmap_patches(SlideMaps("A01", 5000, 4000, MPP, 16, np.zeros((250, 313), bool)))
     assert table.empty
     probs = stitch(table, np.zeros((0, 4)), (3, 4))
     assert np.isnan(probs).all()
@@ -45,10 +45,10 @@ def test_a_slide_without_tissue_has_no_patch_and_an_empty_map():
 
 
 def test_a_slide_smaller_than_a_cell_has_one():
-    table = heatmap_patches("A01", 100, 90, MPP, np.ones((6, 7), bool), 16, STEP_UM)
+    table = heatmap_patches(SlideMaps("A01", 100, 90, MPP, 16, np.ones((6, 7), bool)))
     assert grid_shape(100, 90, STEP) == (1, 1)
     assert table.empty  # the patch around it holds under 5% tissue
-    table = heatmap_patches("A01", 600, 600, MPP, np.ones((38, 38), bool), 16, STEP_UM)
+    table = heatmap_patches(SlideMaps("A01", 600, 600, MPP, 16, np.ones((38, 38), bool)))
     assert len(table) == 9
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bach.core.errors import InputError
 from bach.slides import Slide
-from bach.tissue import map_downsample, slide_masks
+from bach.tissue import map_downsample, slide_maps
 from bach.toy.dataset import write_slide
 
 
@@ -22,20 +22,21 @@ def test_a_mask_of_the_user_takes_the_place_of_the_found_one(tmp_path):
     write_slide(tmp_path / "one.svs", pixels)
     (tmp_path / "masks").mkdir()
     with Slide(tmp_path / "one.svs") as slide:
-        _, found, _, downsample = slide_masks(slide, tmp_path / "masks")
+        maps = slide_maps(slide, tmp_path / "masks")
+        found, downsample = maps.tissue, maps.downsample
         assert downsample == 16
         assert found[:, 80:].all()
         assert not found[:, :70].any()
         mask = np.zeros((40, 60), np.uint8)
         mask[:20] = 255
         cv2.imwrite(str(tmp_path / "masks/one.png"), mask)
-        _, given, _, _ = slide_masks(slide, tmp_path / "masks")
+        given = slide_maps(slide, tmp_path / "masks").tissue
         assert given.shape == (100, 150)
         assert given[:50].all()
         assert not given[50:].any()
         (tmp_path / "masks/one.png").write_bytes(b"no picture")
         with pytest.raises(InputError, match="tissue mask"):
-            slide_masks(slide, tmp_path / "masks")
+            slide_maps(slide, tmp_path / "masks")
 
 
 def test_a_pen_mark_is_no_tissue_if_asked_for(tmp_path):
@@ -44,8 +45,8 @@ def test_a_pen_mark_is_no_tissue_if_asked_for(tmp_path):
     pixels[:400, :400] = (200, 20, 40)  # red ink
     write_slide(tmp_path / "pen.svs", pixels)
     with Slide(tmp_path / "pen.svs") as slide:
-        with_pen = slide_masks(slide)[1]
-        without = slide_masks(slide, exclude_pen=True)[1]
+        with_pen = slide_maps(slide).tissue
+        without = slide_maps(slide, exclude_pen=True).tissue
     assert with_pen[:20, :20].all()
     assert not without[:20, :20].any()
     assert without[:, 80:].all()

@@ -8,6 +8,7 @@ from bach.patches import (
     PATCH_SIZE,
     PATCH_STRIDE,
     PATCH_UM,
+    SlideMaps,
     grid,
     photo_patches,
     slide_patches,
@@ -45,7 +46,7 @@ def test_a_grid_needs_positive_numbers(name):
 
 def test_slide_coordinates_are_floats_that_do_not_drift():
     tissue = np.ones((1000, 1200), bool)
-    table = slide_patches("A01", 19200, 16000, 0.467, tissue, 16)
+    table = slide_patches(SlideMaps("A01", 19200, 16000, 0.467, 16, tissue))
     size, stride = 627.9 / 0.467, 125.58 / 0.467
     assert table["size"].iloc[0] == pytest.approx(size)
     x = np.array(sorted(set(table["x"])))
@@ -59,7 +60,7 @@ def test_tissue_and_label_of_a_slide_patch_are_means_over_its_square():
     labels = np.zeros((100, 100), np.uint8)
     labels[:, :50] = 3
     mpp = 627.9 / 400  # a patch is 400 level-0 px, 40 px of the mask
-    table = slide_patches("A01", 1000, 1000, mpp, tissue, 10, labels, stride_um=mpp * 100)
+    table = slide_patches(SlideMaps("A01", 1000, 1000, mpp, 10, tissue, labels), mpp * 100)
     top = table[table["y"] == 0]
     shares = dict(zip(top["x"], top["tissue"], strict=True))
     assert shares[0] == pytest.approx(1)
@@ -71,5 +72,5 @@ def test_tissue_and_label_of_a_slide_patch_are_means_over_its_square():
 
 
 def test_without_annotation_the_label_is_unknown():
-    table = slide_patches("A01", 1000, 1000, 1.0, np.ones((100, 100), bool), 10)
+    table = slide_patches(SlideMaps("A01", 1000, 1000, 1.0, 10, np.ones((100, 100), bool)))
     assert set(table["label"]) == {-1}

@@ -197,6 +197,15 @@ class TrainingScript(Shared, Training, Devices):
     """Options of the two training scripts."""
 
 
+@dataclasses.dataclass(frozen=True)
+class SlideScript(Shared, Devices, Slides):
+    """Options of the two scripts that predict slides."""
+
+    model_dir: str = option(
+        "runs/final", "run folder of the models, or a .keras file", path=True
+    )
+
+
 def parse(
     kind: type[T], argv: Sequence[str] | None, description: str | None, prog: str | None = None
 ) -> T:
@@ -291,6 +300,18 @@ def changed(old: Mapping[str, Any], new: object, old_folder: str | None = None) 
     return lines
 
 
+def decisive(settings: object) -> dict[str, object]:
+    """The options that decide a result by their value, for its fingerprint.
+
+    Left out are those that say where, and paths, whose content counts.
+    """
+    return {
+        field.name: getattr(settings, field.name)
+        for field in _fields(type(settings))
+        if not field.metadata["where"] and not field.metadata["path"]
+    }
+
+
 def table(*kinds: type) -> list[list[str]]:
     """Rows of option, default and meaning, for the documentation.
 
@@ -313,7 +334,7 @@ def _fields(kind: type) -> list[dataclasses.Field]:
 
 
 def _own(group: type) -> Mapping[str, object]:
-    return group.__dict__.get("__annotations__", {})
+    return inspect.get_annotations(group)
 
 
 def _title(group: type) -> str:

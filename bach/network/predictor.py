@@ -1,0 +1,77 @@
+"""The models of a run, ready to predict patches of slides, one by one or densely."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bach.core.files import fingerprint
+from bach.core.options import SlideScript
+from bach.core.tables import image_key
+from bach.honest.seen import trained_slides
+from bach.network.dense import DenseModel, dense_step_um, predict_dense
+from bach.network.predict import common_view, load_models, model_file, predict_slide, prepare
+from bach.patches import View, grid_shape
+from bach.slides import Slide
+
+
+class Predictor:
+    """Models that predict the patches of slides.
+
+    Args:
+        args: Options of a script that predicts slides: `model_dir`, `mode`, `precision` and
+            `batch_size` are used.
+        step_um: Step between the patches in um.
+        tta: Mean over the eight orientations too.
+
+    Attributes:
+        folds: Keys of the models, see `load_models`.
+        view: What the models see of a patch.
+        digests: Content of each model's file, by fold.
+
+    Raises:
+        InputError: If there is no finished model, or the step is none that dense
+            prediction can make.
+    """
+
+    def __init__(self, args: SlideScript, step_um: float, tta: bool = False):
+        self._dense = args.mode == "dense"
+        self._batch_size, self._step_um, self._tta = args.batch_size, step_um, tta
+        make = DenseModel if self._dense else prepare
+        self._models: dict[int, Any] = load_models(
+            args.model_dir, ready=lambda model: make(model, args.precision)
+        )
+        models = list(self._models.values())
+        self.folds = list(self._models)
+        self.view: View = models[0].view if self._dense else common_view(models)
+        self._every = dense_step_um(models[0], step_um) if self._dense else 0
+        files = {fold: model_file(args.model_dir, fold) for fold in self.folds}
+        self._seen = {fold: trained_slides(file) for fold, file in files.items()}
+        self.digests = fingerprint({str(fold): file for fold, file in files.items()})
+
+    def unseen_by(self, slide: str) -> list[int]:
+        """The folds whose models were not trained on a slide."""
+        return [fold for fold in self.folds if image_key(slide) not in self._seen[fold]]
+
+    def predict(
+        self, slide: Slide, table: pd.DataFrame, folds: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Mean probabilities over models of the patches of a slide.
+
+        Args:
+            slide: The open slide.
+            table: Patch table of this slide; with `row, col` for dense prediction.
+            folds: Whose models to use; all by default.
+
+        Returns:
+            float32 `(len(table), 4)`.
+        """
+        models = [self._models[fold] for fold in (self.folds if folds is None else folds)]
+        if not self._dense:
+            return predict_slide(models, slide, table, self._batch_size, self._tta)
+        cell = self._step_um / slide.mpp
+        wanted = np.zeros(grid_shape(slide.width, slide.height, cell), bool)
+        wanted[table["row"], table["col"]] = True
+        probs = predict_dense(models, slide, wanted, self._every, tta=self._tta)
+        return probs[table["row"], table["col"]]
