@@ -22,6 +22,7 @@ from bach.annotations import annotation_mpp, annotation_path, read_regions
 from bach.classes import CLASSES, PREFIXES, parse_label
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
+from bach.core.pictures import read_header, read_rgb
 from bach.slides import PART_A_MPP, PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide
 
 TRAIN_FOLDER = "ICIAR2018_BACH_Challenge"
@@ -31,6 +32,8 @@ GROUND_TRUTH = "microscopy_ground_truth.csv"
 PHOTO_WIDTH, PHOTO_HEIGHT = 2048, 1536
 
 COLUMNS = ["image_id", "path", "part", "label", "patient", "width", "height", "mpp"]
+
+_REMEDY = "Copy or unpack it again; photos are 8-bit RGB."
 
 # Two photos whose brightness patterns on a 32x24 raster correlate more than this
 # are taken for the same field. Different fields of one slide stay below 0.9.
@@ -125,17 +128,7 @@ def read_photo(path: str | os.PathLike) -> np.ndarray:
     Raises:
         InputError: If it is damaged or is not 8-bit colour.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("RGB", "RGBA", "P"):
-                raise InputError(
-                    f"Photos must be 8-bit RGB. Received: {path} in mode {image.mode}."
-                )
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"The photo {path} cannot be read ({error}).\nCopy or unpack it again."
-        ) from error
+    return read_rgb(path, _REMEDY, modes=("RGB", "RGBA", "P"))
 
 
 def check_data(data_dir: str | os.PathLike) -> tuple[pd.DataFrame, list[str]]:
@@ -224,10 +217,10 @@ def natural_key(path: str | os.PathLike) -> list:
 
 def _photo_size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError):
+        header = read_header(path, _REMEDY)
+    except InputError:
         return 0, 0
+    return header.width, header.height
 
 
 def _check_photo(path: str) -> tuple[str | None, np.ndarray | None, list[str]]:
@@ -243,10 +236,11 @@ def _check_photo(path: str) -> tuple[str | None, np.ndarray | None, list[str]]:
             f"{path}: {width}x{height} px instead of {PHOTO_WIDTH}x{PHOTO_HEIGHT}; "
             "if it was resized, its scale is no longer 0.42 um/px"
         )
-    with Image.open(path) as image:
-        if image.mode != "RGB":
-            problems.append(f"{path}: mode {image.mode} instead of 8-bit RGB")
-        raster = np.asarray(image.convert("L").resize((32, 24), Image.Resampling.BOX), np.float32)
+    mode = read_header(path, _REMEDY).mode
+    if mode != "RGB":
+        problems.append(f"{path}: mode {mode} instead of 8-bit RGB")
+    gray = Image.fromarray(pixels).convert("L")
+    raster = np.asarray(gray.resize((32, 24), Image.Resampling.BOX), np.float32)
     raster = raster - raster.mean()
     if raster.std() < 1:
         problems.append(f"{path}: the image is blank")

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from bach.classes import CLASSES, COLORS, parse_label
 from bach.core.errors import InputError
-from bach.core.files import atomic_path
 from bach.core.log import log
+from bach.core.pictures import read_indexed, write_indexed
 from bach.core.tables import image_key
 from bach.core.text import listed
 from bach.scores import as_labels
@@ -24,7 +23,6 @@ _ID_COLUMNS = (
 )  # fmt: skip
 _TRUTH_COLUMNS = ("label", "truth", "class")
 _PREDICTED_COLUMNS = ("predicted", "prediction", "label", "class")
-_PIXEL_MODES = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
 
 
 def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:
@@ -241,10 +239,7 @@ def write_class_map(path: str | os.PathLike, class_map: np.ndarray) -> None:
     class_map = as_labels(np.asarray(class_map), "class_map")
     if class_map.ndim != 2:
         raise ValueError(f"A class map must be (height, width). Received: shape {class_map.shape}.")
-    image = Image.fromarray(np.ascontiguousarray(class_map))
-    image.putpalette([channel for color in COLORS for channel in color])
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
+    write_indexed(path, class_map, COLORS)
 
 
 def read_class_map(path: str | os.PathLike) -> np.ndarray:
@@ -260,7 +255,11 @@ def read_class_map(path: str | os.PathLike) -> np.ndarray:
         InputError: If the file cannot be read, is in colour, or holds other
             values.
     """
-    image = _read_pixels(path)
+    image = read_indexed(
+        path,
+        "Write a palette or gray PNG of class numbers, not colours; annotations become maps with "
+        "`bach.annotations.label_mask`.",
+    )
     found = np.unique(image)
     if found.size and (found[0] < 0 or found[-1] >= len(CLASSES)):
         shown = listed([str(value) for value in found])
@@ -270,21 +269,3 @@ def read_class_map(path: str | os.PathLike) -> np.ndarray:
             "Map them to 0 Normal, 1 Benign, 2 InSitu, 3 Invasive first."
         )
     return image.astype(np.uint8)
-
-
-def _read_pixels(path: str | os.PathLike) -> np.ndarray:
-    # Pillow and not OpenCV, which turns palette indices into their colours.
-    try:
-        with Image.open(path) as image:
-            if image.mode not in _PIXEL_MODES:
-                raise InputError(
-                    f"{path} must be a palette or gray PNG whose pixels are the classes 0..3.\n"
-                    f"Received: a picture in colour (mode {image.mode}).\n"
-                    "Save class numbers, not colours; annotations become maps with "
-                    "`bach.annotations.label_mask`."
-                )
-            return np.array(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path} must be a readable PNG.\nReceived: {error}.\nWrite it again."
-        ) from error

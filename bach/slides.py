@@ -15,9 +15,9 @@ import numpy as np
 import openslide
 import scipy.sparse
 import tifffile
-from PIL import Image
 
 from bach.core.errors import InputError
+from bach.core.pictures import read_rgb
 
 # Part A photos carry no usable scale; the challenge states it (Aresta et al. 2018).
 PART_A_MPP = 0.42
@@ -38,9 +38,6 @@ _BLOCK_PIXELS = 1_000_000
 # Blocks of a large region are decoded side by side: whoever waits for one slide's first
 # region, or its thumbnail, waits half as long.
 _THREADS = 2
-
-# Files that OpenSlide cannot read are decoded whole; 500 Mpx are 1.5 GB.
-_WHOLE_IMAGE_PIXELS = 500_000_000
 
 _CACHE_BYTES = 64 * 2**20
 
@@ -88,7 +85,12 @@ class Slide:
                     f"Received: {self.path.stat().st_size:,} bytes.\n"
                     "Copy or download it again and compare the size."
                 ) from error
-            self._image = _read_whole(self.path)
+            self._image = read_rgb(
+                self.path,
+                f"OpenSlide does not read it either ({self.path.stat().st_size:,} bytes). Copy or "
+                "download it again; a picture that is too large must be converted to a tiled "
+                "pyramidal TIFF.",
+            )
         if self._openslide is not None:
             self._openslide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             self.width, self.height = self._openslide.dimensions
@@ -336,31 +338,6 @@ def _tiff_properties(path: Path) -> dict[str, str]:
             }
     except (tifffile.TiffFileError, ValueError, IndexError):
         return {}
-
-
-def _read_whole(path: Path) -> np.ndarray:
-    """Decode an image file whole: uint8 `(height, width, 3)`, RGB."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > _WHOLE_IMAGE_PIXELS:
-                raise InputError(
-                    f"{path} is no format that OpenSlide reads and too large to decode whole.\n"
-                    f"Received: {image.width}x{image.height} px.\n"
-                    "Convert it to a tiled pyramidal TIFF first."
-                )
-            return np.asarray(image.convert("RGB"))
-    except Image.DecompressionBombError as error:
-        raise InputError(
-            f"{path} is no format that OpenSlide reads and too large to decode whole.\n"
-            "Convert it to a tiled pyramidal TIFF first."
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"The file {path} is unreadable: it is no slide and no image, or it is truncated "
-            f"({error}).\n"
-            f"Received: {path.stat().st_size:,} bytes.\n"
-            "Copy or download it again; slides are what OpenSlide reads, images TIFF, PNG, JPEG."
-        ) from error
 
 
 def _weights(offset: float, count: int, factor: float, length: int) -> scipy.sparse.csr_array:

@@ -8,8 +8,8 @@ import numpy as np
 from skimage.color import rgb2lab
 
 from bach.annotations import annotation_path, label_mask, read_regions
-from bach.core.errors import InputError
 from bach.core.log import log
+from bach.core.pictures import read_rgb
 from bach.patches import SlideMaps
 from bach.slides import Slide
 
@@ -155,9 +155,7 @@ def slide_maps(
     if file is None:
         tissue = tissue_mask(thumbnail, exclude_pen=exclude_pen)
     else:
-        given = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
-        if given is None:
-            raise InputError(f"The tissue mask {file} is no readable picture.\nWrite it again.")
+        given = read_rgb(file, "Write the tissue mask again.").max(axis=2)
         size = thumbnail.shape[1::-1]
         tissue = cv2.resize(given, size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
         log.info("%s: tissue mask from %s", slide.name, file)

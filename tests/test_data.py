@@ -71,9 +71,9 @@ def test_every_kind_of_problem_is_listed(photos, capsys):
     assert data.main([str(photos.parent)]) == 1
     out = capsys.readouterr().out
     for expected in (
-        "exact duplicates", "near duplicates (correlation", "iv001.png cannot be read",
+        "exact duplicates", "near duplicates (correlation", "iv001.png must be a readable picture",
         "iv005.png: 12x10 px instead of 2048x1536", "iv005.png: the image is blank",
-        "n006.png in mode L", "the name says Benign, the folder Normal",
+        "n006.png must be a picture of mode RGB, RGBA, P. Received: a picture in mode L", "the name says Benign, the folder Normal",
         "b009.png: not in microscopy_ground_truth.csv",
         "is002.png: microscopy_ground_truth.csv says Invasive, the folder InSitu",
         "no class in 'x,Cat'", "lists n002, which is not on disk",
@@ -92,7 +92,7 @@ def test_slides_without_scale_and_bad_annotations_are_problems(toy, tmp_path):
     (folder / "A03.xml").write_text("<Annotations><Annotation></Annotations>")
     _, problems = data.check_data(tmp_path)
     assert "A01.svs is readable but states no usable scale" in problems[0]
-    assert "A02.svs is unreadable" in problems[1]
+    assert "A02.svs must be a readable picture" in problems[1]
     assert "A03.xml" in problems[2]
     assert len(problems) == 3
 

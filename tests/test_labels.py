@@ -162,7 +162,7 @@ def test_gray_maps_are_read_and_pictures_are_refused(tmp_path):
     with pytest.raises(InputError, match="mode RGB"):
         labels.read_class_map(path)
     path.write_text("no PNG")
-    with pytest.raises(InputError, match="readable PNG"):
+    with pytest.raises(InputError, match="readable picture"):
         labels.read_class_map(path)
 
 

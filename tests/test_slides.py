@@ -149,7 +149,7 @@ def test_the_tiff_resolution_is_used_where_it_is_plausible(tmp_path, pixels):
 
 def test_what_is_no_slide_is_called_unreadable(tmp_path):
     (tmp_path / "broken.svs").write_bytes(b"this is no TIFF" * 60)
-    with pytest.raises(InputError, match=r"broken.svs is unreadable[\s\S]*900 bytes"):
+    with pytest.raises(InputError, match=r"broken.svs must be a readable picture[\s\S]*900 bytes"):
         Slide(tmp_path / "broken.svs")
     with pytest.raises(InputError, match="No such slide"):
         Slide(tmp_path / "absent.svs")

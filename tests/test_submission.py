@@ -308,7 +308,7 @@ def test_faults_of_class_maps_are_all_named_and_nothing_is_left(tmp_path, heatma
         message = str(error.value)
         assert "Received 4 faults" in message
         assert "T01: class map of 32x48 px is not in proportion to the slide" in message
-        assert "T2.png must be a readable PNG" in message
+        assert "T2.png must be a readable picture" in message
         assert "T10.png: is Normal everywhere" in message
         assert "T11.png: missing" in message
         assert content(tmp_path) == before

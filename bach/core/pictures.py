@@ -1,11 +1,15 @@
-"""Pictures for people: contact sheets, masks with grids, overlays with a legend."""
+"""Pictures: the one reader of photos, masks and class maps, and drawings for people."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
+from bach.core.errors import InputError
 from bach.core.files import atomic_path
 
 Color = tuple[int, int, int]  # red, green, blue
@@ -16,11 +20,106 @@ _LEGEND_ROW = 22
 _LEGEND_PLACE = 95
 
 
+# Modes of Pillow whose pixels are one number each.
+_INDEXED = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
+
+
+# Files
+
+
+class Header(NamedTuple):
+    """What a file says of its picture: size in px and Pillow's mode ("RGB", "L", ...)."""
+
+    width: int
+    height: int
+    mode: str
+
+
+def read_header(path: str | os.PathLike, remedy: str) -> Header:
+    """Read the size and mode of a picture without decoding it; see `read_rgb`."""
+    with _open(path, remedy) as image:
+        return Header(image.width, image.height, image.mode)
+
+
+def read_rgb(
+    path: str | os.PathLike, remedy: str, modes: Collection[str] | None = None
+) -> np.ndarray:
+    """Decode a picture: uint8 `(height, width, 3)`, RGB.
+
+    Palettes become their colours, gray becomes three equal channels, and transparency is
+    dropped.
+
+    Args:
+        path: TIFF, PNG, JPEG or what else Pillow reads.
+        remedy: What to do if it cannot be read, a sentence.
+        modes: Modes of Pillow to accept; all if not given.
+
+    Raises:
+        InputError: If the file is missing, truncated, no picture, or of another mode.
+    """
+    with _open(path, remedy, modes) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def read_indexed(path: str | os.PathLike, remedy: str) -> np.ndarray:
+    """Decode a picture whose pixels are numbers: palette indices or gray values.
+
+    Args:
+        path: A palette or gray picture.
+        remedy: What to do if it cannot be read, a sentence.
+
+    Returns:
+        `(height, width)`; uint8, or what else the file holds: bool, uint16, int32.
+
+    Raises:
+        InputError: If the file is missing, truncated, no picture, or in colour.
+    """
+    # Pillow and not OpenCV, which turns palette indices into their colours.
+    with _open(path, remedy, _INDEXED) as image:
+        return np.array(image)
+
+
+@contextlib.contextmanager
+def _open(
+    path: str | os.PathLike, remedy: str, modes: Collection[str] | None = None
+) -> Iterator[Image.Image]:
+    """An open picture; what Pillow raises, also when it decodes, becomes an InputError."""
+    try:
+        with Image.open(path) as image:
+            if modes is not None and image.mode not in modes:
+                raise InputError(
+                    f"{path} must be a picture of mode {', '.join(modes)}.\n"
+                    f"Received: a picture in mode {image.mode}.\n{remedy}"
+                )
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} must be a readable picture.\nReceived: {error}.\n{remedy}"
+        ) from error
+
+
 def write_png(path: str | os.PathLike, rgb: np.ndarray) -> None:
     """Write a uint8 `(height, width, 3)` RGB picture as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         # OpenCV only encodes: its own writer does not say why it could not write.
         temporary.write_bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1])
+
+
+def write_indexed(path: str | os.PathLike, values: np.ndarray, colors: Sequence[Color]) -> None:
+    """Write a palette PNG, whole or not at all: viewers show colours, readers get numbers.
+
+    Args:
+        path: File to write, ending in `.png`.
+        values: uint8 `(height, width)`, indices into the colours.
+        colors: Colours of the palette.
+    """
+    image = Image.fromarray(np.ascontiguousarray(values))
+    image.putpalette([channel for color in colors for channel in color])
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+# Drawings
 
 
 def contact_sheet(
