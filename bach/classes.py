@@ -3,10 +3,18 @@
 The order is that of invasiveness and is the scale of every label, heatmap and
 score here. Names are always mapped by name: other copies of the data sort the
 classes alphabetically, which silently swaps Normal and Benign.
+
+No other module names a class: whoever gives this one other classes has another task.
 """
 
 CLASSES = ("Normal", "Benign", "InSitu", "Invasive")
-PROB_COLUMNS = ("prob_normal", "prob_benign", "prob_insitu", "prob_invasive")
+NORMAL, BENIGN, INSITU, INVASIVE = range(len(CLASSES))
+CARCINOMA = INSITU  # labels from here on are carcinoma, the two-class question of the winner
+PROB_COLUMNS = tuple(f"prob_{name.lower()}" for name in CLASSES)
+
+# For messages: how a class may be written, and which number each has.
+CHOICES = f"{', '.join(CLASSES)} or 0..{len(CLASSES) - 1}"
+NUMBERED = ", ".join(f"{label} {name}" for label, name in enumerate(CLASSES))
 
 # File name prefixes of Part A photos: n001.tif, b001.tif, is001.tif, iv001.tif.
 PREFIXES = ("n", "b", "is", "iv")
@@ -16,19 +24,19 @@ PREFIXES = ("n", "b", "is", "iv")
 COLORS = ((0, 158, 115), (86, 180, 233), (240, 170, 0), (190, 30, 45))
 
 _SPELLINGS = {
-    "normal": 0,
-    "n": 0,
-    "benign": 1,
-    "b": 1,
-    "insitu": 2,
-    "insitucarcinoma": 2,
-    "carcinomainsitu": 2,
-    "is": 2,
-    "dcis": 2,
-    "invasive": 3,
-    "invasivecarcinoma": 3,
-    "carcinomainvasive": 3,
-    "iv": 3,
+    "normal": NORMAL,
+    "n": NORMAL,
+    "benign": BENIGN,
+    "b": BENIGN,
+    "insitu": INSITU,
+    "insitucarcinoma": INSITU,
+    "carcinomainsitu": INSITU,
+    "is": INSITU,
+    "dcis": INSITU,
+    "invasive": INVASIVE,
+    "invasivecarcinoma": INVASIVE,
+    "carcinomainvasive": INVASIVE,
+    "iv": INVASIVE,
 }
 
 

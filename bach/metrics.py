@@ -24,7 +24,9 @@ from bach.core.text import listed
 from bach.honest.intervals import accuracy_interval, format_interval, score_interval
 from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_class_map, read_labels, same_proportions
-from bach.scores import part_a_metrics, score_part_b
+from bach.scores import part_a_metrics, part_b_score, score_part_b
+
+__all__ = ["part_a_metrics", "part_b_score", "score_part_b", "score_part_b_folders"]
 
 
 def _match(

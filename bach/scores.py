@@ -4,12 +4,27 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from bach.classes import CLASSES
+from bach.classes import BENIGN, CARCINOMA, CLASSES, NUMBERED
 from bach.core.log import log
 
-# Labels from here on are carcinoma, the winner's two-class question.
-_CARCINOMA = CLASSES.index("InSitu")
-_BENIGN = CLASSES.index("Benign")
+_LABELS = np.arange(len(CLASSES))
+
+# The Part B score's error |p - g| of a true class (row) and a predicted class (column), and
+# the worst possible error max(g, 3 - g) of a true class.
+ERROR = np.abs(_LABELS[:, None] - _LABELS[None, :])
+WORST = np.maximum(_LABELS, _LABELS[-1] - _LABELS)
+
+ACCURACIES = ("accuracy", "balanced_accuracy", "binary_accuracy")
+
+# Pairs of true and predicted class that agree on carcinoma or not.
+_AGREE = (_LABELS[:, None] >= CARCINOMA) == (_LABELS[None, :] >= CARCINOMA)
+
+
+def ratio(part: np.ndarray | int, whole: np.ndarray | int) -> np.ndarray:
+    """Divide elementwise; nan where the whole is 0."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    out = np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan)
+    return np.divide(part, whole, out=out, where=whole != 0)
 
 
 # Part B
@@ -45,7 +60,7 @@ def joint_counts(
         )
     predicted = as_labels(predicted, "predicted")
     truth = as_labels(truth, "truth")
-    joint = (truth << 2) | predicted
+    joint = truth * np.uint8(len(CLASSES)) + predicted
     if mask is not None:
         mask = np.asarray(mask)
         if mask.dtype != bool or mask.shape != joint.shape:
@@ -56,8 +71,20 @@ def joint_counts(
             )
         joint = joint[mask]
     # np.bincount would widen every pixel to 8 bytes; maps can hold 10^8 pixels.
-    counts = [np.count_nonzero(joint == pair) for pair in range(16)]
-    return np.array(counts, dtype=np.int64).reshape(4, 4)
+    counts = [np.count_nonzero(joint == pair) for pair in range(ERROR.size)]
+    return np.array(counts, dtype=np.int64).reshape(ERROR.shape)
+
+
+def always(counts: np.ndarray, label: int = BENIGN) -> np.ndarray:
+    """Joint counts of the same pixels or images if one class is always predicted.
+
+    Args:
+        counts: int (4, 4) from `joint_counts`, rows the true class.
+        label: The class, 0..3; Benign is the best single answer on the challenge's slides.
+    """
+    result = np.zeros_like(counts)
+    result[:, label] = counts.sum(axis=1)
+    return result
 
 
 def as_labels(values: np.ndarray, name: str) -> np.ndarray:
@@ -76,7 +103,7 @@ def as_labels(values: np.ndarray, name: str) -> np.ndarray:
         shown = ", ".join(str(value) for value in found[:10])
         raise ValueError(
             f"Labels must be 0..3. Received: {name} with the values {shown}. "
-            "Map them to 0 Normal, 1 Benign, 2 InSitu, 3 Invasive first."
+            f"Map them to {NUMBERED} first."
         )
     return values.astype(np.uint8, copy=False)
 
@@ -91,11 +118,13 @@ def part_b_terms(counts: np.ndarray) -> tuple[int, int]:
         The error sum |p - g| and the worst possible error
         sum max(g, 3 - g) * [p > 0 or g > 0].
     """
-    truth = np.arange(4)[:, None]
-    predicted = np.arange(4)[None, :]
-    error = np.abs(predicted - truth)
-    worst = np.maximum(truth, 3 - truth) * ((predicted > 0) | (truth > 0))
-    return int((counts * error).sum()), int((counts * worst).sum())
+    worst = np.where((_LABELS[:, None] > 0) | (_LABELS[None, :] > 0), WORST[:, None], 0)
+    return int((counts * ERROR).sum()), int((counts * worst).sum())
+
+
+def score_from_terms(error: np.ndarray | int, worst: np.ndarray | int) -> np.ndarray:
+    """The Part B score from its two sums, elementwise; nan where the worst is 0."""
+    return 1.0 - ratio(error, worst)
 
 
 def score_from_counts(counts: np.ndarray) -> float:
@@ -108,8 +137,7 @@ def score_from_counts(counts: np.ndarray) -> float:
     Returns:
         The score, 0..1; nan if both maps are Normal everywhere.
     """
-    error, worst = part_b_terms(counts)
-    return 1.0 - error / worst if worst else float("nan")
+    return float(score_from_terms(*part_b_terms(counts)))
 
 
 def part_b_score(predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -179,7 +207,7 @@ def score_part_b(pairs: Iterable[tuple]) -> dict:
             ", ".join(undefined),
         )
     result["undefined"] = undefined
-    result["baseline"] = _scores({slide: _always_benign(count) for slide, count in counts.items()})
+    result["baseline"] = _scores({slide: always(count) for slide, count in counts.items()})
     result["counts"] = {slide: count.tolist() for slide, count in counts.items()}
     return result
 
@@ -189,18 +217,38 @@ def _scores(counts: dict[str, np.ndarray]) -> dict:
     defined = [score for score in per_slide.values() if not np.isnan(score)]
     return {
         "score": float(np.mean(defined)) if defined else float("nan"),
-        "score_pooled": score_from_counts(sum(counts.values(), np.zeros((4, 4), np.int64))),
+        "score_pooled": score_from_counts(sum(counts.values(), np.zeros_like(ERROR))),
         "per_slide": per_slide,
     }
 
 
-def _always_benign(counts: np.ndarray) -> np.ndarray:
-    baseline = np.zeros_like(counts)
-    baseline[:, _BENIGN] = counts.sum(axis=1)
-    return baseline
-
-
 # Part A
+
+
+def accuracy_from_counts(counts: np.ndarray, metric: str = "accuracy") -> np.ndarray:
+    """An accuracy of joint counts, of one table or of many at once.
+
+    Args:
+        counts: `(..., 4, 4)`, rows the true and columns the predicted class.
+        metric: "accuracy", "balanced_accuracy" (mean sensitivity over the classes that
+            occur) or "binary_accuracy" (carcinoma, that is InSitu or Invasive, or not).
+
+    Returns:
+        Values `(...)`, 0..1, nan where no image counts.
+
+    Raises:
+        ValueError: If the metric is none of these.
+    """
+    hits, truth = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1)
+    if metric == "accuracy":
+        return ratio(hits.sum(axis=-1), truth.sum(axis=-1))
+    if metric == "binary_accuracy":
+        return ratio(counts[..., _AGREE].sum(axis=-1), truth.sum(axis=-1))
+    if metric == "balanced_accuracy":
+        there = truth > 0
+        sensitivity = np.where(there, ratio(hits, truth), 0.0)
+        return ratio(sensitivity.sum(axis=-1), there.sum(axis=-1))
+    raise ValueError(f"metric must be one of {', '.join(ACCURACIES)}. Received: {metric!r}.")
 
 
 def part_a_metrics(truth: Sequence[int], predicted: Sequence[int]) -> dict:
@@ -211,45 +259,33 @@ def part_a_metrics(truth: Sequence[int], predicted: Sequence[int]) -> dict:
         predicted: Predicted classes, integers 0..3, (images,).
 
     Returns:
-        `accuracy`; `balanced_accuracy` (mean sensitivity over the classes that
-        occur in `truth`); `binary_accuracy` (carcinoma, that is InSitu or
-        Invasive, against the rest); `sensitivity` and `specificity` ({class
-        name: value}); `confusion` (4x4 list, rows are the true classes);
-        `images`. A value that is undefined, since no image counts in it, is None.
+        `accuracy`, `balanced_accuracy` and `binary_accuracy`, see
+        `accuracy_from_counts`; `sensitivity` and `specificity` ({class name: value});
+        `confusion` (4x4 list, rows are the true classes); `images`. A value that is
+        undefined, since no image counts in it, is None.
 
     Raises:
         ValueError: If the two differ in length or are not integers 0..3.
     """
-    truth = np.asarray(truth).reshape(-1)
-    predicted = np.asarray(predicted).reshape(-1)
-    if not truth.size and not predicted.size:  # np.asarray([]) is of floats
-        truth = predicted = np.zeros(0, np.uint8)
-    counts = joint_counts(predicted, truth)
-    total = int(counts.sum())
+    counts = joint_counts(_flat(predicted), _flat(truth))
+    total, positives, called = counts.sum(), counts.sum(axis=1), counts.sum(axis=0)
     hits = np.diagonal(counts)
-    positives = counts.sum(axis=1)
-    called = counts.sum(axis=0)
-    negatives = total - positives
-    rejected = total - positives - called + hits  # neither true nor called
-    sensitivity = {
-        name: _ratio(hits[label], positives[label]) for label, name in enumerate(CLASSES)
-    }
-    specificity = {
-        name: _ratio(rejected[label], negatives[label]) for label, name in enumerate(CLASSES)
-    }
-    defined = [value for value in sensitivity.values() if value is not None]
-    carcinoma = np.arange(4) >= _CARCINOMA
-    agree = carcinoma[:, None] == carcinoma[None, :]
+    sensitivity = ratio(hits, positives)
+    # What is neither true nor called, of what is not true.
+    specificity = ratio(total - positives - called + hits, total - positives)
     return {
-        "accuracy": _ratio(hits.sum(), total),
-        "balanced_accuracy": float(np.mean(defined)) if defined else None,
-        "binary_accuracy": _ratio(counts[agree].sum(), total),
-        "sensitivity": sensitivity,
-        "specificity": specificity,
+        **{metric: _or_none(accuracy_from_counts(counts, metric)) for metric in ACCURACIES},
+        "sensitivity": dict(zip(CLASSES, map(_or_none, sensitivity), strict=True)),
+        "specificity": dict(zip(CLASSES, map(_or_none, specificity), strict=True)),
         "confusion": counts.tolist(),
-        "images": total,
+        "images": int(total),
     }
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return float(part) / float(whole) if whole else None
+def _flat(labels: Sequence[int]) -> np.ndarray:
+    flat = np.asarray(labels).reshape(-1)
+    return flat if flat.size else flat.astype(np.uint8)  # NumPy takes [] for floats
+
+
+def _or_none(value: np.ndarray) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -44,6 +44,11 @@ def folders(tmp_path, predicted, truth):
     return "part-b", "--predicted", tmp_path / "predicted", "--truth", tmp_path / "truth"
 
 
+def test_the_part_b_score_is_where_it_was_promised():
+    assert metrics.part_b_score is scores.part_b_score
+    assert "part_b_score" in metrics.__all__
+
+
 def test_part_a_is_scored_from_the_command_line(tmp_path, capsys):
     truth, predicted = truth_and_prediction(size=80)
     names = [f"test{number}" for number in range(80)]

@@ -49,6 +49,16 @@ def test_the_counts_agree_with_the_formula_written_out():
         assert scores.part_b_score(p, g, keep) == pytest.approx(expected)
 
 
+def test_always_one_class_has_the_counts_of_a_map_of_that_class():
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.integers(0, 4, (2, 30, 40), dtype=np.uint8)
+    counts = scores.joint_counts(predicted, truth)
+    for label in range(4):
+        everywhere = scores.joint_counts(np.full_like(truth, label), truth)
+        assert np.array_equal(scores.always(counts, label), everywhere)
+    assert np.array_equal(scores.always(counts), scores.always(counts, CLASSES.index("Benign")))
+
+
 def test_uint8_maps_do_not_wrap_around():
     predicted, truth = np.zeros((4, 4), np.uint8), np.full((4, 4), 3, np.uint8)
     assert scores.part_b_score(predicted, truth) == 0.0
@@ -144,6 +154,15 @@ def test_a_class_without_images_has_no_sensitivity_and_is_left_out_of_the_balanc
     assert result["sensitivity"] == {"Normal": 0.5, "Benign": 1.0, "InSitu": None, "Invasive": None}
     assert result["balanced_accuracy"] == 0.75
     assert scores.part_a_metrics([2, 2], [2, 1])["specificity"]["InSitu"] is None
+
+
+def test_the_accuracies_of_many_tables_at_once_are_those_of_each():
+    tables = [scores.joint_counts(*truth_and_prediction(seed, 60)[::-1]) for seed in range(3)]
+    for metric in scores.ACCURACIES:
+        found = scores.accuracy_from_counts(np.array(tables, float), metric)
+        assert found.tolist() == [float(scores.accuracy_from_counts(t, metric)) for t in tables]
+    with pytest.raises(ValueError, match="metric"):
+        scores.accuracy_from_counts(tables[0], "f1")
 
 
 def test_no_images_at_all_give_no_figures():

@@ -38,7 +38,6 @@ from bach.honest.intervals import (
     format_interval,
     patient_units,
     predicted_labels,
-    ratio,
     unit_sums,
 )
 from bach.honest.records import read_images
@@ -50,6 +49,7 @@ from bach.honest.splits import (
     with_patients,
 )
 from bach.labels import read_labels
+from bach.scores import ratio
 
 # The same images, asked twice
 

@@ -15,11 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.honest.intervals import (
-    ACCURACIES,
     FEW_UNITS,
     SAMPLES,
     accuracy_from_sums,
@@ -34,6 +32,7 @@ from bach.honest.intervals import (
     unit_sums,
 )
 from bach.honest.records import SlideRecord, read_images, read_slides
+from bach.scores import ACCURACIES, always
 
 _KWOK = "Kwok 2018, ICIAR, LNCS 10882, pp. 931-940"
 _BACH = "Aresta et al. 2019, arXiv:1808.04277"
@@ -339,20 +338,13 @@ def _row_b(run: str | os.PathLike) -> tuple:
     intervals = [score_interval(counts, pooled) for pooled in (False, True)]
     cells = [format_interval(interval, 3) for interval in intervals]
     named = f"{len(counts)} slides" + (", in sample (trained on them)" if in_sample else "")
-    beaten = sum(_slide_score(count) > _slide_score(_benign(count)) for count in counts.values())
+    beaten = sum(_slide_score(count) > _slide_score(always(count)) for count in counts.values())
     named += f"; above always Benign on {beaten}"
     return intervals[0]["value"], _row(run, cells, named)
 
 
 def _slide_score(counts: np.ndarray) -> float:
     return float(score_from_sums(slide_sums([counts])[0]))
-
-
-def _benign(counts: np.ndarray) -> np.ndarray:
-    """Joint counts of the same slide if Benign is always predicted."""
-    result = np.zeros_like(counts)
-    result[:, CLASSES.index("Benign")] = counts.sum(axis=1)
-    return result
 
 
 def _slide_by_slide(runs: Sequence[str | os.PathLike]) -> str:
@@ -370,7 +362,7 @@ def _slide_by_slide(runs: Sequence[str | os.PathLike]) -> str:
             counts = found[slide].counts
             mark = "*" if found[slide].in_sample else ""
             score.append(f"{_slide_score(counts):.3f}{mark}")
-            benign.append(f"{_slide_score(_benign(counts)):.3f}")
+            benign.append(f"{_slide_score(always(counts)):.3f}")
         rows += [[name, *score], [f"{name}: always Benign", *benign]]
     published = [_printed(ALWAYS_BENIGN[s]) if s in ALWAYS_BENIGN else "-" for s in slides]
     rows.append(["*published: always Benign*", *published])

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr, stdtrit
 
 from bach.classes import CLASSES, PROB_COLUMNS
-from bach.scores import part_b_terms
+from bach.core.tables import image_key, patient_key
+from bach.scores import accuracy_from_counts, part_b_terms, ratio, score_from_terms
 
 SAMPLES = 10_000
 LEVEL = 0.95
@@ -20,9 +20,6 @@ LEVEL = 0.95
 # the same sign happen by chance in 6% of cases already, four in 12%.
 FEW_UNITS = 5
 
-ACCURACIES = ("accuracy", "balanced_accuracy", "binary_accuracy")
-
-_CARCINOMA = CLASSES.index("InSitu")
 _CHUNK = 1_000_000  # draws held in memory at once
 
 
@@ -90,6 +87,8 @@ def bootstrap(
     if len(values) < samples / 2:
         result["warning"] = f"no interval: undefined in {samples - len(values)} of {samples} draws"
         return result
+    from scipy.special import ndtr, stdtrit  # not at the top, which takes its time
+
     tail = float(ndtr(np.sqrt(count / (count - 1)) * stdtrit(count - 1, (1 - level) / 2)))
     low, high = np.quantile(values, [tail, 1 - tail])
     result["low"], result["high"] = float(low), float(high)
@@ -118,13 +117,6 @@ def _resample(
 
 def _number(value: np.ndarray) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Divide elementwise; nan where the whole is 0."""
-    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-    out = np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan)
-    return np.divide(part, whole, out=out, where=whole != 0)
 
 
 # Part A
@@ -158,15 +150,12 @@ def patient_units(table: pd.DataFrame) -> tuple[np.ndarray, str]:
         takes it: "patients", "images", or a mixture with its numbers, for example
         "29 patients + 255 images".
     """
-    images = table["image_id"].astype(str)
-    if "patient" in table.columns:
-        patients = table["patient"].fillna("").astype(str).str.strip()
-    else:
-        patients = pd.Series("", index=table.index)
+    images = table["image_id"].map(image_key)
+    stated = table["patient"] if "patient" in table.columns else pd.Series("", table.index)
+    patients = stated.map(patient_key)
     known = (patients != "").to_numpy()
     # A patient and an image of the same name stay two units.
-    names = np.where(known, "patient " + patients, "image " + images)
-    numbers, _ = pd.factorize(names)
+    numbers, _ = pd.factorize(np.where(known, "patient " + patients, "image " + images))
     if known.all() or not known.any():
         return numbers.astype(int), "patients" if known.any() else "images"
     counts = [len(set(numbers[rows])) for rows in (known, ~known)]
@@ -174,48 +163,32 @@ def patient_units(table: pd.DataFrame) -> tuple[np.ndarray, str]:
 
 
 def accuracy_sums(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """What the accuracies are made of, for every row.
+    """What the accuracies are made of, for every row: its joint counts.
 
     Args:
         label: True classes, integers 0..3, `(rows,)`.
         predicted: Predicted classes, integers 0..3, `(rows,)`.
 
     Returns:
-        float64 `(rows, 9)`: four columns that are 1 in the true class if the answer
-        is right, four that are 1 in the true class, and one that is 1 if carcinoma
-        (InSitu, Invasive) was told from the rest.
+        float64 `(rows, 16)`: 1 at the pair of true and predicted class, else 0.
+
+    Raises:
+        ValueError: If a class is not 0..3.
     """
     label, predicted = np.asarray(label, int), np.asarray(predicted, int)
     for name, values in (("label", label), ("predicted", predicted)):
         if values.size and (values.min() < 0 or values.max() >= len(CLASSES)):
             raise ValueError(f"Classes must be 0..3. Received: {name} with {np.unique(values)}.")
-    truth = np.eye(len(CLASSES))[label]
-    right = truth * (label == predicted)[:, None]
-    binary = (label >= _CARCINOMA) == (predicted >= _CARCINOMA)
-    return np.column_stack([right, truth, binary])
+    return np.eye(len(CLASSES) ** 2)[label * len(CLASSES) + predicted]
 
 
 def accuracy_from_sums(sums: np.ndarray, metric: str = "accuracy") -> np.ndarray:
-    """An accuracy from sums of the rows of `accuracy_sums`.
+    """An accuracy from sums `(..., 16)` of the rows of `accuracy_sums`.
 
-    Args:
-        sums: `(..., 9)`.
-        metric: "accuracy", "balanced_accuracy" (mean sensitivity over the classes
-            that occur) or "binary_accuracy" (carcinoma or not).
-
-    Returns:
-        Values `(...)`, nan where no image counts.
+    Metric and values `(...)` are those of `bach.scores.accuracy_from_counts`.
     """
-    right, truth = sums[..., :4], sums[..., 4:8]
-    if metric == "accuracy":
-        return ratio(right.sum(axis=-1), truth.sum(axis=-1))
-    if metric == "binary_accuracy":
-        return ratio(sums[..., 8], truth.sum(axis=-1))
-    if metric == "balanced_accuracy":
-        there = truth > 0
-        sensitivity = np.where(there, ratio(right, truth), 0.0)
-        return ratio(sensitivity.sum(axis=-1), there.sum(axis=-1))
-    raise ValueError(f"metric must be one of {', '.join(ACCURACIES)}. Received: {metric!r}.")
+    counts = sums.reshape(*sums.shape[:-1], len(CLASSES), len(CLASSES))
+    return accuracy_from_counts(counts, metric)
 
 
 def unit_sums(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -240,7 +213,7 @@ def accuracy_interval(
             or `predicted` (0..3), and perhaps `patient`. An image whose patient is
             unknown is a unit of its own, which makes the interval narrower than it
             should be if some of these images do share a patient.
-        metric: See `accuracy_from_sums`.
+        metric: See `bach.scores.accuracy_from_counts`.
         samples, seed, level: See `bootstrap`.
 
     Returns:
@@ -251,11 +224,11 @@ def accuracy_interval(
     """
     numbers, unit = patient_units(table)
     rows = accuracy_sums(table["label"].to_numpy(int), predicted_labels(table))
-    return bootstrap(
-        unit_sums(rows, numbers),
-        lambda sums: accuracy_from_sums(sums, metric),
-        samples, seed, level, unit,
-    )  # fmt: skip
+
+    def figure(sums: np.ndarray) -> np.ndarray:
+        return accuracy_from_sums(sums, metric)
+
+    return bootstrap(unit_sums(rows, numbers), figure, samples, seed, level, unit)
 
 
 # Part B
@@ -275,16 +248,15 @@ def slide_sums(per_slide_counts: Mapping[str, np.ndarray] | Sequence[np.ndarray]
     if isinstance(per_slide_counts, Mapping):
         per_slide_counts = list(per_slide_counts.values())
     terms = [part_b_terms(np.asarray(counts)) for counts in per_slide_counts]
-    rows = [
-        (1 - error / worst if worst else 0.0, worst > 0, error, worst) for error, worst in terms
-    ]
-    return np.array(rows, np.float64).reshape(-1, 4)
+    error, worst = np.array(terms, np.float64).reshape(-1, 2).T
+    score = score_from_terms(error, worst)
+    return np.column_stack([np.nan_to_num(score), np.isfinite(score), error, worst])
 
 
 def score_from_sums(sums: np.ndarray, pooled: bool = False) -> np.ndarray:
     """The Part B score from sums of the rows of `slide_sums`; nan where undefined."""
     if pooled:
-        return 1.0 - ratio(sums[..., 2], sums[..., 3])
+        return score_from_terms(sums[..., 2], sums[..., 3])
     return ratio(sums[..., 0], sums[..., 1])
 
 
