@@ -1,4 +1,4 @@
-"""Step 3: train on Part A patches and hard examples, one model a fold of slides.
+"""Step 3: train on Part A patches and hard examples, one model per fold of slides.
 
 The held-out slides of a fold give no patch to its training, whatever mined them.
 The Part A patches are in every training part.
@@ -16,85 +16,79 @@ Writes   runs/final/fold_K/            model.keras, last.keras, best.keras, hist
 Paper (Kwok 2018): within 15 epochs, under 40 min on two GTX 1080 Ti.
 """
 
-import argparse
+import dataclasses
 
 import numpy as np
 import pandas as pd
 
 from bach.classes import PROB_COLUMNS
+from bach.core import options
 from bach.core.errors import InputError, exit_with
-from bach.core.files import write_json
 from bach.core.log import log
-from bach.core.options import add_shared_options, add_training_options
-from bach.core.run import Run
+from bach.core.options import again, option
+from bach.core.run import Run, patch_folder
 from bach.core.tables import write_csv
-from bach.honest.splits import check_folds, join_folds, read_folds
+from bach.honest.seen import write_trained_slides
+from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds
 from bach.scores import part_a_metrics
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_shared_options(parser, run_dir="runs/final")
-    add_training_options(parser, epochs=15)
-    parser.add_argument("--part-a-dir", default="runs/part_a", help="run of train_part_a.py")
-    parser.add_argument(
-        "--hard-examples-dir", default="runs/hard_examples", help="run of mine_hard_examples.py"
-    )
-    parser.add_argument("--folds", default="folds/part_b.csv", help="table of folds of slides")
-    parser.add_argument(
-        "--fold", default=None, help="train only this fold; none: one model on all slides"
-    )
-    return parser.parse_args(argv)
+@dataclasses.dataclass(frozen=True)
+class Options(options.TrainingScript):
+    """Options of train_final.py."""
+
+    run_dir: str = again(options.Shared, "run_dir", "runs/final")
+    epochs: int = again(options.Training, "epochs", 15)
+    part_a_dir: str = option("runs/part_a", "run of train_part_a.py", path=True)
+    hard_examples_dir: str = option("runs/hard_examples", "run of mine_hard_examples.py", path=True)
+    folds: str = option("folds/part_b.csv", "table of folds of slides", path=True)
+    fold: str | None = option(None, "train only this fold; none: one model on all slides")
+
+
+def parse_args(argv: list[str] | None = None) -> Options:
+    return options.parse(Options, argv, __doc__)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-
-    # 1. Both sets of patches, and the folds of slides.
-    from bach.network.batches import PatchStore, take_rows
-
-    part_a = PatchStore(f"{args.part_a_dir}/patches")
-    hard = PatchStore(f"{args.hard_examples_dir}/patches")
     folds = read_folds(args.folds)
     check_folds(folds)
-    slides = pd.DataFrame({"image_id": hard.table["image_id"].unique()})
-    slides = join_folds(slides, folds, args.folds)
-    fold_of = hard.table["image_id"].map(slides.set_index("image_id")["fold"]).to_numpy()
-    chosen = choose_folds(args.fold, folds, args.folds)
+    chosen = choose_folds(args, folds)
     run = Run(args)
     if run.finished:
         print(run.path)
         return
-    with run.watch():
-        from bach.network import backend, training
+    from bach.network import backend, training  # load the framework, which --help must not
+    from bach.network.batches import PatchStore, take_rows
 
-        backend.start(args.devices, args.seed, args.precision, processes=True)
-        photos = take_rows(part_a.table, args.limit)
-
-        # 2. A model a fold.
+    # 1. Both sets of patches, and the folds of slides.
+    part_a = PatchStore(patch_folder(args.part_a_dir))
+    photos = take_rows(part_a.table, args.limit)
+    hard = PatchStore(patch_folder(args.hard_examples_dir))
+    fold_of = join_folds(hard.table, folds, args.folds)["fold"].to_numpy()
+    device = backend.start(args.devices, args.seed, args.precision, processes=True)
+    training.check_settings(args)
+    with run.start(**device):
+        # 2. A model per fold.
         tables = []
         for fold in chosen:
-            held = fold_of == fold if fold is not None else np.zeros(len(fold_of), bool)
+            held = np.zeros(len(fold_of), bool) if fold is None else fold_of == fold
             rows = np.flatnonzero(~held)
-            log.info(
-                "fold %s: %d Part A patches, %d hard examples, %d held out",
-                fold, len(photos), len(rows), held.sum(),
-            )  # fmt: skip
+            said = f"{len(photos)} Part A patches, {len(rows)} hard examples, {held.sum()} held out"
+            log.info("fold %s: %s", fold, said)
             folder = run.path / f"fold_{'none' if fold is None else fold}"
-            trained_on = sorted(hard.table["image_id"].iloc[rows].unique())
-            write_json(folder / "slides.json", {"trained_on": trained_on})
+            write_trained_slides(folder, sorted(hard.table["image_id"].iloc[rows].unique()))
             probs = training.train_fold(
                 args,
                 folder,
-                -1 if fold is None else fold,
+                ALWAYS_TRAIN if fold is None else fold,
                 [(part_a, photos), (hard, rows)],
                 (hard, np.flatnonzero(held)) if held.any() else None,
             )
             if probs is not None:
-                table = hard.table.loc[held].drop(columns=list(PROB_COLUMNS), errors="ignore")
-                table = table.drop(columns=["predicted", "difficulty"], errors="ignore")
+                table = hard.table.loc[held].drop(
+                    columns=[*PROB_COLUMNS, "predicted", "difficulty"]
+                )
                 table = table.assign(fold=fold, **dict(zip(PROB_COLUMNS, probs.T, strict=True)))
                 tables.append(table.assign(predicted=probs.argmax(axis=1)))
 
@@ -109,18 +103,18 @@ def main(argv: list[str] | None = None) -> None:
     print(run.path)
 
 
-def choose_folds(fold: str | None, folds: pd.DataFrame, name: str) -> list[int | None]:
+def choose_folds(args: Options, folds: pd.DataFrame) -> list[int | None]:
     """The folds to train: all, one, or [None] for a single model on all slides."""
-    every = sorted(set(folds["fold"]) - {-1})
-    if fold is None:
+    every = sorted(set(folds["fold"]) - {ALWAYS_TRAIN})
+    if args.fold is None:
         return every
-    if fold.lower() == "none":
+    if args.fold.lower() == "none":
         return [None]
-    if fold.isdigit() and int(fold) in every:
-        return [int(fold)]
+    if args.fold.isdigit() and int(args.fold) in every:
+        return [int(args.fold)]
     raise InputError(
-        f"--fold must be none or one of {', '.join(map(str, every))} (of {name}).\n"
-        f"Received: --fold={fold}."
+        f"--fold must be none or one of {', '.join(map(str, every))} (of {args.folds}).\n"
+        f"Received: --fold={args.fold}."
     )
 
 

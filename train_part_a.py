@@ -108,7 +108,9 @@ def main(argv: list[str] | None = None) -> None:
             if args.image_network is None:
                 store = cut_photos(images, folder, View(args.margin, args.magnifications))
             else:
-                builders = {fold: image_network(args.image_network, fold, images) for fold in chosen}
+                builders = {
+                    fold: image_network(args.image_network, fold, images) for fold in chosen
+                }
                 shape = builders[chosen[0]]().input_shape[1:3]
                 store = store_photos(images, folder, shape)
 
@@ -118,7 +120,9 @@ def main(argv: list[str] | None = None) -> None:
             heldout = images.loc[images["fold"] == fold, "image_id"]
             held = store.table["image_id"].isin(heldout).to_numpy()
             training_images = store.table.loc[~held, "image_id"].nunique()
-            log.info("fold %d: %d training images, %d held out", fold, training_images, len(heldout))
+            log.info(
+                "fold %d: %d training images, %d held out", fold, training_images, len(heldout)
+            )
             probs = training.train_fold(
                 started_from(args, fold),
                 run.path / f"fold_{fold}",
@@ -180,14 +184,14 @@ def started_from(args: Options, fold: int) -> Options:
     return dataclasses.replace(args, weights=str(model_file(args.weights, fold)))
 
 
-def image_network(run_dir: str, fold: int, images: pd.DataFrame) -> Callable:
+def image_network(args: Options, fold: int, images: pd.DataFrame) -> Callable:
     """What builds the image network of a fold."""
     from bach.network.image_network import build_image_network
     from bach.network.patch_network import load_model
     from bach.network.predict import model_file
 
     def build():
-        patch_network = load_model(model_file(run_dir, fold))
+        patch_network = load_model(model_file(args.image_network, fold))
         return build_image_network(patch_network, images["width"].max(), images["height"].max())
 
     return build

@@ -1,16 +1,33 @@
-"""From patch predictions to heatmaps, class maps, areas and scores of a slide.
+"""From slides to heatmaps, class maps, areas and scores.
 
 The slide is divided into square cells of one step. A cell's value is the
 prediction of the patch that is centred on it, so positions cannot drift: cell
 (row, col) stands for the level-0 square whose left edge is `col * step`.
 """
 
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES
+from bach.classes import BENIGN, CLASSES, COLORS, NORMAL
+from bach.core import options
+from bach.core.files import fingerprint, write_array
+from bach.core.log import log, step
+from bach.core.pictures import heat_colors, overlay, side_by_side, write_gray, write_png
+from bach.honest.records import SlideRecord, read_slide, write_slide
+from bach.labels import write_class_map
 from bach.mining import MIN_TISSUE
-from bach.patches import PATCH_UM, SlideMaps, cell_patches
+from bach.patches import PATCH_UM, SlideMaps, cell_patches, grid_shape
+from bach.scores import always, joint_counts, score_from_counts
+from bach.slides import Slide
+from bach.tissue import map_files, slide_maps
+
+if TYPE_CHECKING:  # it loads the framework
+    from bach.network.predictor import Predictor
 
 # Kwok 2018, section 4.6, found there by trial: Benign from 0.35, InSitu from 0.70,
 # Invasive from 0.75 of the expected class / 3.
@@ -114,18 +131,144 @@ def cells_to_map(
     return values[row[:, None], col[None, :]]
 
 
-def areas_mm2(
-    class_map: np.ndarray, tissue: np.ndarray, downsample: float, mpp: float
-) -> dict[str, float]:
+def areas_mm2(class_map: np.ndarray, maps: SlideMaps) -> dict[str, float]:
     """Area of each class in mm2; Normal counts only where there is tissue.
 
     Args:
-        class_map: uint8 `(height, width)`, 0..3.
-        tissue: bool mask of the same shape.
-        downsample: Level-0 px per px of both.
-        mpp: um per level-0 px.
+        class_map: uint8 `(rows, cols)`, 0..3.
+        maps: The slide's maps, of the same size.
     """
-    pixel = (downsample * mpp / 1000) ** 2
+    pixel = (maps.downsample * maps.mpp / 1000) ** 2
     areas = {name: float((class_map == i).sum() * pixel) for i, name in enumerate(CLASSES)}
-    areas[CLASSES[0]] = float(((class_map == 0) & tissue).sum() * pixel)
+    areas[CLASSES[NORMAL]] = float(((class_map == NORMAL) & maps.tissue).sum() * pixel)
     return areas
+
+
+class HeatmapMaker:
+    """Makes the heatmaps of slides, each by the models that were not trained on it.
+
+    Args:
+        folder: Run folder to write to.
+        predictor: The models; their step is the side of a cell.
+        args: Options of the script.
+        decide: Gives the class of every cell, from probabilities `(rows, cols, 4)` and the
+            heatmap `(rows, cols)`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        predictor: "Predictor",
+        args: options.SlideScript,
+        decide: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ):
+        self._folder, self._predictor, self._args, self._decide = folder, predictor, args, decide
+
+    def make(self, path: str, part: str) -> SlideRecord:
+        """Make and write everything of one slide, or read it if nothing has changed since.
+
+        Args:
+            path: The slide.
+            part: Part of the challenge data that it belongs to, or "".
+
+        Raises:
+            InputError: If slide, annotation or mask cannot be read.
+        """
+        name = Path(path).stem
+        unseen = self._predictor.unseen_by(name)
+        folds = unseen or self._predictor.folds
+        models = {str(fold): self._predictor.digests[str(fold)] for fold in folds}
+        settings = {**options.decisive(self._args), "models": models}
+        key = fingerprint(map_files(path, self._args.masks), settings)
+        file = self._folder / "slides" / f"{name}.json"
+        if file.exists():
+            record = read_slide(file)
+            if record.key == key:
+                log.info("%s: finished before", name)
+                return record
+            log.info("%s: the slide or what its heatmap depends on has changed; done again", name)
+        start = time.monotonic()
+        with step(name) as notes, Slide(path, mpp=self._args.mpp) as slide:
+            maps = slide_maps(slide, self._args.masks, self._args.exclude_pen)
+            table = heatmap_patches(maps, self._predictor.step_um)
+            cell = self._predictor.step_um / slide.mpp
+            probs = stitch(
+                table,
+                self._predictor.predict(slide, table, folds),
+                grid_shape(slide.width, slide.height, cell),
+            )
+            class_map = self._write_maps(maps, probs, cell)
+            notes.append(
+                f"{slide.width}x{slide.height} px at {slide.mpp:.3f} um ({slide.mpp_source})"
+            )
+            notes.append(f"{maps.tissue.mean():.0%} tissue, {len(table):,} patches")
+        record = SlideRecord(
+            image_id=name,
+            path=str(path),
+            part=part,
+            width=maps.width,
+            height=maps.height,
+            mpp=maps.mpp,
+            mpp_source=slide.mpp_source,
+            step=cell,
+            downsample=maps.downsample,
+            patches=len(table),
+            models=tuple(map(str, folds)),
+            fold=folds[0] if len(folds) == 1 and len(self._predictor.folds) > 1 else None,
+            in_sample=not unseen,
+            areas_mm2=areas_mm2(class_map, maps),
+            **slide_scores(class_map, maps),
+            seconds=time.monotonic() - start,
+            key=key,
+        )
+        write_slide(file, record)
+        return record
+
+    def _write_maps(self, maps: SlideMaps, probs: np.ndarray, cell: float) -> np.ndarray:
+        """Write arrays, maps and pictures of a slide; return its class map."""
+        heatmap = to_heatmap(probs)
+
+        def spread(values: np.ndarray) -> np.ndarray:
+            return cells_to_map(values, cell, maps.downsample, maps.tissue.shape)
+
+        def path(kind: str, suffix: str) -> Path:
+            return self._folder / kind / (maps.name + suffix)
+
+        class_map = spread(self._decide(probs, heatmap))
+        write_array(path("heatmaps", ".npy"), heatmap)
+        write_array(path("probs", ".npy"), probs)
+        write_class_map(path("class_maps", ".png"), class_map)
+        if maps.labels is not None:
+            write_class_map(path("truth", ".png"), maps.labels)
+        write_gray(path("tissue", ".png"), maps.tissue.astype(np.uint8) * 255)
+        drawn = [class_map] if maps.labels is None else [class_map, maps.labels]
+        pictures = [overlay(maps.thumbnail, classes, CLASSES, COLORS) for classes in drawn]
+        heat = heat_colors(spread(heatmap))
+        blank = np.full((pictures[0].shape[0] - heat.shape[0], heat.shape[1], 3), 255, np.uint8)
+        pictures.append(np.concatenate([heat, blank]))
+        write_png(path("overlays", ".png"), side_by_side(pictures))
+        return class_map
+
+
+def slide_scores(class_map: np.ndarray, maps: SlideMaps) -> dict[str, Any]:
+    """Part B score of a slide, on tissue only too, and those of always Benign.
+
+    Args:
+        class_map: uint8 `(rows, cols)`, 0..3.
+        maps: The slide's maps, of the same size.
+
+    Returns:
+        The fields of `SlideRecord` for them; empty without annotation. A score that is
+        undefined is None.
+    """
+    if maps.labels is None:
+        return {}
+    counts = joint_counts(class_map, maps.labels)
+    on_tissue = joint_counts(class_map, maps.labels, maps.tissue)
+    scores = {
+        "score": score_from_counts(counts),
+        "score_tissue": score_from_counts(on_tissue),
+        "baseline": score_from_counts(always(counts, BENIGN)),
+        "baseline_tissue": score_from_counts(always(on_tissue, BENIGN)),
+    }
+    return {k: None if np.isnan(v) else v for k, v in scores.items()} | {"counts": counts}

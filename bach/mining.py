@@ -1,11 +1,23 @@
 """Hard example mining: the patches of slides that a model gets most wrong."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES, PROB_COLUMNS
-from bach.core.log import log
+from bach.classes import CLASSES, COLORS, PROB_COLUMNS
+from bach.core.files import fingerprint, read_json, write_json
+from bach.core.log import log, step
+from bach.core.options import SlideScript, decisive
+from bach.core.pictures import mask_and_grid, write_png
+from bach.core.tables import write_csv
 from bach.patches import SLIDE_STRIDE_UM, SlideMaps, cell_patches, slide_patches
+from bach.slides import Slide
+from bach.tissue import map_files, slide_maps
+
+if TYPE_CHECKING:  # it loads the framework
+    from bach.network.predictor import Predictor
 
 MIN_TISSUE = 0.05  # Kwok 2018, section 4.3: patches with less are dropped
 MIN_TISSUE_HARD = 0.70  # section 4.5: of hard examples
@@ -114,3 +126,58 @@ def draw_evenly(candidates: pd.DataFrame, count: int = HARD_EXAMPLES, seed: int 
         drawn.append(rng.permutation(rows)[:quarter])
     table = candidates.iloc[np.concatenate(drawn)]
     return table.sort_values(["image_id", "y", "x"], kind="stable").reset_index(drop=True)
+
+
+def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Path) -> pd.DataFrame:
+    """Predict the patches of one slide, or read its table if nothing has changed since.
+
+    Writes `NAME.csv` (every patch with at least 5% tissue), `NAME.png` (tissue mask and
+    grid) and `NAME.json` (fingerprint of what they depend on), the table last.
+
+    Args:
+        path: The slide.
+        predictor: The models, whose mean is what is mined with; their step is that between
+            patches.
+        args: Options of the script.
+        folder: Where to write.
+
+    Returns:
+        Patch table with the `prob_` columns, which are not a number for patches of less
+        than 70% tissue: these cannot become hard examples and are not predicted.
+
+    Raises:
+        InputError: If slide, annotation or mask cannot be read.
+    """
+    name = Path(path).stem
+    file, key_file = folder / f"{name}.csv", folder / f"{name}.json"
+    settings = {**decisive(args), "models": predictor.digests}
+    key = fingerprint(map_files(path, args.masks), settings)
+    if file.exists():
+        if key_file.exists() and read_json(key_file, "Delete it; the slide is done again.") == key:
+            log.info("%s: finished before", name)
+            return pd.read_csv(file, dtype={"image_id": str})
+        log.info("%s: the slide or what its patches depend on has changed; done again", name)
+        file.unlink()
+    with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
+        maps = slide_maps(slide, args.masks, args.exclude_pen)
+        table = mining_patches(maps, predictor.step_um, args.mode == "dense")
+        used = (table["tissue"] >= MIN_TISSUE_HARD).to_numpy()
+        probs = np.full((len(table), len(CLASSES)), np.nan, np.float32)
+        probs[used] = predictor.predict(slide, table[used])
+        table = table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True)))
+        notes.append(f"{maps.tissue.mean():.0%} tissue -> {len(table):,} patches")
+        notes.append(f"{used.sum():,} with {MIN_TISSUE_HARD:.0%} tissue predicted")
+    boxes = table.loc[used, ["x", "y", "size"]].to_numpy()
+    picture = mask_and_grid(
+        maps.thumbnail,
+        maps.tissue,
+        boxes,
+        table.loc[used, "label"],
+        maps.downsample,
+        CLASSES,
+        COLORS,
+    )
+    write_png(folder / f"{name}.png", picture)
+    write_json(key_file, key)
+    write_csv(table, file)
+    return pd.read_csv(file, dtype={"image_id": str})

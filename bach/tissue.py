@@ -168,3 +168,18 @@ def mask_path(name: str, masks: str | os.PathLike | None) -> Path | None:
     """The user's own tissue mask of a slide, or None if there is none."""
     file = None if masks is None else Path(masks) / f"{name}.png"
     return file if file is not None and file.exists() else None
+
+
+def map_files(path: str | os.PathLike, masks: str | os.PathLike | None) -> dict[str, Path | None]:
+    """The files that the maps of a slide are made from, for a fingerprint.
+
+    Args:
+        path: The slide. Of one in several files (.mrxs, .vms) only the named one counts.
+        masks: As in `slide_maps`.
+    """
+    path = Path(path)
+    return {
+        "slide": path,
+        "annotation": annotation_path(path),
+        "mask": mask_path(path.stem, masks),
+    }

@@ -201,9 +201,7 @@ class TrainingScript(Shared, Training, Devices):
 class SlideScript(Shared, Devices, Slides):
     """Options of the two scripts that predict slides."""
 
-    model_dir: str = option(
-        "runs/final", "run folder of the models, or a .keras file", path=True
-    )
+    model_dir: str = option("runs/final", "run folder of the models, or a .keras file", path=True)
 
 
 def parse(
@@ -292,10 +290,9 @@ def changed(old: Mapping[str, Any], new: object, old_folder: str | None = None) 
             continue
         if (name not in old or name not in now) and not (then or this):
             continue
-        if field is not None and field.metadata["path"] and isinstance(then, str):
-            folder = old_folder or os.getcwd()
-            if isinstance(this, str) and _real(then, folder) == _real(this, os.getcwd()):
-                continue
+        same_file = field is not None and field.metadata["path"] and then and this
+        if same_file and _real(then, old_folder or os.getcwd()) == _real(this, os.getcwd()):
+            continue
         lines.append(f"  {_flag(name)}: {then} then, {this} now")
     return lines
 
@@ -355,8 +352,10 @@ def _shown(default: object) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def _real(path: str, folder: str) -> Path:
-    return Path(os.path.realpath(Path(folder, path)))
+def _real(paths: str | Sequence[str], folder: str) -> list[str]:
+    """Where paths lead that are relative to a folder."""
+    paths = [paths] if isinstance(paths, str) else paths
+    return [os.path.realpath(Path(folder, path)) for path in paths]
 
 
 def _add_one(parser: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any) -> None:

@@ -119,6 +119,12 @@ def write_indexed(path: str | os.PathLike, values: np.ndarray, colors: Sequence[
         image.save(temporary, format="PNG")
 
 
+def write_gray(path: str | os.PathLike, values: np.ndarray) -> None:
+    """Write a uint8 `(height, width)` picture in shades of gray as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", values)[1].tobytes())
+
+
 # Drawings
 
 

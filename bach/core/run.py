@@ -71,7 +71,7 @@ class Run:
             # The first process checks and writes for all.
             self.finished = args.resume and has_metrics
             return
-        record = self._read_record()
+        record = read_record(self.path)
         # A run killed at its very start leaves its log, and hidden temporary files.
         others = list(self.path.iterdir()) if self.path.is_dir() else []
         others = [p for p in others if p.name != "log.txt" and not p.name.startswith(".")]
@@ -176,6 +176,29 @@ class Run:
         self._starts[-1] |= {"status": status, "time": _now()}
         # The last start once more at the top, where readers of one look for it.
         write_json(self.path / "run.json", {**self._starts[-1], "starts": self._starts})
+
+
+def read_record(run: str | os.PathLike) -> dict[str, Any] | None:
+    """What `run.json` of a run folder says, or None where there is none.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    file = Path(run) / "run.json"
+    if not file.exists():
+        return None
+    record = read_json(file, "Name another --run-dir, or delete this one.")
+    if not isinstance(record, dict):
+        raise InputError(f"{file} must be the record of a run.\nReceived: {record!r:.50}.")
+    return record
+
+
+def patch_folder(run: str | os.PathLike) -> Path:
+    """Where the patches of a run lie: its own, or those it shares by `--patches-dir`."""
+    own = Path(run) / "patches"
+    record = read_record(run) or {}
+    shared = record.get("arguments", {}).get("patches_dir")
+    return own if own.exists() or shared is None else Path(record.get("folder", "."), shared)
 
 
 def _now() -> str:

@@ -15,9 +15,9 @@ from bach.core.text import listed
 
 # Endings that file names carry in published tables; anything else after a dot
 # may be part of the name.
-_ENDINGS = frozenset(
-    [".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy", ".xml", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"]
-)
+_PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy")
+_SLIDES = (".xml", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif")
+_ENDINGS = frozenset((*_PICTURES, *_SLIDES))
 
 
 # Keys

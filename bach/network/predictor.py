@@ -26,6 +26,7 @@ class Predictor:
         tta: Mean over the eight orientations too.
 
     Attributes:
+        step_um: Step between the patches in um.
         folds: Keys of the models, see `load_models`.
         view: What the models see of a patch.
         digests: Content of each model's file, by fold.
@@ -37,7 +38,8 @@ class Predictor:
 
     def __init__(self, args: SlideScript, step_um: float, tta: bool = False):
         self._dense = args.mode == "dense"
-        self._batch_size, self._step_um, self._tta = args.batch_size, step_um, tta
+        self.step_um = step_um
+        self._batch_size, self._tta = args.batch_size, tta
         make = DenseModel if self._dense else prepare
         self._models: dict[int, Any] = load_models(
             args.model_dir, ready=lambda model: make(model, args.precision)
@@ -70,7 +72,7 @@ class Predictor:
         models = [self._models[fold] for fold in (self.folds if folds is None else folds)]
         if not self._dense:
             return predict_slide(models, slide, table, self._batch_size, self._tta)
-        cell = self._step_um / slide.mpp
+        cell = self.step_um / slide.mpp
         wanted = np.zeros(grid_shape(slide.width, slide.height, cell), bool)
         wanted[table["row"], table["col"]] = True
         probs = predict_dense(models, slide, wanted, self._every, tta=self._tta)

@@ -73,7 +73,9 @@ def train(
         model.compile(jit_compile=backend.jit())
         learner = with_augmentation(model)
     _compile(learner, settings, learning_rate(settings, training.batch_size, len(training)))
-    checkpoint = Checkpoint(model, folder, settings.monitor, settings.monitor_mode, settings.keep_every)
+    checkpoint = Checkpoint(
+        model, folder, settings.monitor, settings.monitor_mode, settings.keep_every
+    )
     history = checkpoint.restore(learner)
     done = len(history)
     if done:
