@@ -80,10 +80,12 @@ def parse_args(argv: list[str] | None = None) -> Options:
     args = options.parse(Options, argv, __doc__)
     if list(args.thresholds) != sorted(args.thresholds):
         raise InputError(f"The thresholds must ascend.\nReceived: --thresholds={args.thresholds}.")
-    if args.step_um is None:
-        step_um = DENSE_STEP_UM if args.mode == "dense" else STEP_UM
-        args = dataclasses.replace(args, step_um=step_um)
-    return args
+    return dataclasses.replace(args, step_um=step_um(args))
+
+
+def step_um(args: Options) -> float:
+    """Side of a cell in um."""
+    return args.step_um or (DENSE_STEP_UM if args.mode == "dense" else STEP_UM)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -98,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. The models; each slide is predicted by those that have not seen it.
     device = backend.start(args.devices, args.seed, args.precision)
-    predictor = Predictor(args, args.step_um, args.tta)
+    predictor = Predictor(args, step_um(args), args.tta)
     with run.start(**device):
         # 2. Slide by slide; one that fails does not stop the others.
         maker = HeatmapMaker(run.path, predictor, args, rule(args))
@@ -176,7 +178,7 @@ def summarise(records: Sequence[SlideRecord], failures: dict, run: Run) -> dict:
             # None (both maps Normal everywhere): the slide says nothing and is left out.
             values = [getattr(r, name) for r in honest if getattr(r, name) is not None]
             metrics[name] = float(np.mean(values)) if values else None
-        counts = [record.counts for record in honest]
+        counts = [record.counts for record in honest if record.counts is not None]
         metrics["score_pooled"] = score_from_counts(np.sum(counts, axis=0))
         metrics["score_interval"] = interval = score_interval(counts)
         metrics["per_slide"] = {record.image_id: record.score for record in honest}

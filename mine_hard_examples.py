@@ -55,10 +55,12 @@ class Options(options.SlideScript):
 
 def parse_args(argv: list[str] | None = None) -> Options:
     args = options.parse(Options, argv, __doc__)
-    if args.stride_um is None:
-        stride_um = 2 * DENSE_STEP_UM if args.mode == "dense" else SLIDE_STRIDE_UM
-        args = dataclasses.replace(args, stride_um=stride_um)
-    return args
+    return dataclasses.replace(args, stride_um=stride_um(args))
+
+
+def stride_um(args: Options) -> float:
+    """Step between patches in um."""
+    return args.stride_um or (2 * DENSE_STEP_UM if args.mode == "dense" else SLIDE_STRIDE_UM)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. The Part A models; their mean is what is mined with.
     device = backend.start(args.devices, args.seed, args.precision)
-    predictor = Predictor(args, args.stride_um)
+    predictor = Predictor(args, stride_um(args))
     with run.start(**device):
         # 2. Slide by slide: tissue, patches, labels, predictions.
         tables, failures = [], []

@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     from bach.network import backend, training  # load the framework, which --help must not
     from bach.network.batches import PatchStore, take_rows
+    from bach.network.patch_network import build_model
 
     # 1. Both sets of patches, and the folds of slides.
     part_a = PatchStore(patch_folder(args.part_a_dir))
@@ -84,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
                 ALWAYS_TRAIN if fold is None else fold,
                 [(part_a, photos), (hard, rows)],
                 (hard, np.flatnonzero(held)) if held.any() else None,
+                lambda view: build_model(args.backbone, args.weights, args.head, view),
             )
             if probs is not None:
                 table = hard.table.loc[held].drop(

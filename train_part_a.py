@@ -102,17 +102,16 @@ def main(argv: list[str] | None = None) -> None:
     training.check_settings(args)
     with run.start(**device):
         # 2. Patches, once for all folds.
-        builders: dict[int, Callable | None] = dict.fromkeys(chosen)
-        folder = args.patches_dir or run.path / "patches"
+        build = {fold: builder(args, fold, images) for fold in chosen}
+        folder, view = (
+            args.patches_dir or run.path / "patches",
+            View(args.margin, args.magnifications),
+        )
         with backend.first_process_first("patches"):
             if args.image_network is None:
-                store = cut_photos(images, folder, View(args.margin, args.magnifications))
+                store = cut_photos(images, folder, view)
             else:
-                builders = {
-                    fold: image_network(args.image_network, fold, images) for fold in chosen
-                }
-                shape = builders[chosen[0]]().input_shape[1:3]
-                store = store_photos(images, folder, shape)
+                store = store_photos(images, folder, build[chosen[0]](view).input_shape[1:3])
 
         # 3. A model per fold, and its predictions of what it did not see.
         tables = []
@@ -124,12 +123,12 @@ def main(argv: list[str] | None = None) -> None:
                 "fold %d: %d training images, %d held out", fold, training_images, len(heldout)
             )
             probs = training.train_fold(
-                started_from(args, fold),
+                args,
                 run.path / f"fold_{fold}",
                 fold,
                 [(store, np.flatnonzero(~held))],
                 (store, np.flatnonzero(held)),
-                builders[fold],
+                build[fold],
             )
             table = store.table.loc[held].reset_index(drop=True).assign(fold=fold)
             tables.append(table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True))))
@@ -175,24 +174,20 @@ def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
     return images, chosen
 
 
-def started_from(args: Options, fold: int) -> Options:
-    """The options for a fold: if --weights is a run, it starts from the model of that fold."""
-    from bach.network.predict import model_file
-
-    if not os.path.isdir(args.weights):
-        return args
-    return dataclasses.replace(args, weights=str(model_file(args.weights, fold)))
-
-
-def image_network(args: Options, fold: int, images: pd.DataFrame) -> Callable:
-    """What builds the image network of a fold."""
+def builder(args: Options, fold: int, images: pd.DataFrame) -> Callable:
+    """What builds the model of a fold; it starts from the model of the same fold of a run."""
     from bach.network.image_network import build_image_network
-    from bach.network.patch_network import load_model
+    from bach.network.patch_network import build_model, load_model
     from bach.network.predict import model_file
 
-    def build():
-        patch_network = load_model(model_file(args.image_network, fold))
-        return build_image_network(patch_network, images["width"].max(), images["height"].max())
+    def build(view: View):
+        if args.image_network is not None:
+            patch_network = load_model(model_file(args.image_network, fold))
+            return build_image_network(patch_network, images["width"].max(), images["height"].max())
+        weights = args.weights
+        if os.path.isdir(weights):
+            weights = str(model_file(weights, fold))
+        return build_model(args.backbone, weights, args.head, view)
 
     return build
 

@@ -113,7 +113,7 @@ class SlideMaps(NamedTuple):
         downsample: Level-0 px per px of the maps.
         tissue: Tissue mask, bool `(rows, cols)`.
         labels: Annotation as uint8 0..3 `(rows, cols)`, or None.
-        thumbnail: uint8 `(rows, cols, 3)`, or None.
+        thumbnail: uint8 `(rows, cols, 3)`; empty where nothing is drawn.
     """
 
     name: str
@@ -123,7 +123,7 @@ class SlideMaps(NamedTuple):
     downsample: float
     tissue: np.ndarray
     labels: np.ndarray | None = None
-    thumbnail: np.ndarray | None = None
+    thumbnail: np.ndarray = np.zeros((0, 0, 3), np.uint8)
 
 
 def slide_patches(maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM) -> pd.DataFrame:

@@ -59,13 +59,13 @@ def option(
         "path": path,
         "where": where,
     }
-    return dataclasses.field(default=default, metadata=metadata)  # type: ignore[return-value]
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def again(group: type, name: str, default: T) -> T:
     """An option of a group with another default, for a script that inherits the group."""
     field = next(field for field in dataclasses.fields(group) if field.name == name)
-    return dataclasses.field(default=default, metadata=field.metadata)  # type: ignore[return-value]
+    return dataclasses.field(default=default, metadata=field.metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,9 +290,10 @@ def changed(old: Mapping[str, Any], new: object, old_folder: str | None = None) 
             continue
         if (name not in old or name not in now) and not (then or this):
             continue
-        same_file = field is not None and field.metadata["path"] and then and this
-        if same_file and _real(then, old_folder or os.getcwd()) == _real(this, os.getcwd()):
-            continue
+        if field is not None and field.metadata["path"] and then is not None and this is not None:
+            folder = os.getcwd()
+            if _real(then, old_folder or folder) == _real(this, folder):
+                continue
         lines.append(f"  {_flag(name)}: {then} then, {this} now")
     return lines
 

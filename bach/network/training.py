@@ -31,7 +31,7 @@ from bach.network.callbacks import (
     RefreshBatchNorm,
     UseAverages,
 )
-from bach.network.patch_network import build_model, check_backbone, load_model
+from bach.network.patch_network import check_backbone, load_model
 from bach.network.predict import predict_batches, prepare
 from bach.patches import View
 
@@ -87,7 +87,7 @@ def train(
     ours = [Progress(training, settings.epochs), UseAverages()]
     if settings.bn_patches:
         ours.append(RefreshBatchNorm(model, training, settings.bn_patches, training.seed))
-    if heldout is not None:
+    if heldout is not None and heldout_images is not None:
         ours.append(EvaluateHeldOut(model, heldout, heldout_images))
     ours += [checkpoint, LogEpoch(settings.epochs)]
     if done < settings.epochs:
@@ -111,7 +111,7 @@ def train_fold(
     fold: int,
     parts: Sequence[tuple[PatchStore, np.ndarray]],
     heldout: tuple[PatchStore, np.ndarray] | None,
-    build: Callable[[], keras.Model] | None = None,
+    build: Callable[[View], keras.Model],
 ) -> np.ndarray | None:
     """Build and train the model of one fold, or load what is there of it.
 
@@ -124,7 +124,7 @@ def train_fold(
         fold: Number of the fold; seeds it.
         parts: Stores to train on, each with the rows to use.
         heldout: Store and rows held out, or None.
-        build: Makes the model; a patch classifier by the options if not given.
+        build: Makes the model, given what it is to see of the patches.
 
     Returns:
         Probabilities of the held-out patches `(n, 4)`, or None without any.
@@ -140,7 +140,7 @@ def train_fold(
     backend.start_model(seed)
     view = _common_view([store for store, _ in parts])
     with backend.scope():
-        model = build() if build else build_model(args.backbone, args.weights, args.head, view)
+        model = build(view)
 
     def batches(chosen: Sequence[tuple[PatchStore, np.ndarray]], augmentation=None) -> Batches:
         return Batches(
