@@ -130,8 +130,9 @@ def main(argv: list[str] | None = None) -> None:
                 (store, np.flatnonzero(held)),
                 build[fold],
             )
-            table = store.table.loc[held].reset_index(drop=True).assign(fold=fold)
-            tables.append(table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True))))
+            if probs is not None:
+                table = store.table.loc[held].reset_index(drop=True).assign(fold=fold)
+                tables.append(table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True))))
 
         # 4. Scores: each image by the model that did not see it.
         patches = pd.concat(tables, ignore_index=True)
