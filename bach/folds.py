@@ -10,7 +10,6 @@ measures what a leaky split would have promised, see `bach.honest.audit`.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,15 @@ import pandas as pd
 from bach import data
 from bach.classes import CLASSES, parse_label
 from bach.core.errors import InputError, exit_with
+from bach.core.files import to_json
 from bach.core.log import log
 from bach.core.tables import write_csv
 from bach.core.text import listed
+from bach.honest import audit
 from bach.honest.splits import (
     ALWAYS_TRAIN,
     check_folds,
-    class_counts,
+    format_counts,
     known_patients,
     leaking_images,
     make_folds,
@@ -35,10 +36,6 @@ from bach.honest.splits import (
     read_patients,
     with_patients,
 )
-
-# The tool
-
-_AUDITS = {"audit": "what a leaky split promises beside what a patient-safe one finds"}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,8 +61,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     check = commands.add_parser("check", help="find patients on both sides of a split")
     check.add_argument("folds", help="CSV of image_id and fold")
     check.add_argument("--patients", help="CSV of image_id and patient to go by")
-    for name, text in _AUDITS.items():
-        commands.add_parser(name, help=text, add_help=False)
+    commands.add_parser(
+        "audit", help="what a leaky split promises beside what a patient-safe one finds"
+    )
     return parser.parse_args(argv)
 
 
@@ -76,15 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "`assume` is a measurement and no step of the method.\nReceived: assume.\n"
             "Run `python benchmarks/assume_patients.py` with the same options."
         )
-    if argv and argv[0] in _AUDITS:
-        # Not at the top: they import this module, and scikit-learn.
-        from bach.honest import audit
-
+    if argv and argv[0] == "audit":
         return audit.main(argv[1:])
     args = parse_args(argv)
-    patients = None
-    if args.patients is not None:
-        patients = read_patients(args.patients)
+    patients = None if args.patients is None else read_patients(args.patients)
     return _make(args, patients) if args.command == "make" else _check(args, patients)
 
 
@@ -94,7 +87,7 @@ def _make(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
             f"There must be 2 folds or more.\nReceived: --folds={args.folds}.\nAsk for more."
         )
     if args.images is not None:
-        table = read_image_table(args.images, ("image_id",))
+        table = read_image_table(args.images)
         table["label"] = [_class_name(text) for text in table["label"]]
     else:
         table = data.list_images(args.data_dir, args.part.upper())[["image_id", "label", "patient"]]
@@ -110,7 +103,7 @@ def _make(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
             "Name another file, or delete this one first."
         )
     write_csv(folds, out)
-    log.info("folds (-1 is always in training):\n%s", class_counts(folds).to_string())
+    log.info("folds (-1 is always in training):\n%s", format_counts(folds))
     print(out)
     return 0
 
@@ -124,7 +117,7 @@ def _check(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
     folds = with_patients(read_folds(args.folds), patients)
     leaking = leaking_images(folds)
     known = folds[known_patients(folds)]
-    print(class_counts(folds).to_string())
+    print(format_counts(folds))
     for patient in sorted(leaking["patient"].unique()):
         rows = folds[folds["patient"] == patient].sort_values("fold")
         parts = [
@@ -143,7 +136,7 @@ def _check(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
         "patients": int(known["patient"].nunique()),
         "leaking": len(leaking),
     }
-    print(json.dumps(result))
+    print(to_json(result))
     return 1 if result["leaking"] else 0
 
 

@@ -1,26 +1,22 @@
 """The class of images and of pixels in files, ours or of anyone else: tables, class maps."""
 
-import csv
 import math
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES, COLORS, parse_label
+from bach.classes import CHOICES, CLASSES, COLORS, NUMBERED, parse_label
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.pictures import read_indexed, write_indexed
-from bach.core.tables import image_key
+from bach.core.tables import image_key, read_table, require_once
 from bach.core.text import listed
 from bach.scores import as_labels
 
-_ID_COLUMNS = (
-    "image_id", "image", "id", "case", "file", "filename", "file_name", "name", "slide",
-)  # fmt: skip
+_ID_COLUMNS = ["image_id", "image", "id", "case", "file", "filename", "file_name", "name", "slide"]
 _TRUTH_COLUMNS = ("label", "truth", "class")
 _PREDICTED_COLUMNS = ("predicted", "prediction", "label", "class")
 
@@ -39,7 +35,7 @@ def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:
     table's probabilities and classes disagree.
 
     Args:
-        path: CSV file, a row an image.
+        path: CSV file, one row per image.
         kind: "predictions" or "truth".
 
     Returns:
@@ -50,13 +46,11 @@ def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:
         InputError: If the file is missing, empty or ragged, a class cannot be
             read, or an image comes twice; all offending images are named.
     """
-    path = Path(path)
-    header, rows = _read_rows(path)
-    names = header or [f"column {number}" for number in range(1, len(rows[0]) + 1)]
-    table = pd.DataFrame(rows, columns=range(len(names)), dtype=str)
-    id_column = next((names.index(name) for name in _ID_COLUMNS if name in names), 0)
+    table = _read_named(path)
+    names = list(table.columns)
+    id_column = next((name for name in _ID_COLUMNS if name in names), names[0])
     ids = table[id_column]
-    column, labels = _find_labels(path, names, table, id_column, kind)
+    column, labels = _find_labels(path, table, id_column, kind)
     bad = [
         f"{image}: {value!r}"
         for image, value, label in zip(ids, table[column], labels, strict=True)
@@ -64,91 +58,80 @@ def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:
     ]
     if bad:
         raise InputError(
-            f"Every row of {path} must name a class: Normal, Benign, InSitu, Invasive or 0..3 "
-            f"(1..4 under a header `case,class`).\n"
-            f"Received in column '{names[column]}' ({len(bad)} rows): {listed(bad)}.\n"
+            f"Every row of {path} must name a class: {CHOICES} "
+            f"(1..{len(CLASSES)} under a header `case,class`).\n"
+            f"Received in column '{column}' ({len(bad)} rows): {listed(bad)}.\n"
             "Mend these rows; a table without header has the image first, then the class."
         )
-    found = pd.DataFrame(
-        {"key": [image_key(text) for text in ids], "image_id": ids, "label": labels}
-    ).astype({"label": int})
-    double = found.loc[found["key"].duplicated(), "key"].unique().tolist()
-    if double:
-        raise InputError(
-            f"Every image must stand in {path} once (file endings and case do not matter).\n"
-            f"Received more than once ({len(double)}): {listed(double)}.\n"
-            "Keep one row an image; patch predictions must be averaged over each image first."
-        )
-    return found
+    require_once(ids, path)
+    return pd.DataFrame({"key": ids.map(image_key), "image_id": ids, "label": labels}).astype(
+        {"label": int}
+    )
 
 
-def _read_rows(path: Path) -> tuple[list[str] | None, list[list[str]]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+def _read_named(path: str | os.PathLike) -> pd.DataFrame:
+    """The table with columns named as in its header, in lower case, or "column 1" ..."""
+    table = read_table(path, header=False)
+    if len(table.columns) < 2:
         raise InputError(
-            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
-        ) from error
-    lines = [line for line in lines if line.strip()]
-    if not lines:
-        raise InputError(f"{path} must hold a row an image.\nReceived: an empty file.")
-    separator = max(",;\t", key=lines[0].count)
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
-    width = len(rows[0])
-    ragged = [str(number) for number, row in enumerate(rows, 1) if len(row) != width]
-    if width < 2 or ragged:
-        where = f"rows {listed(ragged)} differ" if ragged else "one column"
-        raise InputError(
-            f"{path} must have an image and a class in every row, and as many cells in all.\n"
-            f"Received: {width} cells in the first row, {where}.\n"
+            f"{path} must have an image and a class in every row.\n"
+            f"Received: {'one column' if len(table) else 'an empty file'}.\n"
             "Write it as CSV, for example `test0.tif,Benign`."
         )
-    header = None
-    if rows[0][0].lower() in _ID_COLUMNS or _read_class(rows[0][1], first=0) is None:
-        header = [cell.lower() for cell in rows.pop(0)]
-        known = {*_ID_COLUMNS, *_TRUTH_COLUMNS, *_PREDICTED_COLUMNS}
-        if not known & set(header) and _prob_columns(header) is None:
-            # A first row with a misspelt class must not pass for a header.
-            raise InputError(
-                f"The first row of {path} must be a header or an image and its class.\n"
-                f"Received: {separator.join(header)}.\n"
-                "Name the columns image_id and label or predicted, or mend the class: "
-                "Normal, Benign, InSitu, Invasive or 0..3."
-            )
-    if not rows:
+    first = [str(cell).lower() for cell in table.iloc[0]]
+    if first[0] not in _ID_COLUMNS and _read_class(first[1], first=0) is not None:
+        return table.set_axis([f"column {number + 1}" for number in table.columns], axis=1)
+    known = {*_ID_COLUMNS, *_TRUTH_COLUMNS, *_PREDICTED_COLUMNS}
+    if not known & set(first) and _prob_columns(first) is None:
+        # A first row with a misspelt class must not pass for a header.
         raise InputError(
-            f"{path} must hold a row an image.\n"
-            f"Received: only {separator.join(header or [])!r}.\n"
-            "Check the file, and that its classes are Normal, Benign, InSitu, Invasive or 0..3."
+            f"The first row of {path} must be a header or an image and its class.\n"
+            f"Received: {','.join(first)}.\n"
+            f"Name the columns image_id and label or predicted, or mend the class: {CHOICES}."
         )
-    return header, rows
+    if len(table) == 1:
+        raise InputError(
+            f"{path} must hold a row per image.\nReceived: only '{','.join(first)}'.\n"
+            f"Check the file, and that its classes are {CHOICES}."
+        )
+    double = {name for name in first if name and first.count(name) > 1}
+    if double:
+        raise InputError(
+            f"Every column of {path} must have a name of its own.\n"
+            f"Received more than once: {listed(sorted(double))}.\nRename or remove one of them."
+        )
+    table = table.iloc[1:].reset_index(drop=True).set_axis(first, axis=1)
+    return table.loc[:, ~table.columns.duplicated()]  # a spreadsheet's columns without names
 
 
 def _find_labels(
-    path: Path, names: list[str], table: pd.DataFrame, id_column: int, kind: str
-) -> tuple[int, list[int | None]]:
+    path: str | os.PathLike, table: pd.DataFrame, id_column: str, kind: str
+) -> tuple[str, Sequence[int | None]]:
     """The column that holds the classes and what it says, None where unreadable."""
+    names = list(table.columns)
     wanted = _TRUTH_COLUMNS if kind == "truth" else _PREDICTED_COLUMNS
-    column = next((names.index(name) for name in wanted if name in names), None)
+    column = next((name for name in wanted if name in names), None)
     probs = _prob_columns(names) if kind == "predictions" else None
     challenge = "class" in names and ("case" in names or any(map(_is_challenge_prob, names)))
+    labels: Sequence[int | None]
     if probs is not None and not challenge:
-        labels = _largest(path, names, table[probs])
+        labels = _largest(path, table[probs])
         source, column = "the largest prob_* column", probs[0]
     else:
         if column is None:
             column = _second_column(path, names, id_column, kind)
-        first = 1 if challenge and names[column] == "class" else 0
+        first = 1 if challenge and column == "class" else 0
         labels = [_read_class(text, first) for text in table[column]]
-        source = f"column '{names[column]}'" + (" (numbers are 1..4)" if first else "")
+        source = f"column '{column}'" + (" (numbers are 1..4)" if first else "")
     log.info("%s: %d images from %s, %s", kind, len(table), path, source)
     if probs is not None:
         # Two answers in one row: one is taken, and the other is not hidden.
+        other: Sequence[int | None]
         if challenge:
-            other, against = _largest(path, names, table[probs]), "the largest P(...)"
+            other, against = _largest(path, table[probs]), "the largest P(...)"
         elif "predicted" in names:
-            cells = table[names.index("predicted")]
-            other, against = [_read_class(text, first=0) for text in cells], "column 'predicted'"
+            other = [_read_class(text, first=0) for text in table["predicted"]]
+            against = "column 'predicted'"
         else:
             return column, labels
         differ = sum(a != b for a, b in zip(other, labels, strict=True))
@@ -157,14 +140,17 @@ def _find_labels(
     return column, labels
 
 
-def _second_column(path: Path, names: list[str], id_column: int, kind: str) -> int:
-    column = 1 if id_column == 0 else 0
+def _second_column(path: str | os.PathLike, names: list[str], id_column: str, kind: str) -> str:
+    column = names[1] if id_column == names[0] else names[0]
     unnamed = names[0] == "column 1"
-    answers = ("predicted", "prediction")
-    if not unnamed and (len(names) > 2 or (kind == "truth" and names[column] in answers)):
-        wanted = "label" if kind == "truth" else "predicted, prob_normal ... or label"
+    if not unnamed and (
+        len(names) > 2 or (kind == "truth" and column in ("predicted", "prediction"))
+    ):
+        what, wanted = (
+            ("true", "label") if kind == "truth" else ("predicted", "predicted, or the four prob_")
+        )
         raise InputError(
-            f"{path} must have a column of {'true' if kind == 'truth' else 'predicted'} classes.\n"
+            f"{path} must have a column of {what} classes.\n"
             f"Received the columns: {listed(names)}.\nName the right one {wanted}."
         )
     return column
@@ -174,25 +160,24 @@ def _is_challenge_prob(name: str) -> bool:
     return name.startswith("p(")
 
 
-def _prob_columns(names: list[str]) -> list[int] | None:
+def _prob_columns(names: list[str]) -> list[str] | None:
     """Columns of the four probabilities in class order: prob_normal or P(Normal) ..."""
     found = {}
-    for number, name in enumerate(names):
+    for name in names:
         match = re.fullmatch(r"prob_(\w+)|p\((.+)\)", name)
         label = parse_label(match[1] or match[2]) if match else None
         if label is not None:
-            found[label] = number
-    return [found[label] for label in range(len(CLASSES))] if len(found) == 4 else None
+            found[label] = name
+    return [found[label] for label in sorted(found)] if len(found) == len(CLASSES) else None
 
 
-def _largest(path: Path, names: list[str], cells: pd.DataFrame) -> list[int]:
+def _largest(path: str | os.PathLike, cells: pd.DataFrame) -> list[int]:
     values = cells.apply(pd.to_numeric, errors="coerce").to_numpy(float)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         raise InputError(
-            f"The columns {', '.join(names[column] for column in cells)} of {path} must be "
-            f"numbers.\n"
-            f"Received something else in table rows {listed([str(row + 1) for row in bad])}.\n"
+            f"The columns {', '.join(cells.columns)} of {path} must be numbers.\n"
+            f"Received something else in table rows {listed(bad + 1)}.\n"
             "Mend these rows, or take the columns out to use the column 'predicted'."
         )
     return values.argmax(axis=1).tolist()
@@ -262,10 +247,9 @@ def read_class_map(path: str | os.PathLike) -> np.ndarray:
     )
     found = np.unique(image)
     if found.size and (found[0] < 0 or found[-1] >= len(CLASSES)):
-        shown = listed([str(value) for value in found])
         raise InputError(
             f"The pixels of {path} must be classes 0..3 (palette index or gray value).\n"
-            f"Received the values: {shown}.\n"
-            "Map them to 0 Normal, 1 Benign, 2 InSitu, 3 Invasive first."
+            f"Received the values: {listed(found)}.\n"
+            f"Map them to {NUMBERED} first."
         )
     return image.astype(np.uint8)

@@ -29,6 +29,25 @@ def made_up(patients=20, images=8, seed=0, own=0.0, true=0.0):
     return pd.DataFrame(values, index=ids), table
 
 
+def images(patients, labels=None):
+    """A table of images 0, 1, ...; a space is an unknown patient."""
+    return pd.DataFrame(
+        {
+            "image_id": [f"i{number}" for number in range(len(patients))],
+            "label": labels or ["Benign"] * len(patients),
+            "patient": ["" if patient == " " else patient for patient in patients],
+        }
+    )
+
+
+def many_images(seed=0, size=300, patients=60):
+    rng = np.random.default_rng(seed)
+    return images(
+        [f"p{number}" for number in rng.integers(0, patients, size)],
+        [CLASSES[label] for label in rng.integers(0, 4, size)],
+    )
+
+
 def slide_record(name, **changes):
     """The record of a slide as make_heatmap.py makes it, but for the changes."""
     values = {

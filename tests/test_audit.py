@@ -281,10 +281,18 @@ def test_more_folds_than_patients_are_refused_before_the_work(photos, tmp_path):
 
 
 @pytest.mark.parametrize("option", [("--folds", "1"), ("--seeds", "0"), ("--trees", "0")])
-def test_numbers_out_of_range_are_refused(photos, tmp_path, option):
+def test_numbers_out_of_range_are_refused(photos, tmp_path, capsys, option):
     argv = ["--data-dir", str(photos), "--patients", f"{photos}/patients.csv"]
-    with pytest.raises(InputError, match=option[0]):
+    with pytest.raises(SystemExit) as ended:
         folds.main(["audit", *argv, *option, "--run-dir", str(tmp_path)])
+    assert ended.value.code == 2
+    assert f"argument {option[0]}: must be at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [(), ("--runs", "one"), ("--data-dir", "d", "--runs", "a", "b")])
+def test_an_audit_is_of_a_data_set_or_of_two_runs(words):
+    with pytest.raises(InputError, match="--runs with the patient-safe run first"):
+        folds.main(["audit", *words])
 
 
 def test_as_a_program_an_input_error_is_its_message_and_code_2(tmp_path):

@@ -39,21 +39,6 @@ def project_table():
 
 
 @pytest.mark.parametrize(
-    ("text", "image"),
-    [
-        ("test0.tif", "test0"),
-        ("folder/Test0.TIFF", "test0"),
-        ("C:\\photos\\test0.tif", "test0"),
-        (" test0 ", "test0"),
-        ("SOB_B-14.25", "sob_b-14.25"),
-        (".tif", ".tif"),
-    ],
-)
-def test_ids_match_without_folder_ending_and_case(text, image):
-    assert labels.image_key(text) == image
-
-
-@pytest.mark.parametrize(
     "text",
     [
         "a.tif,Normal\nb.tif,Benign\nc.tif,InSitu\nd.tif,Invasive\ne.tif,Invasive\nf.tif,Normal\n",
@@ -62,6 +47,7 @@ def test_ids_match_without_folder_ending_and_case(text, image):
         "\ufeffa;Normal\nb;Benign\nc;In situ\nd;Invasive\ne;Invasive\nf;Normal\n",
         "image_id,label\na,Normal\nb,Benign\nc,in-situ\nd,Invasive\ne,Invasive\nf,Normal\n",
         "label,image\n0,a\n1,b\n2,c\n3,d\n3,e\n0,f\n",
+        "image,label,,\na,0,,\nb,1,,\nc,2,,\nd,3,,\ne,3,,\nf,0,,\n",
         "case,class,P(Normal)\na.tif,1,1\nb.tif,2,0\nc.tif,3,0\nd.tif,4,0\ne.tif,4,0\nf.tif,1,1\n",
         "picture,Prediction\na,Normal\nb,Benign\nc,InSitu\nd,Invasive\ne,Invasive\nf,Normal\n",
     ],
@@ -106,14 +92,15 @@ def test_a_table_that_contradicts_itself_is_logged(tmp_path, messages):
         ("", "an empty file"),
         ("image_id,label\n", "only 'image_id,label'"),
         ("a.tif\nb.tif\n", "one column"),
-        ("a,Normal\nb,Normal,x\n", "rows 2 differ"),
+        ("a,Normal\nb,Normal,x\n", "another number in rows 2"),
         ("a,Normal\nb,Bening\nc,7\n", r"\(2 rows\): b: 'Bening', c: '7'"),
         ("a,Bening\nb,Normal\n", "mend the class"),
         ("image_id,label\na,Normal\nb,\n", "b: ''"),
         ("case,class\na,0\nb,4\n", "a: '0'"),
-        ("a.tif,Normal\nA,Benign\nx/a.png,Benign\n", r"\(1\): a"),
+        ("a.tif,Normal\nA,Benign\nx/a.png,Benign\n", "more than once: a"),
         ("image_id,fold,size\na,1,2\n", "Received the columns: image_id, fold, size"),
         (",".join(["image_id", *PROB_COLUMNS]) + "\na,1,0,0,x\n", "table rows 1"),
+        ("image_id,label,label\na,0,1\n", "more than once: label"),
     ],
 )
 def test_tables_that_cannot_be_read_are_refused_with_the_reason(tmp_path, text, message):

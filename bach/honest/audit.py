@@ -15,21 +15,21 @@ Writes:  RUN_DIR/features.csv (kept for the next call), predictions.csv, audit.j
 Time:    BACH on one core: features 4 min (once), audit 1 min.
 """
 
-import argparse
-import os
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.ensemble import ExtraTreesClassifier
 from tqdm import tqdm
 
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.files import to_json, write_json
 from bach.core.log import log, step
+from bach.core.options import option, parse
 from bach.core.tables import image_key, write_csv
+from bach.core.text import listed
 from bach.data import list_images
 from bach.honest.features import read_features
 from bach.honest.intervals import (
@@ -50,6 +50,8 @@ from bach.honest.splits import (
 )
 from bach.labels import read_labels
 from bach.scores import ratio
+
+TREES = 600
 
 # The same images, asked twice
 
@@ -90,34 +92,34 @@ def cross_validate(
     """Predict every held-out image by a tree ensemble that did not see it.
 
     Args:
-        features: See `features.read_features`; has all images of the folds.
+        features: See `bach.honest.features.read_features`; has all images of the folds.
         folds: Fold table with a label (a class name) in every row.
         trees: Number of trees.
         seed: Seed of the trees.
 
     Returns:
         Table of `image_id, label` (0..3), `patient, fold` and the four `prob_`
-        columns; a row a held-out image, in the order of the folds.
+        columns; a row per held-out image, in the order of the folds.
     """
-    parts = []
     labels = folds["label"].map(CLASSES.index).to_numpy()
-    for k in sorted(set(folds["fold"]) - {ALWAYS_TRAIN}):
-        out = (folds["fold"] == k).to_numpy()
-        probs = _fit_predict(
-            features.loc[folds["image_id"][~out]], labels[~out],
-            features.loc[folds["image_id"][out]], trees, seed,
-        )  # fmt: skip
-        held_out = folds.loc[out, ["image_id", "patient", "fold"]].reset_index()
-        held_out.insert(2, "label", labels[out])
-        held_out[list(PROB_COLUMNS)] = probs
-        parts.append(held_out)
-    return pd.concat(parts).sort_values("index").drop(columns="index").reset_index(drop=True)
+    fold = folds["fold"].to_numpy()
+    rows = features.loc[folds["image_id"]]
+    probs = np.zeros((len(folds), len(CLASSES)))
+    for k in sorted(set(fold) - {ALWAYS_TRAIN}):
+        out = fold == k
+        probs[out] = _fit_predict(rows[~out], labels[~out], rows[out], trees, seed)
+    answers = folds[["image_id", "patient", "fold"]].reset_index(drop=True)
+    answers.insert(1, "label", labels)
+    answers[list(PROB_COLUMNS)] = probs
+    return answers[fold != ALWAYS_TRAIN].reset_index(drop=True)
 
 
 def _fit_predict(
     known: pd.DataFrame, labels: np.ndarray, asked: pd.DataFrame, trees: int, seed: int
 ) -> np.ndarray:
     """Probabilities (images, 4) by extremely randomised trees."""
+    from sklearn.ensemble import ExtraTreesClassifier  # not at the top, which takes its time
+
     model = ExtraTreesClassifier(trees, random_state=seed, n_jobs=1)
     model.fit(known.to_numpy(), labels)
     probs = np.zeros((len(asked), len(CLASSES)))
@@ -127,12 +129,12 @@ def _fit_predict(
 
 
 def score_twice(
-    features: pd.DataFrame, table: pd.DataFrame, k: int = 3, seeds: int = 5, trees: int = 600
+    features: pd.DataFrame, table: pd.DataFrame, k: int = 3, seeds: int = 5, trees: int = TREES
 ) -> pd.DataFrame:
     """Cross-validate patient-safe and leaky, with several draws of both.
 
     Args:
-        features: See `features.read_features`.
+        features: See `bach.honest.features.read_features`.
         table: Images with `image_id`, `label` (a class name) and `patient`; images
             without one are trained on in every round and never scored.
         k: Number of folds.
@@ -172,7 +174,8 @@ def measure_gap(predictions: pd.DataFrame, samples: int = SAMPLES) -> dict:
 
     Returns:
         `safe` and `leaky` (accuracies) and `gap` (leaky minus safe, paired), each an
-        interval as of `bach.honest.intervals.bootstrap` over patients; `images`.
+        interval as of `bach.honest.intervals.bootstrap` over patients; `images` and
+        `patients`, their numbers.
 
     Raises:
         ValueError: If the splits have different images.
@@ -186,17 +189,24 @@ def measure_gap(predictions: pd.DataFrame, samples: int = SAMPLES) -> dict:
         )
     about = right.drop_duplicates("image_id").set_index("image_id").loc[shares.index]
     numbers, unit = patient_units(about.reset_index())
+    # What the gap is made of, for every image: both shares, and 1.
     rows = np.column_stack([shares["safe"], shares["leaky"], np.ones(len(shares))])
     units = unit_sums(rows, numbers)
 
-    def interval(figure: Callable[[np.ndarray], np.ndarray]) -> dict:
-        return bootstrap(units, figure, samples, unit=unit)
+    def interval(weights: tuple[int, int]) -> dict:
+        return bootstrap(
+            units,
+            lambda sums: ratio(sums[..., :2] @ np.array(weights), sums[..., 2]),
+            samples,
+            unit=unit,
+        )
 
     return {
-        "safe": interval(lambda sums: ratio(sums[..., 0], sums[..., 2])),
-        "leaky": interval(lambda sums: ratio(sums[..., 1], sums[..., 2])),
-        "gap": interval(lambda sums: ratio(sums[..., 1] - sums[..., 0], sums[..., 2])),
+        "safe": interval((1, 0)),
+        "leaky": interval((0, 1)),
+        "gap": interval((-1, 1)),
         "images": len(shares),
+        "patients": about["patient"].nunique(),
     }
 
 
@@ -212,7 +222,7 @@ def score_hidden(
     """Score a model trained on all labelled photos on a test set it never met.
 
     Args:
-        features: See `features.read_features`; has the images of `labels` and `truth`.
+        features: See `bach.honest.features.read_features`; has the images of `labels` and `truth`.
         labels: True class 0..3 of the photos to train on, indexed by `image_id`.
         truth: Likewise of the test photos.
         seeds: Number of ensembles, averaged as draws are in `measure_gap`.
@@ -234,61 +244,59 @@ def score_hidden(
 # The tool
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bach.folds audit", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data-dir", help="folder of the challenge data, for the cheap model")
-    source.add_argument(
-        "--runs", nargs=2, metavar=("SAFE", "LEAKY"),
-        help="two run folders with predictions.csv instead, one of either split",
-    )  # fmt: skip
-    parser.add_argument(
-        "--patients", help="CSV of image_id and patient; images without one are never scored"
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the audit."""
+
+    data_dir: str | None = option(
+        None, "folder of the challenge data, for the cheap model", path=True
     )
-    parser.add_argument("--seeds", type=int, default=5, help="draws of both splits")
-    parser.add_argument("--folds", type=int, default=3, help="number of folds")
-    parser.add_argument("--trees", type=int, default=600, help="size of the tree ensemble")
-    parser.add_argument(
-        "--with-unknown", action="store_true",
-        help="train on the images of unknown patients too, in both splits",
-    )  # fmt: skip
-    parser.add_argument(
-        "--test-truth", help="CSV of image_id and label of the test photos, to score them too"
+    runs: tuple[str, ...] = option(
+        (),
+        "two run folders with predictions.csv instead, one of either split",
+        metavar=("SAFE", "LEAKY"),
     )
-    parser.add_argument(
-        "--run-dir", default="runs/audit",
-        help="folder for the features, which are kept for the next call, and the results",
-    )  # fmt: skip
-    return parser.parse_args(argv)
+    patients: str | None = option(
+        None, "CSV of image_id and patient; images without one are never scored", path=True
+    )
+    seeds: int = option(5, "draws of both splits", at_least=1)
+    folds: int = option(3, "number of folds", at_least=2)
+    trees: int = option(TREES, "size of the tree ensemble", at_least=1)
+    with_unknown: bool = option(
+        False, "train on the images of unknown patients too, in both splits"
+    )
+    test_truth: str | None = option(
+        None, "CSV of image_id and label of the test photos, to score them too", path=True
+    )
+    run_dir: str = option(
+        "runs/audit", "folder for the results, and for the features, kept for the next call"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    for name in ("seeds", "trees"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} must be 1 or more.\nReceived: {getattr(args, name)}.")
-    if args.runs is not None:
-        predictions = _read_runs(*args.runs, args.patients)
+    args = parse(Options, argv, __doc__, prog="python -m bach.folds audit")
+    if (args.data_dir is None) == (not args.runs) or len(args.runs) not in (0, 2):
+        raise InputError(
+            "An audit is of a data set or of two runs.\n"
+            f"Received: --data-dir={args.data_dir}, --runs={' '.join(args.runs) or None}.\n"
+            "Give --data-dir, or --runs with the patient-safe run first and the leaky one second."
+        )
+    if args.data_dir is None:
+        result = measure_gap(_read_runs(args.runs, args.patients))
         what = f"safe: {args.runs[0]}, leaky: {args.runs[1]}"
-        result = measure_gap(predictions)
     else:
-        predictions, result, what = _audit_data(args)
-    patients = predictions["patient"].nunique()
-    print(f"{result['images']} images of {patients} patients; {what}")
+        result, what = _audit_data(args, args.data_dir)
+    print(f"{result['images']} images of {result['patients']} patients; {what}")
     if "leaking" in result:
         print(
             f"leaky split: {result['leaking']:.0f} of {result['images']} held-out images have "
             "their patient in training"
         )
-    print(f"{'patient-safe':14}{format_interval(result['safe'], 3)}")
-    print(f"{'leaky':14}{format_interval(result['leaky'], 3)}")
-    if "test" in result:
-        print(f"{'hidden test':14}{format_interval(result['test'], 3)}")
+    for key, name in (("safe", "patient-safe"), ("leaky", "leaky"), ("test", "hidden test")):
+        if key in result:
+            print(f"{name:14}{format_interval(result[key], 3)}")
     print(f"{'gap':14}{_in_points(result['gap'])}")
-    print(to_json(result | {"patients": patients}))
+    print(to_json(result))
     return 0
 
 
@@ -298,65 +306,54 @@ def _in_points(gap: dict) -> str:
     return f"{100 * gap['value']:+.1f} points [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
 
 
-def _audit_data(args: argparse.Namespace) -> tuple[pd.DataFrame, dict, str]:
-    """Predictions of the cheap model, the figures, and what was done, in words."""
+def _audit_data(args: Options, data_dir: str) -> tuple[dict, str]:
+    """Audit by the cheap model: the figures, and what was done, in words."""
     if args.patients is None:
         raise InputError(
             "An audit needs to know the patients.\nReceived: no --patients.\n"
             "Name a CSV of image_id and patient, such as folds/patients.csv."
         )
-    if args.folds < 2:
-        raise InputError(f"There must be 2 folds or more.\nReceived: --folds={args.folds}.")
-    images = with_patients(list_images(args.data_dir, "A"), read_patients(args.patients))
+    images = with_patients(list_images(data_dir, "A"), read_patients(args.patients))
     table = images.assign(label=[CLASSES[label] for label in images["label"]])
     known = table[table["patient"] != ""]
     if known.empty:
         raise InputError(
             f"An audit needs images whose patient is known.\n"
             f"Received: --patients={args.patients}, which knows none of the {len(table)} images "
-            f"in {args.data_dir}.\nCheck that its image_id are the names of the photos."
+            f"in {data_dir}.\nCheck that its image_id are the names of the photos."
         )
-    truth = _read_truth(args) if args.test_truth is not None else None
-    asked = images if truth is None else pd.concat([images, truth], ignore_index=True)
+    truth = None if args.test_truth is None else _read_truth(data_dir, args.test_truth)
     scored = table if args.with_unknown else known
-    wanted = asked if truth is not None else images[images["image_id"].isin(scored["image_id"])]
     make_folds(scored, args.folds, 0, "train")  # refuses too few patients before the slow part
+    wanted = scored if truth is None else pd.concat([images, truth], ignore_index=True)
     features = read_features(wanted, args.run_dir)
     with step("splits"):
         predictions = score_twice(features, scored, args.folds, args.seeds, args.trees)
     result = measure_gap(predictions)
-    leaky = predictions[predictions["split"] == "leaky"]
-    if args.with_unknown:
-        trained = f"the {len(table) - len(known)} images of unknown patients always in training"
-    else:
-        trained = "no other images in training"
-    result["leaking"] = len(_leaking(leaky)) / args.seeds
-    result["spread"] = _spread(predictions)
+    result |= {"leaking": _leaking(predictions) / args.seeds, "spread": _spread(predictions)}
     if truth is not None:
-        labels = images.set_index("image_id")["label"]
-        result["test"] = score_hidden(
-            features, labels, truth.set_index("image_id")["label"], args.seeds, args.trees
-        )
+        labels, stated = (part.set_index("image_id")["label"] for part in (images, truth))
+        result["test"] = score_hidden(features, labels, stated, args.seeds, args.trees)
     result |= {"folds": args.folds, "seeds": args.seeds, "trees": args.trees}
     _write(args, predictions, table, result)
-    what = f"{args.folds} folds, {args.seeds} draws, {args.trees} trees, {trained}"
-    return predictions, result, what
+    unknown = f"the {len(table) - len(known)} images of unknown patients always in training"
+    trained = unknown if args.with_unknown else "no other images in training"
+    return result, f"{args.folds} folds, {args.seeds} draws, {args.trees} trees, {trained}"
 
 
-def _leaking(leaky: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat([leaking_images(draw) for _, draw in leaky.groupby("seed")])
+def _leaking(predictions: pd.DataFrame) -> int:
+    """Held-out images of all leaky draws whose patient is also in training."""
+    leaky = predictions[predictions["split"] == "leaky"]
+    return sum(len(leaking_images(draw)) for _, draw in leaky.groupby("seed"))
 
 
 def _spread(predictions: pd.DataFrame) -> dict[str, list[float]]:
     """The accuracy of every draw, {split: accuracies}."""
-    right = mark_right(predictions)
-    by_draw = right.pivot_table(index="seed", columns="split", values="right", aggfunc="mean")
-    return {name: by_draw[name].tolist() for name in ("safe", "leaky")}
+    right = mark_right(predictions).groupby(["split", "seed"])["right"].mean()
+    return {name: right[name].tolist() for name in ("safe", "leaky")}
 
 
-def _write(
-    args: argparse.Namespace, predictions: pd.DataFrame, table: pd.DataFrame, result: dict
-) -> None:
+def _write(args: Options, predictions: pd.DataFrame, table: pd.DataFrame, result: dict) -> None:
     """Write the predictions and, for runs of one's own, the folds of the first draw."""
     folder = Path(args.run_dir)
     write_csv(predictions, folder / "predictions.csv")
@@ -369,47 +366,47 @@ def _write(
             fold=table["image_id"].map(fold).fillna(ALWAYS_TRAIN).astype(int),
         )
         write_csv(folds, folder / f"folds_{name}.csv")
-    write_json(folder / "audit.json", result | {"arguments": vars(args)})
+    write_json(folder / "audit.json", result | {"arguments": dataclasses.asdict(args)})
     log.info("audit: wrote predictions.csv, folds_safe.csv, folds_leaky.csv to %s", folder)
 
 
-def _read_truth(args: argparse.Namespace) -> pd.DataFrame:
-    """The test photos whose class the truth names, as an image table."""
-    images = list_images(args.data_dir, "A-test")
-    stated = read_labels(args.test_truth, "truth").set_index("key")["label"]
+def _read_truth(data_dir: str, path: str) -> pd.DataFrame:
+    """The test photos as an image table with their true labels."""
+    images = list_images(data_dir, "A-test")
+    stated = read_labels(path, "truth").set_index("key")["label"]
     label = images["image_id"].map(image_key).map(stated)
     missing = images["image_id"][label.isna()]
     if len(missing):
         raise InputError(
             f"The truth must name the class of every test photo.\n"
-            f"Received: {args.test_truth} without {len(missing)} of {len(images)}: "
-            f"{', '.join(missing.head(10))}.\nAdd them, or leave --test-truth out."
+            f"Received: {path} without {len(missing)} of {len(images)}: {listed(missing)}.\n"
+            "Add them, or leave --test-truth out."
         )
     return images.assign(label=label.astype(int))
 
 
-def _read_runs(
-    safe: str | os.PathLike, leaky: str | os.PathLike, patients: str | os.PathLike | None
-) -> pd.DataFrame:
+def _read_runs(runs: Sequence[str], patients: str | None) -> pd.DataFrame:
     """Predictions of two runs on the images of known patients that both predicted."""
-    tables = {"safe": read_images(safe, patients), "leaky": read_images(leaky, patients)}
-    known = [table[table["patient"] != ""] for table in tables.values()]
+    tables = [read_images(run, patients) for run in runs]
+    known = [table[table["patient"] != ""] for table in tables]
     both = set(known[0]["image_id"]) & set(known[1]["image_id"])
     if not both:
         raise InputError(
             "The two runs must have predictions of the same images, of known patients.\n"
-            f"Received: {safe} with {len(known[0])} images of known patients, {leaky} with "
+            f"Received: {runs[0]} with {len(known[0])} images of known patients, {runs[1]} with "
             f"{len(known[1])}, none in common.\nName the patient table with --patients."
         )
-    for name, table in zip(tables, known, strict=True):
-        left_out = len(tables[name]) - len(both)
+    kept = []
+    for run, table, split in zip(runs, tables, ("safe", "leaky"), strict=True):
+        kept.append(table[table["image_id"].isin(both)].assign(split=split, seed=0))
+        left_out = len(table) - len(both)
         if left_out:
-            log.warning("%s: %d images left out (patient unknown, or not in both)", name, left_out)
-        tables[name] = table[table["image_id"].isin(both)].assign(split=name, seed=0)
-    first, second = (table.set_index("image_id")["label"].sort_index() for table in tables.values())
+            log.warning("%s: %d images left out (patient unknown, or not in both)", run, left_out)
+    first, second = (table.set_index("image_id")["label"].sort_index() for table in kept)
     if not first.equals(second):
         raise InputError(
             "The two runs must have the same true labels.\n"
-            f"Received others for {int((first != second).sum())} of {len(first)} images."
+            f"Received others for {int((first != second).sum())} of {len(first)} images.\n"
+            "Compare runs of the same truth."
         )
-    return pd.concat(tables.values(), ignore_index=True)
+    return pd.concat(kept, ignore_index=True)

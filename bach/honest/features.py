@@ -6,12 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from skimage import color, feature
 from tqdm import tqdm
 
 from bach.core.errors import InputError
+from bach.core.files import fingerprint
 from bach.core.log import step
-from bach.core.tables import write_csv
+from bach.core.tables import read_table, write_csv
 from bach.data import read_photo
 
 _FEATURES_VERSION = 1
@@ -34,15 +34,20 @@ def image_features(rgb: np.ndarray) -> dict[str, float]:
         {name: value}; names of colour features begin with "colour", the others with
         "texture".
     """
+    from skimage import color, feature  # not at the top, which takes its time
+
     quarter = shrink(shrink(rgb))
     found = {}
     hed = color.rgb2hed(quarter)
     lab = color.rgb2lab(quarter)
     planes = {
-        "lightness": lab[..., 0], "green_red": lab[..., 1], "blue_yellow": lab[..., 2],
-        "hematoxylin": hed[..., 0] * 100, "eosin": hed[..., 1] * 100,
+        "lightness": lab[..., 0],
+        "green_red": lab[..., 1],
+        "blue_yellow": lab[..., 2],
+        "hematoxylin": hed[..., 0] * 100,
+        "eosin": hed[..., 1] * 100,
         "saturation": color.rgb2hsv(quarter)[..., 1] * 100,
-    }  # fmt: skip
+    }
     for name, plane in planes.items():
         mean, spread = float(plane.mean()), float(plane.std())
         found[f"colour_{name}_mean"] = mean
@@ -90,54 +95,49 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
 def read_features(images: pd.DataFrame, run_dir: str | os.PathLike) -> pd.DataFrame:
     """Describe every photo, or take its description from an earlier call.
 
-    `RUN_DIR/features.csv` keeps the descriptions with size and time of each file;
-    a photo that changed since is described anew. What was done is kept if the call
-    is interrupted.
+    `RUN_DIR/features.csv` keeps the descriptions with a fingerprint of each file; a photo
+    that changed since is described anew. What was done is kept if the call is
+    interrupted.
 
     Args:
         images: Image table with `image_id` and `path`.
         run_dir: Folder of `features.csv`.
 
     Returns:
-        float64 table, a row an image in their order, indexed by `image_id`, a column
-        a feature, see `image_features`.
+        float64 table, a row per image in their order, indexed by `image_id`, a column
+        per feature, see `image_features`.
 
     Raises:
-        InputError: If a photo cannot be read.
+        InputError: If a photo or `features.csv` cannot be read.
     """
     file = Path(run_dir) / "features.csv"
-    rows = _cached(file)
-    missing = []
-    for image in images.itertuples():
-        if rows.get(image.image_id, {}).get("state") != _state(image.path):
-            missing.append(image)
+    kept = read_table(file, ("image_id", "state")).set_index("image_id") if file.exists() else None
+    rows: dict[str, dict] = {} if kept is None else kept.to_dict("index")
     with step("features") as notes:
+        states = {image.image_id: _state(image.path) for image in images.itertuples()}
+        missing = [
+            image
+            for image in images.itertuples()
+            if rows.get(image.image_id, {}).get("state") != states[image.image_id]
+        ]
         notes.append(f"{len(images)} photos, {len(images) - len(missing)} known from {file}")
         try:
             for image in tqdm(missing, desc="features", unit="photo", disable=None):
-                described = image_features(read_photo(image.path))
-                rows[image.image_id] = {"state": _state(image.path), **described}
+                found = image_features(read_photo(image.path))
+                rows[image.image_id] = {"state": states[image.image_id], **found}
         finally:
             if missing:
                 table = pd.DataFrame.from_dict(rows, orient="index")
                 write_csv(table.rename_axis("image_id").reset_index(), file)
     table = pd.DataFrame([rows[name] for name in images["image_id"]], index=images["image_id"])
-    return table.drop(columns="state").astype(np.float64)
-
-
-def _state(path: str | os.PathLike) -> str:
-    about = os.stat(path)
-    return f"v{_FEATURES_VERSION} {about.st_size} {about.st_mtime_ns}"
-
-
-def _cached(file: Path) -> dict[str, dict]:
-    if not file.exists():
-        return {}
     try:
-        table = pd.read_csv(file, dtype={"image_id": str, "state": str}).set_index("image_id")
-        return {str(name): row for name, row in table.to_dict("index").items()}
-    except (OSError, ValueError, KeyError) as error:
+        return table.drop(columns="state").astype(np.float64)
+    except ValueError as error:
         raise InputError(
             f"{file} must be a table of features.\nReceived: {error}.\n"
             "Delete it, or name another --run-dir."
         ) from error
+
+
+def _state(path: str | os.PathLike) -> str:
+    return f"v{_FEATURES_VERSION} {fingerprint({'photo': path})['photo']}"

@@ -6,21 +6,19 @@ held out, since nobody knows whose images these are.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
-from bach.core.tables import image_key
-from bach.core.text import listed
+from bach.core.tables import image_key, patient_key, read_table, require_once
+from bach.core.text import columns, listed
 
 COLUMNS = ("image_id", "label", "patient", "fold")
 
-
 ALWAYS_TRAIN = -1
-
 
 _RESTARTS = 50
 
@@ -56,63 +54,54 @@ def read_folds(path: str | os.PathLike) -> pd.DataFrame:
     return table[list(COLUMNS)]
 
 
-def read_image_table(path: str | os.PathLike, needed: Sequence[str]) -> pd.DataFrame:
-    """A CSV as stripped text, with empty `label` and `patient` where it has none."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(
-            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
-        ) from error
-    missing = [name for name in needed if name not in table.columns]
-    if missing:
-        raise InputError(
-            f"{path} must have the columns {', '.join(needed)}.\n"
-            f"Received: {', '.join(map(str, table.columns))}.\n"
-            f"Add a header line with {', '.join(missing)}."
-        )
+def read_image_table(
+    path: str | os.PathLike, needed: Collection[str] = ("image_id",)
+) -> pd.DataFrame:
+    """Read a table of images as text, with empty `label` and `patient` where it has none.
+
+    Raises:
+        InputError: If the file cannot be read, lacks a column or names an image twice.
+    """
+    table = read_table(path, needed, key="image_id")
     for name in ("label", "patient"):
         if name not in table.columns:
             table[name] = ""
-    for name in table.columns:
-        table[name] = table[name].fillna("").str.strip()
-    _refuse_double(table, str(path))
     return table
 
 
-def _refuse_double(table: pd.DataFrame, where: str) -> None:
-    keys = table["image_id"].map(image_key)
-    if keys.duplicated().any():
-        raise InputError(
-            f"Every image must stand in {where} once (file endings and case do not matter).\n"
-            f"Received more than once: {listed(keys[keys.duplicated()].unique())}.\n"
-            "Keep one row an image."
-        )
-
-
-def split(folds: pd.DataFrame, k: int) -> tuple[list[str], list[str]]:
-    """Divide the images for one round of cross-validation.
+def read_patients(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a patient table.
 
     Args:
-        folds: Fold table, see `read_folds`.
-        k: Fold to hold out, 0 or more.
+        path: CSV file with the columns `image_id` and `patient`, which is empty where
+            the patient is unknown; other columns are kept.
 
     Returns:
-        Image ids to train on (all other folds, and fold -1) and image ids held
-        out (fold k), both in the order of the table.
+        The table as stripped text.
 
     Raises:
-        InputError: If the table has no fold k.
+        InputError: If the file cannot be read, lacks a column or names an image twice.
     """
-    there = sorted(set(folds["fold"]) - {ALWAYS_TRAIN})
-    if k not in there:
-        raise InputError(
-            f"The fold to hold out must be in the fold table.\n"
-            f"Received: fold {k}; the table has {', '.join(map(str, there)) or 'none'}.\n"
-            "Name one of these."
-        )
-    held_out = folds["fold"] == k
-    return folds["image_id"][~held_out].tolist(), folds["image_id"][held_out].tolist()
+    return read_table(path, ("image_id", "patient"), key="image_id")
+
+
+def with_patients(table: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
+    """Give a table the patients of another one.
+
+    Args:
+        table: Any table with `image_id`.
+        patients: Table of `image_id` and `patient`, or None to leave the first
+            table's own. Ids match without folder, file ending and case.
+
+    Returns:
+        A copy of the table whose `patient` is that of `patients`; empty where
+        the image does not stand there.
+    """
+    if patients is None:
+        return table.copy()
+    names = patients["patient"].map(patient_key)
+    known = dict(zip(patients["image_id"].map(image_key), names, strict=True))
+    return table.assign(patient=[known.get(image_key(name), "") for name in table["image_id"]])
 
 
 def join_folds(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> pd.DataFrame:
@@ -141,7 +130,7 @@ def join_folds(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> pd.Da
 
 
 def take(images: pd.DataFrame, limit: int | None) -> pd.DataFrame:
-    """Keep at most `limit` images a class, in turn from every fold (a quick trial)."""
+    """Keep at most `limit` images per class, in turn from every fold (a quick trial)."""
     if limit is None:
         return images
     turn = images.groupby(["label", "fold"]).cumcount()
@@ -166,12 +155,13 @@ def leaking_images(folds: pd.DataFrame, patients: pd.DataFrame | None = None) ->
     known = folds[known_patients(folds)]
     # A patient within one fold is on one side whichever fold is held out; fold -1
     # is one more place to stand.
-    places = known.groupby("patient")["fold"].transform("nunique")
+    places = known.groupby(known["patient"].map(patient_key))["fold"].transform("nunique")
     return known[(places > 1) & (known["fold"] != ALWAYS_TRAIN)]
 
 
 def known_patients(table: pd.DataFrame) -> pd.Series:
-    return table["patient"].fillna("").astype(str).str.strip() != ""
+    """Whether the patient of each image is known: bool, a row per image."""
+    return table["patient"].map(patient_key) != ""
 
 
 def check_folds(folds: pd.DataFrame, patients: pd.DataFrame | None = None) -> None:
@@ -228,19 +218,11 @@ def make_folds(table: pd.DataFrame, k: int, seed: int, unknown: str = "train") -
         raise ValueError(f"There must be 2 folds or more. Received: k={k}.")
     if unknown not in ("train", "own"):
         raise ValueError(f"unknown must be 'train' or 'own'. Received: unknown={unknown!r}.")
-    _refuse_double(table, "the image table")
-    known = known_patients(table)
-    # A tuple cannot be taken for a patient who is called like an image.
-    group = pd.Series(
-        [
-            ("patient", str(patient).strip()) if is_known else ("image", image_key(image))
-            for image, patient, is_known in zip(
-                table["image_id"], table["patient"], known, strict=True
-            )
-        ],
-        index=table.index,
-        dtype=object,
-    )
+    require_once(table["image_id"], "the image table")
+    patients = table["patient"].map(patient_key)
+    known = patients != ""
+    # The first word keeps a patient who is called like an image apart from it.
+    group = np.where(known, "patient " + patients, "image " + table["image_id"].map(image_key))
     dealt = known if unknown == "train" else pd.Series(True, index=table.index)
     groups = sorted(set(group[dealt]))
     if len(groups) < k:
@@ -257,16 +239,13 @@ def make_folds(table: pd.DataFrame, k: int, seed: int, unknown: str = "train") -
     for name, label in zip(group[dealt], labels[dealt], strict=True):
         counts[row[name], classes[label]] += 1
     chosen = _deal(counts, k, np.random.default_rng(seed))
-    fold = [
-        int(chosen[row[name]]) if is_dealt else ALWAYS_TRAIN
-        for name, is_dealt in zip(group, dealt, strict=True)
-    ]
+    fold = [chosen[row[name]] if name in row else ALWAYS_TRAIN for name in group]
     return pd.DataFrame(
         {
             "image_id": table["image_id"].astype(str),
             "label": labels,
-            "patient": table["patient"].where(known, "").astype(str),
-            "fold": fold,
+            "patient": patients,
+            "fold": np.array(fold, int),
         }
     )
 
@@ -279,7 +258,7 @@ def _deal(counts: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     """
     shares = np.column_stack([counts, counts.sum(axis=1)])
     shares /= shares.sum(axis=0)
-    best, least = None, np.inf
+    best, least = np.zeros(len(counts), int), np.inf
     for _ in range(_RESTARTS):
         fold = _improve(shares, _deal_greedily(shares, k, rng), k)
         sums = np.array([shares[fold == number].sum(axis=0) for number in range(k)])
@@ -328,7 +307,7 @@ def _improve(shares: np.ndarray, fold: np.ndarray, k: int) -> np.ndarray:
 
 
 def class_counts(folds: pd.DataFrame) -> pd.DataFrame:
-    """Count images of each class and known patients, a row a fold."""
+    """Count images of each class and known patients, a row per fold."""
     names = [name for name in CLASSES if (folds["label"] == name).any()]
     names += sorted(set(folds["label"]) - set(CLASSES) - {""})
     rows = {}
@@ -341,57 +320,7 @@ def class_counts(folds: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def read_patients(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a patient table.
-
-    Args:
-        path: CSV file with the columns `image_id` and `patient`, which is empty where
-            the patient is unknown; other columns are kept.
-
-    Returns:
-        The table as stripped text.
-
-    Raises:
-        InputError: If the file cannot be read, lacks a column or names an image twice.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(
-            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
-        ) from error
-    if not {"image_id", "patient"} <= set(table.columns):
-        raise InputError(
-            f"{path} must have the columns image_id and patient.\n"
-            f"Received: {', '.join(map(str, table.columns))}.\n"
-            "Add a header line, or name another patient table."
-        )
-    for name in table.columns:
-        table[name] = table[name].fillna("").str.strip()
-    keys = table["image_id"].map(image_key)
-    if keys.duplicated().any():
-        doubled = ", ".join(keys[keys.duplicated()].unique()[:10])
-        raise InputError(
-            f"Every image must stand in {path} once (file endings and case do not matter).\n"
-            f"Received more than once: {doubled}.\nKeep one row an image."
-        )
-    return table
-
-
-def with_patients(table: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
-    """Give a table the patients of another one.
-
-    Args:
-        table: Any table with `image_id`.
-        patients: Table of `image_id` and `patient`, or None to leave the first
-            table's own. Ids match without folder, file ending and case.
-
-    Returns:
-        A copy of the table whose `patient` is that of `patients`; empty where
-        the image does not stand there.
-    """
-    if patients is None:
-        return table.copy()
-    known = dict(zip(patients["image_id"].map(image_key), patients["patient"], strict=True))
-    found = table["image_id"].map(image_key).map(known).fillna("")
-    return table.assign(patient=found.astype(str))
+def format_counts(folds: pd.DataFrame) -> str:
+    """The figures of `class_counts` as a table to read."""
+    counts = class_counts(folds)
+    return columns(["fold", *counts], [row for row in counts.itertuples()])
