@@ -14,7 +14,12 @@ _LABELS = np.arange(len(CLASSES))
 ERROR = np.abs(_LABELS[:, None] - _LABELS[None, :])
 WORST = np.maximum(_LABELS, _LABELS[-1] - _LABELS)
 
-ACCURACIES = ("accuracy", "balanced_accuracy", "binary_accuracy")
+# The accuracies of Part A, and how they are called in tables.
+ACCURACIES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "binary_accuracy": "carcinoma or not",
+}
 
 # Pairs of true and predicted class that agree on carcinoma or not.
 _AGREE = (_LABELS[:, None] >= CARCINOMA) == (_LABELS[None, :] >= CARCINOMA)

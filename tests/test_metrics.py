@@ -64,22 +64,48 @@ def test_part_a_is_scored_from_the_command_line(tmp_path, capsys):
     assert interval["units"] == 80
     assert interval["low"] < result["accuracy"] == interval["value"] < interval["high"]
     assert result == json.loads(to_json(scores.part_a_metrics(truth, predicted)))
-    assert list(result) == [
-        "accuracy", "balanced_accuracy", "binary_accuracy", "sensitivity", "specificity",
-        "confusion", "images",
-    ]  # fmt: skip
+    figures = "accuracy balanced_accuracy binary_accuracy sensitivity specificity confusion images"
+    assert list(result) == figures.split()
 
 
-def test_missing_and_extra_images_are_all_named(tmp_path, capsys):
+def test_images_of_the_truth_that_are_not_predicted_are_all_named(tmp_path):
     truth = write(tmp_path / "t.csv", "a,Normal\nb,Benign\nc,Benign\n")
     predictions = write(tmp_path / "p.csv", "a,Normal\nd,Benign\n")
     argv = ["part-a", "--predictions", str(predictions), "--truth", str(truth)]
-    with pytest.raises(InputError, match=r"no prediction for 2: b, c\.\n.*no truth for 1: d"):
+    with pytest.raises(InputError, match=r"no prediction for 2: b, c; no truth for 1: d\."):
         metrics.main(argv)
-    predictions.write_text("a,Normal\nb,Benign\nc,Normal\nd,Benign\n")
-    with pytest.raises(InputError, match="--allow-extra"):
-        metrics.main(argv)
-    assert run(capsys, *argv, "--allow-extra")["images"] == 3
+
+
+@pytest.mark.parametrize("more", [(), ("--allow-extra",)])
+def test_predictions_without_truth_are_left_out_and_named(tmp_path, capsys, messages, more):
+    truth = write(tmp_path / "t.csv", "a,Normal\nb,Benign\n")
+    predictions = write(tmp_path / "p.csv", "a,Normal\nb,Benign\nc,Normal\n")
+    argv = ("part-a", "--predictions", predictions, "--truth", truth)
+    assert run(capsys, *argv, *more)["images"] == 2
+    assert "left out, no truth for 1 images: c" in messages.text
+
+
+def test_the_annotated_slides_of_a_heatmap_run_are_scored(tmp_path, capsys, messages):
+    # Slides without annotation have class maps, but no truth.
+    one = np.ones((2, 2), np.uint8)
+    argv = folders(tmp_path, {"A01": one, "test_slide_1": one}, {"A01": one})
+    result = run(capsys, *argv)
+    assert result["per_slide"] == {"A01": 1.0}
+    assert "left out, no truth for 1 slides: test_slide_1" in messages.text
+
+
+def test_the_tables_say_every_figure(tmp_path, capsys):
+    result = scores.part_a_metrics([0, 0, 1, 3], [0, 1, 1, 3])
+    lines = metrics.format_part_a(result).splitlines()
+    assert "carcinoma or not   1.000" in lines
+    assert lines[-4].split() == ["Normal", "0.500", "1.000", "1", "1", "0", "0"]
+    assert lines[-2].split() == ["InSitu", "-", "1.000", "0", "0", "0", "0"]
+    empty, full = np.zeros((2, 2), np.uint8), np.full((2, 2), 3, np.uint8)
+    result = scores.score_part_b([("A01", full, full), ("A02", empty, empty)])
+    lines = metrics.format_part_b(result).splitlines()
+    assert lines[1].split() == ["A01", "1.0000", "0.3333"]
+    assert lines[2].split() == ["A02", "-", "0.6667"]
+    assert lines[-1].startswith("1 slide(s) without a score")
 
 
 def test_part_b_is_scored_from_the_command_line(tmp_path, capsys):
@@ -102,9 +128,8 @@ def test_part_b_is_scored_from_the_command_line(tmp_path, capsys):
     interval = result["score_interval"]
     assert (interval["units"], interval["unit"]) == (2, "slides")  # A03 says nothing
     assert interval["value"] == pytest.approx(result["score"])
-    assert set(result) == {
-        "score", "score_pooled", "per_slide", "undefined", "baseline", "counts", "score_interval",
-    }  # fmt: skip
+    figures = "score score_pooled per_slide undefined baseline counts score_interval"
+    assert set(result) == set(figures.split())
 
 
 def test_the_interval_is_over_patients_where_they_are_known(tmp_path, capsys):
