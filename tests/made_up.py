@@ -1,11 +1,13 @@
 """Tables without photos or slides, for tests of what is made of them."""
 
+import json
+
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES
+from bach.classes import CLASSES, PROB_COLUMNS
 from bach.honest.comparison import ALWAYS_BENIGN
-from bach.honest.records import SlideRecord
+from bach.honest.records import SlideRecord, write_slide
 from bach.paper import PAPER_TISSUE_BENIGN
 
 
@@ -81,3 +83,48 @@ def slides_of_the_paper(**changes):
     for name, value in changes.items():
         table.loc[table["image_id"] == name, "benign"] = value
     return table
+
+
+def training_run(folder, predicted, label, patient=None, **arguments):
+    """A run of train_part_a.py with these answers."""
+    folder.mkdir(parents=True)
+    probs = np.full((len(label), 4), 0.1)
+    probs[np.arange(len(label)), predicted] = 0.7
+    table = pd.DataFrame({"image_id": [f"i{n:03}" for n in range(len(label))], "label": label})
+    table["predicted"] = predicted
+    table[list(PROB_COLUMNS)] = probs
+    if patient is not None:
+        table["patient"] = patient
+    table.to_csv(folder / "predictions.csv", index=False)
+    record = {"command": "train_part_a.py --x a|b", "arguments": arguments, "commit": "abc1234567"}
+    (folder / "run.json").write_text(json.dumps(record | {"dirty": True}))
+    (folder / "metrics.json").write_text("{}")
+    return folder
+
+
+def heatmap_run(folder, scores, in_sample=(), **arguments):
+    """A run of make_heatmap.py with these scores, on slides of invasive pixels alone."""
+    (folder / "slides").mkdir(parents=True)
+    for slide, score in scores.items():
+        right = round(1000 * score)
+        counts = np.zeros((4, 4), int)
+        counts[3, 3], counts[3, 0] = right, 1000 - right
+        record = slide_record(slide, counts=counts, score=score, in_sample=slide in in_sample)
+        write_slide(folder / "slides" / f"{slide}.json", record)
+    write_slide(folder / "slides" / "unlabelled.json", slide_record("unlabelled"))
+    (folder / "run.json").write_text(json.dumps({"arguments": arguments}))
+    return folder
+
+
+def two_runs(folder):
+    """Two runs on 120 images of 30 patients; the first is right on more of them."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 4, 120)
+    patient = [f"P{n % 30}" for n in range(120)]
+    wrong = (label + 1) % 4
+    good = np.where(rng.random(120) < 0.9, label, wrong)
+    bad = np.where(rng.random(120) < 0.6, label, wrong)
+    return (
+        training_run(folder / "good", good, label, patient, backbone="tiny", epochs=25),
+        training_run(folder / "bad", bad, label, patient, backbone="vgg19"),
+    )

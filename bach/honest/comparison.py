@@ -1,38 +1,34 @@
-"""Is this run better than that one? And where do our runs stand beside published ones?
-
-    python -m bach.runs compare runs/new runs/old
-    python -m bach.runs table runs/part_a runs/heatmap > leaderboard.md
+"""Is this run better than that one? And what has been published.
 
 One target figure decides: the accuracy of Part A, or the score of Part B (mean over
 slides). The others guide. `compare` asks the same images of both runs, so that what
-is hard for both does not blur the difference; its last line on stdout is JSON.
+is hard for both does not blur the difference. Command: `bach.runs`.
 """
 
-import json
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from bach.core.errors import InputError
 from bach.core.log import log
+from bach.core.tables import image_key
+from bach.core.text import listed
 from bach.honest.intervals import (
     FEW_UNITS,
     SAMPLES,
     accuracy_from_sums,
-    accuracy_interval,
     accuracy_sums,
     bootstrap,
-    format_interval,
     patient_units,
     score_from_sums,
-    score_interval,
     slide_sums,
     unit_sums,
 )
-from bach.honest.records import SlideRecord, read_images, read_slides
-from bach.scores import ACCURACIES, always
+from bach.honest.records import counts_of, read_images, read_slides
+from bach.scores import ACCURACIES
 
 _KWOK = "Kwok 2018, ICIAR, LNCS 10882, pp. 931-940"
 _BACH = "Aresta et al. 2019, arXiv:1808.04277"
@@ -74,34 +70,26 @@ PUBLISHED = (
 
 # Score of always predicting Benign on each labelled slide, all pixels, original XML
 # (Kwok 2018, paper and talk at PyCon HK): what a run must beat slide by slide.
-ALWAYS_BENIGN = {
-    "A01": 0.65, "A02": 0.60, "A03": 0.66, "A04": 0.44, "A05": 0.61,
-    "A06": 0.61, "A07": 0.54, "A08": 0.66, "A09": 0.62, "A10": 0.62,
-}  # fmt: skip
+_BENIGN_SCORES = (0.65, 0.60, 0.66, 0.44, 0.61, 0.61, 0.54, 0.66, 0.62, 0.62)
+ALWAYS_BENIGN = {f"A{number:02}": score for number, score in enumerate(_BENIGN_SCORES, 1)}
 
-_TARGETS = {"A": "accuracy", "B": "score"}
-_GUIDES = {"A": ("balanced_accuracy", "binary_accuracy"), "B": ("score_pooled",)}
+# Of each part: the figure that decides, and those that guide.
+FIGURES = {"A": tuple(ACCURACIES), "B": ("score", "score_pooled")}
 
 
-# Reading runs
+def parts_of(run: str | os.PathLike) -> list[str]:
+    """The parts, "A" and "B", that a run has predictions of.
 
-
-def _scored(run: str | os.PathLike) -> dict[str, SlideRecord]:
-    """The records of a run's annotated slides."""
-    return {name: slide for name, slide in read_slides(run).items() if slide.counts is not None}
-
-
-def _parts(run: str | os.PathLike) -> list[str]:
-    """The parts that a run has predictions of."""
+    Raises:
+        InputError: If it has none.
+    """
     run = Path(run)
-    parts = []
-    if _holds_images(run / "predictions.csv"):
-        parts.append("A")
-    if (run / "slides").is_dir() and any((run / "slides").glob("*.json")):
+    parts = ["A"] if _holds_images(run / "predictions.csv") else []
+    if any((run / "slides").glob("*.json")):
         parts.append("B")
     if not parts:
         inside = sorted(path.name for path in run.iterdir()) if run.is_dir() else None
-        contains = "no such folder" if inside is None else f"contains: {', '.join(inside) or '-'}"
+        contains = "no such folder" if inside is None else f"contains: {listed(inside) or '-'}"
         raise InputError(
             f"{run} must be a run with predictions.csv of images (Part A) or slides/*.json "
             "(Part B).\n"
@@ -123,6 +111,24 @@ def _holds_images(path: Path) -> bool:
 # Comparing two
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """What two runs predicted of the same images or slides.
+
+    Attributes:
+        sums_a, sums_b: Sums of every unit, `(units, sums)`, see `bootstrap`.
+        unit: What a unit is, in the plural.
+        common, only_a, only_b: Numbers of images or slides.
+    """
+
+    sums_a: np.ndarray
+    sums_b: np.ndarray
+    unit: str
+    common: int
+    only_a: int
+    only_b: int
+
+
 def compare(
     run_a: str | os.PathLike,
     run_b: str | os.PathLike,
@@ -141,7 +147,7 @@ def compare(
     Args:
         run_a: Run folder, the one that the answer is about.
         run_b: Run folder to compare it with.
-        patients: See `read_images`.
+        patients: See `bach.honest.records.read_images`.
         samples, seed: See `bach.honest.intervals.bootstrap`.
 
     Returns:
@@ -155,39 +161,52 @@ def compare(
         InputError: If a run cannot be read, the two have no image in common, or
             disagree about its true label.
     """
-    common = [part for part in ("B", "A") if part in _parts(run_a) and part in _parts(run_b)]
+    parts_a, parts_b = parts_of(run_a), parts_of(run_b)
+    common = [part for part in ("B", "A") if part in parts_a and part in parts_b]
     if not common:
         raise InputError(
             "The two runs must have predictions of the same part.\n"
-            f"Received: {run_a} of Part {_parts(run_a)[0]}, {run_b} of Part {_parts(run_b)[0]}.\n"
+            f"Received: {run_a} of Part {parts_a[0]}, {run_b} of Part {parts_b[0]}.\n"
             "Compare two training runs, or two heatmap runs."
         )
     part = common[0]
     pair = _pair_images(run_a, run_b, patients) if part == "A" else _pair_slides(run_a, run_b)
-    sums_a, sums_b, unit, counts = pair
-    width = sums_a.shape[1]
-    both = np.hstack([sums_a, sums_b])
-
-    def figure(metric: str) -> dict:
-        of = _figure(metric)
-        difference = bootstrap(
-            both, lambda sums: of(sums[..., :width]) - of(sums[..., width:]), samples, seed,
-            unit=unit,
-        )  # fmt: skip
-        a, b = (float(of(sums.sum(axis=0))) for sums in (sums_a, sums_b))
-        return {"a": a, "b": b, "difference": difference}
-
-    target = figure(_TARGETS[part])
+    target, *guides = FIGURES[part]
+    figures = {metric: _difference(pair, metric, samples, seed) for metric in FIGURES[part]}
     return {
         "part": part,
         "run_a": str(run_a),
         "run_b": str(run_b),
-        "metric": _TARGETS[part],
-        "verdict": verdict(target["difference"]),
-        **target,
-        "guides": {metric: figure(metric) for metric in _GUIDES[part]},
-        **counts,
+        "metric": target,
+        "verdict": verdict(figures[target]["difference"]),
+        **figures[target],
+        "guides": {metric: figures[metric] for metric in guides},
+        "common": pair.common,
+        "only_a": pair.only_a,
+        "only_b": pair.only_b,
     }
+
+
+def _difference(pair: _Pair, metric: str, samples: int, seed: int) -> dict:
+    """A figure of both runs, and the interval of its difference."""
+    of = _figure(metric)
+    width = pair.sums_a.shape[1]
+
+    def difference(sums: np.ndarray) -> np.ndarray:
+        return of(sums[..., :width]) - of(sums[..., width:])
+
+    both = np.hstack([pair.sums_a, pair.sums_b])
+    return {
+        "a": float(of(pair.sums_a.sum(axis=0))),
+        "b": float(of(pair.sums_b.sum(axis=0))),
+        "difference": bootstrap(both, difference, samples, seed, unit=pair.unit),
+    }
+
+
+def _figure(metric: str) -> Callable[[np.ndarray], np.ndarray]:
+    if metric in ACCURACIES:
+        return lambda sums: accuracy_from_sums(sums, metric)
+    return lambda sums: score_from_sums(sums, pooled=metric == "score_pooled")
 
 
 def verdict(difference: dict) -> str:
@@ -198,64 +217,56 @@ def verdict(difference: dict) -> str:
     return "better" if low > 0 else "worse"
 
 
-def _figure(metric: str) -> Callable[[np.ndarray], np.ndarray]:
-    if metric in ACCURACIES:
-        return lambda sums: accuracy_from_sums(sums, metric)
-    return lambda sums: score_from_sums(sums, pooled=metric == "score_pooled")
-
-
 def _pair_images(
     run_a: str | os.PathLike, run_b: str | os.PathLike, patients: str | os.PathLike | None
-) -> tuple[np.ndarray, np.ndarray, str, dict]:
+) -> _Pair:
     a, b = read_images(run_a, patients), read_images(run_b, patients)
     table = a.merge(b, on="image_id", suffixes=("_a", "_b"))
     _require_common(len(table), "image", run_a, run_b)
-    differ = table[table["label_a"] != table["label_b"]]
+    differ = table.loc[table["label_a"] != table["label_b"], "image_id"]
     if len(differ):
-        shown = ", ".join(differ["image_id"].head(10))
         raise InputError(
             "The two runs must have the same true labels.\n"
-            f"Received others for {len(differ)} of {len(table)} images: {shown}.\n"
+            f"Received others for {len(differ)} of {len(table)} images: {listed(differ)}.\n"
             "One of them was trained on other labels; compare runs of the same truth."
         )
     # Whichever of the two knows the patient.
     table["patient"] = table["patient_a"].where(table["patient_a"] != "", table["patient_b"])
     numbers, unit = patient_units(table)
-    sums = [
+    sums_a, sums_b = (
         unit_sums(accuracy_sums(table["label_a"], table[f"predicted_{side}"]), numbers)
         for side in "ab"
+    )
+    common = len(table)
+    return _Pair(sums_a, sums_b, unit, common, len(a) - common, len(b) - common)
+
+
+def _pair_slides(run_a: str | os.PathLike, run_b: str | os.PathLike) -> _Pair:
+    runs = [
+        {image_key(name): slide for name, slide in read_slides(run).items()}
+        for run in (run_a, run_b)
     ]
-    counts = {"common": len(table), "only_a": len(a) - len(table), "only_b": len(b) - len(table)}
-    return sums[0], sums[1], unit, counts
-
-
-def _pair_slides(
-    run_a: str | os.PathLike, run_b: str | os.PathLike
-) -> tuple[np.ndarray, np.ndarray, str, dict]:
-    a, b = _scored(run_a), _scored(run_b)
-    slides = sorted(a.keys() & b.keys())
-    _require_common(len(slides), "slide", run_a, run_b)
-    seen = [slide for slide in slides if a[slide].in_sample or b[slide].in_sample]
+    a, b = (counts_of(slides) for slides in runs)
+    both = sorted(a.keys() & b.keys())
+    _require_common(len(both), "slide", run_a, run_b)
+    seen = [name for name in both if any(slides[name].in_sample for slides in runs)]
     if seen:
         log.warning("left out, a model was trained on them: %s", ", ".join(seen))
-        slides = [slide for slide in slides if slide not in seen]
-        _require_common(len(slides), "slide that no model was trained on", run_a, run_b)
-    for slide in slides:
-        shares = [side[slide].counts.sum(axis=1) for side in (a, b)]
-        shares = [share / max(share.sum(), 1) for share in shares]
+        both = [name for name in both if name not in seen]
+        _require_common(len(both), "slide that no model was trained on", run_a, run_b)
+    for name in both:
+        shares = [counts[name].sum(axis=1) / max(counts[name].sum(), 1) for counts in (a, b)]
         if np.abs(shares[0] - shares[1]).max() > 0.01:
-            log.warning("%s: the true classes of the two runs differ by over 1%%", slide)
-    sums_a, sums_b = (slide_sums([side[s].counts for s in slides]) for side in (a, b))
+            log.warning("%s: the true classes of the two runs differ by over 1%%", name)
+    sums_a, sums_b = (slide_sums([counts[name] for name in both]) for counts in (a, b))
     defined = (sums_a[:, 1] > 0) & (sums_b[:, 1] > 0)
-    counts = {
-        "common": int(defined.sum()), "only_a": len(a.keys() - b.keys()),
-        "only_b": len(b.keys() - a.keys()),
-    }  # fmt: skip
-    if not defined.all():
-        left_out = [slide for slide, there in zip(slides, defined, strict=True) if not there]
+    common = int(defined.sum())
+    if common < len(both):
+        left_out = [name for name, there in zip(both, defined, strict=True) if not there]
         log.warning("left out, no score in one of the runs: %s", ", ".join(left_out))
-        _require_common(counts["common"], "slide with a score", run_a, run_b)
-    return sums_a[defined], sums_b[defined], "slides", counts
+        _require_common(common, "slide with a score", run_a, run_b)
+    only_a, only_b = len(a.keys() - b.keys()), len(b.keys() - a.keys())
+    return _Pair(sums_a[defined], sums_b[defined], "slides", common, only_a, only_b)
 
 
 def _require_common(count: int, what: str, run_a: object, run_b: object) -> None:
@@ -265,197 +276,3 @@ def _require_common(count: int, what: str, run_a: object, run_b: object) -> None
             f"Received: none in {run_a} and {run_b}.\n"
             "Compare runs on the same folds; the join is by image id."
         )
-
-
-def format_comparison(result: dict) -> str:
-    """Lay the result of `compare` out to be read."""
-    difference = result["difference"]
-    what = "images" if result["part"] == "A" else "slides"
-    lines = [
-        f"A: {result['run_a']}",
-        f"B: {result['run_b']}",
-        f"{result['common']} {what} in common "
-        f"({result['only_a']} only in A, {result['only_b']} only in B: left out)",
-        "",
-        f"{'figure':<20}{'A':>8}{'B':>8}  A - B",
-    ]
-    rows = {f"{result['metric']} (target)": result, **result["guides"]}
-    for name, row in rows.items():
-        lines.append(
-            f"{name:<20}{row['a']:>8.4f}{row['b']:>8.4f}  {format_interval(row['difference'], 4)}"
-        )
-    answer = result["verdict"]
-    joined = " from" if answer == "not distinguishable" else " than"
-    lines += ["", f"A is {answer}{joined} B ({result['metric']})"]
-    if difference["warning"]:
-        lines.append(f"note: {difference['warning']}")
-    return "\n".join(lines)
-
-
-# The leaderboard
-
-
-def table(runs: Sequence[str | os.PathLike], patients: str | os.PathLike | None = None) -> str:
-    """Lay own runs out beside the published figures.
-
-    Args:
-        runs: Run folders. Each has a row in the table of every part that it
-            predicted.
-        patients: See `read_images`.
-
-    Returns:
-        Markdown: a table for each part that occurs (both if there are no runs), own
-        runs first, best first; then the published figures, marked as such. They
-        were measured on other images, so they are no ranking.
-
-    Raises:
-        InputError: If a run cannot be read.
-    """
-    own: dict[str, list[tuple]] = {"A": [], "B": []}
-    for run in runs:
-        for part in _parts(run):
-            row = _row_a(run, patients) if part == "A" else _row_b(run)
-            own[part].append(row)
-    parts = [part for part in own if own[part]] or list(own)
-    texts = [_markdown(part, own[part]) for part in parts]
-    if "B" in parts:
-        texts.append(_slide_by_slide([run for run in runs if "B" in _parts(run)]))
-    return "\n\n".join(texts)
-
-
-def _row_a(run: str | os.PathLike, patients: str | os.PathLike | None) -> tuple:
-    images = read_images(run, patients)
-    intervals = [accuracy_interval(images, metric) for metric in ACCURACIES]
-    cells = [format_interval(interval, 3) for interval in intervals]
-    return intervals[0]["value"], _row(run, cells, f"{len(images)} images")
-
-
-def _row_b(run: str | os.PathLike) -> tuple:
-    slides = _scored(run)
-    honest = {name: record for name, record in slides.items() if not record.in_sample}
-    in_sample = bool(slides) and not honest
-    counts = {name: record.counts for name, record in (honest or slides).items()}
-    intervals = [score_interval(counts, pooled) for pooled in (False, True)]
-    cells = [format_interval(interval, 3) for interval in intervals]
-    named = f"{len(counts)} slides" + (", in sample (trained on them)" if in_sample else "")
-    beaten = sum(_slide_score(count) > _slide_score(always(count)) for count in counts.values())
-    named += f"; above always Benign on {beaten}"
-    return intervals[0]["value"], _row(run, cells, named)
-
-
-def _slide_score(counts: np.ndarray) -> float:
-    return float(score_from_sums(slide_sums([counts])[0]))
-
-
-def _slide_by_slide(runs: Sequence[str | os.PathLike]) -> str:
-    """Markdown table of the score of every slide, beside that of always Benign."""
-    tables = {Path(run).name or str(run): _scored(run) for run in runs}
-    slides = sorted({*ALWAYS_BENIGN, *(slide for table in tables.values() for slide in table)})
-    rows = []
-    for name, found in tables.items():
-        score, benign = [], []
-        for slide in slides:
-            if slide not in found:
-                score.append("-")
-                benign.append("-")
-                continue
-            counts = found[slide].counts
-            mark = "*" if found[slide].in_sample else ""
-            score.append(f"{_slide_score(counts):.3f}{mark}")
-            benign.append(f"{_slide_score(always(counts)):.3f}")
-        rows += [[name, *score], [f"{name}: always Benign", *benign]]
-    published = [_printed(ALWAYS_BENIGN[s]) if s in ALWAYS_BENIGN else "-" for s in slides]
-    rows.append(["*published: always Benign*", *published])
-    lines = [
-        "Score slide by slide (* in sample: the model was trained on it). Where a run's always "
-        "Benign is not the published one, its slides or annotations are others.",
-        "",
-        _line(["run", *slides]),
-        _line(["---"] * (len(slides) + 1)),
-        *map(_line, rows),
-    ]
-    return "\n".join(lines)
-
-
-def _row(run: str | os.PathLike, cells: list[str], measured_on: str) -> list[str]:
-    run = Path(run)
-    record = _read_record(run)
-    commit = (record.get("commit") or "-")[:7] + ("*" if record.get("dirty") else "")
-    name = run.name or str(run)
-    if not (run / "metrics.json").exists():
-        name += " (unfinished)"
-    command = record.get("command")
-    return [
-        name,
-        str(_argument(run, "backbone") or "-"),
-        str(_argument(run, "epochs") or "-"),
-        *cells,
-        measured_on,
-        commit,
-        f"`{command}`" if command else "-",
-    ]
-
-
-def _read_record(run: Path) -> dict:
-    try:
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # predictions made elsewhere have no record
-    return record if isinstance(record, dict) else {}
-
-
-def _argument(run: Path, name: str, depth: int = 3) -> object:
-    """An argument of a run, or of the run whose model it used."""
-    arguments = _read_record(run).get("arguments") or {}
-    if arguments.get(name) is not None:
-        return arguments[name]
-    for value in arguments.values() if depth else ():
-        if not isinstance(value, str) or Path(value) == run:
-            continue
-        if (Path(value) / "run.json").is_file():
-            found = _argument(Path(value), name, depth - 1)
-            if found is not None:
-                return found
-    return None
-
-
-def _markdown(part: str, own: list[tuple]) -> str:
-    figures = ACCURACIES if part == "A" else ("score", "score_pooled")
-    titles = {
-        "accuracy": "accuracy",
-        "balanced_accuracy": "balanced accuracy",
-        "binary_accuracy": "carcinoma or not",
-        "score": "score (mean over slides)",
-        "score_pooled": "score (pooled)",
-    }
-    header = [
-        "run", "backbone", "epochs", *(titles[figure] for figure in figures), "measured on",
-        "commit", "command or source",
-    ]  # fmt: skip
-    order = sorted(own, key=lambda row: -np.inf if row[0] is None else row[0], reverse=True)
-    rows = [row for _, row in order]
-    for entry in PUBLISHED:
-        if entry["part"] == part:
-            values = [_printed(entry[f]) if f in entry else "-" for f in figures]
-            rows.append(
-                [f"*published: {entry['name']}*", "-", "-", *values, entry["measured_on"], "-",
-                 entry["source"]]
-            )  # fmt: skip
-    lines = [
-        f"Part {part}. In brackets the 95% interval and what it rests on. Published figures were "
-        "measured on other images: compare with care.",
-        "",
-        _line(header),
-        _line(["---"] * len(header)),
-        *map(_line, rows),
-    ]
-    return "\n".join(lines)
-
-
-def _printed(value: float) -> str:
-    """A published number with the decimals it was published with, two or more."""
-    return f"{value:.2f}" if round(value, 2) == value else f"{value:.4g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
