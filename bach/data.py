@@ -212,7 +212,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def natural_key(path: str | os.PathLike) -> list:
     """Sort key under which test2 comes before test10."""
     parts = re.split(r"(\d+)", Path(path).name.lower())
-    return [int(part) if part.isdigit() else part for part in parts]
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def _photo_size(path: Path) -> tuple[int, int]:

@@ -6,7 +6,7 @@
     python -m bach.submission check part-a submissions/part_a.csv
     python -m bach.submission template > template.json
 
-Reads:   the models of a training run and the test photos, or a predictions table;
+Reads:   the models of a training run and the test photos, or a table of predictions;
          the class maps of a heatmap run
 Writes:  the submission, for Part A also <out>_predictions.csv (image_id, predicted,
          prob_normal ...) for scoring. An --out that ends in .zip, or --zip, makes a
@@ -17,59 +17,456 @@ Part A has two dialects: "2018", rows `test0.tif,Benign` without header, and
 "probabilities", rows `0,2,0.1,0.7,0.1,0.1` under the header
 `case,class,P(Normal),P(Benign),P(In Situ),P(Invasive)` with classes 1..4.
 
-Part B follows a template, since names, size and pixel values that the server wants
+Part B follows a template, since the names, size and pixel values that the server wants
 are not known. It is JSON with the keys name (with {slide}), mode (L, gray, or P,
-palette), values (pixel values of Normal, Benign, InSitu, Invasive), downsample
-(level-0 px per px of the map, or null) and size ([width, height], or null). The
-default keeps the class maps as they are: {slide}.png, 8-bit gray, values 0..3.
+palette), values (pixel values of the four classes), downsample (level-0 px per px of
+the map, or null) and size ([width, height], or null). The default keeps the class maps
+as they are: {slide}.png, 8-bit gray, values 0..3.
 
-A written submission is always checked; one with faults is not left behind. `check`
-prints one line a fault and then their number; its exit code is 0 if there is none,
-1 if there are some and 2 if there was nothing to check.
+A submission is always checked before it is written. `check` prints one line per fault
+and then their number; its exit code is 0 if there is none, 1 if there are some and 2 if
+there was nothing to check.
 """
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import io
 import json
+import math
 import os
-import shutil
-import tempfile
+import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from bach import calibration, data
+from bach import calibration
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
-from bach.core.files import atomic_path
+from bach.core.files import atomic_path, read_json
 from bach.core.log import log, step
-from bach.core.tables import image_key
+from bach.core.tables import image_key, read_table, require_columns, require_once, write_csv
+from bach.data import list_images, natural_key
+from bach.honest.records import read_slides
 from bach.labels import read_class_map, same_proportions
 from bach.slides import Slide
-from bach.validation import (
-    DIALECTS,
-    HEADER,
-    SUM_TOLERANCE,
-    TEMPLATE,
-    TEST_IDS,
-    Size,
-    complete_template,
-    faults_part_a,
-    faults_part_b,
-    map_size,
-    part_a_name,
-    read_template,
-)
 
-_ID_COLUMNS = ("image_id", "image", "id", "case", "file", "filename", "name", "slide")
+# "2018" is how the organisers' own microscopy_ground_truth.csv is written.
+# "probabilities" is how A-F-V/XAI-Cancer-Diagnosis (playground.py, function
+# create_test_set_predictions) writes its predictions: `case` is the number in
+# test<number>.tif, `class` the argmax + 1. hippopotamusinflight/
+# ICIAR2018_BACH_challenge1 (3_predict_testset/pred.csv) has the same `case`, but no
+# probabilities and classes 0..3: that is not one of the dialects here.
+DIALECTS = ("2018", "probabilities")
+# "InSitu" is written "In Situ" there.
+_SPACED = [re.sub("(?<=[a-z])(?=[A-Z])", " ", name) for name in CLASSES]
+HEADER = ("case", "class", *(f"P({name})" for name in _SPACED))
+TEST_IDS = tuple(f"test{number}" for number in range(100))
+
+# Wider than the rounding of four numbers to three decimals, 4 x 0.0005.
+SUM_TOLERANCE = 0.0025
+
+_WIDTHS = {"2018": 2, "probabilities": len(HEADER)}
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# A plain name on any system, with one {slide}.
+_MAP_NAME = re.compile(r"(?!\.)[^{}/\\:*?\"<>|]*\{slide\}[^{}/\\:*?\"<>|]*\.png")
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can hold
+_MAX_PIXELS = 2**32  # a BACH slide has 2.6e9 at level 0; a byte per pixel
+
+Size = tuple[int, int]  # width, height
+Member = tuple[str, Callable[[], bytes]]  # a file of a submission: its name, and what reads it
+
+
+# Part A: what is wrong
+
+
+def part_a_name(image_id: str, dialect: str) -> str:
+    """How a dialect names an image: "test7" is `test7.tif`, or `7` for probabilities.
+
+    Ids that are not test<number> stay as they are in the dialect "probabilities".
+    """
+    if dialect == "2018":
+        return f"{image_id}.tif"
+    match = re.fullmatch(r"test(\d+)", image_id)
+    return str(int(match[1])) if match else image_id
+
+
+def faults_part_a(
+    path: str | os.PathLike, dialect: str = "2018", ids: Iterable[str] = TEST_IDS
+) -> list[str]:
+    """Find every fault of a Part A submission.
+
+    Args:
+        path: The CSV file, or a zip archive or folder that holds it.
+        dialect: "2018" or "probabilities", see the module.
+        ids: Ids of the images that must be in it, without ending; test0 ... test99.
+
+    Returns:
+        One line per fault, in the order of the file; none if it is valid. The order
+        of the rows is free, as is the kind of line ending.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    members, faults = _open_submission(Path(path))
+    tables = [member for member in members if member[0].lower().endswith(".csv")]
+    faults += [f"{one[0]}: extra file, not a CSV" for one in members if one not in tables]
+    if len(tables) != 1:
+        faults.append(f"submission: holds {len(tables)} CSV files, must hold 1")
+    for table in tables[:1]:
+        data = _content(table, faults)
+        faults += [] if data is None else table_faults(data, dialect, ids)
+    return faults
+
+
+def table_faults(data: bytes, dialect: str, ids: Iterable[str]) -> list[str]:
+    """As `faults_part_a`, of the content of a CSV file."""
+    faults = []
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n", 0, error.start) + 1
+        faults.append(f"row {row}: not UTF-8 (byte 0x{data[error.start]:02x})")
+        text = data.decode(errors="replace")
+    if not text.strip():
+        return [*faults, "file: empty"]
+    # Cells must be exactly what is wanted, so blanks, quotes and marks need no rule.
+    lines = re.split(r"\r\n|\n|\r", text)
+    rows = [(number, line.split(",")) for number, line in enumerate(lines, start=1)]
+    if not lines[-1]:
+        rows.pop()  # what follows the last line ending
+    widths = Counter(len(cells) for _, cells in rows)
+    for other in DIALECTS:
+        if other != dialect and widths[_WIDTHS[other]] > len(rows) / 2:
+            # Every other line would be a consequence of this one.
+            return [*faults, f"file: is in the dialect {other}, not {dialect} (--dialect {other})"]
+    if not widths[_WIDTHS[dialect]]:
+        return [*faults, f"file: no row has {_WIDTHS[dialect]} cells, separated by commas"]
+    names = [part_a_name(image_id, dialect) for image_id in ids]
+    # A name with another ending or case is one fault, not one missing and one extra id.
+    names_by_key = {image_key(name): name for name in names}
+    if dialect == "probabilities":
+        first = rows[0][1]
+        if image_key(first[0]) not in names_by_key:
+            rows = rows[1:]
+        if tuple(first) != HEADER:
+            faults.append(f"row 1: header is {_shown(','.join(first))}, must be {','.join(HEADER)}")
+    seen: dict[str, int] = {}
+    for number, cells in rows:
+        name = names_by_key.get(image_key(cells[0]))
+        found = _row_faults(cells, dialect, name)
+        if name in seen:
+            found.append(f"id {name} again, first in row {seen[name]}")
+        elif name is not None:
+            seen[name] = number
+        faults += [f"row {number}: {text}" for text in found]
+    return faults + [f"id {name}: missing" for name in names if name not in seen]
+
+
+def _row_faults(cells: list[str], dialect: str, name: str | None) -> list[str]:
+    """What is wrong with a row of the image `name`, None for one that is not wanted."""
+    faults = []
+    if name is None:
+        faults.append(f"extra id {_shown(cells[0])}, no such test image")
+    elif cells[0] != name:
+        faults.append(f"id {_shown(cells[0])} must be written {name}")
+    if len(cells) != _WIDTHS[dialect]:
+        return [*faults, f"{len(cells)} cells, must be {_WIDTHS[dialect]}"]
+    label, numbers = cells[1], [str(number + 1) for number in range(len(CLASSES))]
+    known = list(CLASSES) if dialect == "2018" else numbers
+    if label not in known:
+        faults.append(f"unknown class {_shown(label)}, must be one of {', '.join(known)}")
+    if dialect == "2018":
+        return faults
+    probs = [float(cell) if _NUMBER.fullmatch(cell) else math.nan for cell in cells[2:]]
+    for column, cell, prob in zip(HEADER[2:], cells[2:], probs, strict=True):
+        if not 0 <= prob <= 1 + SUM_TOLERANCE:
+            faults.append(f"{column} is {_shown(cell)}, must be a number 0..1")
+    total, best = sum(probs), int(np.argmax(probs))
+    if abs(total - 1) > SUM_TOLERANCE:  # never where one is not a number
+        faults.append(f"probabilities sum to {total:.6g}, must be 1")
+    if label in known and probs[known.index(label)] < probs[best]:
+        faults.append(f"class {label} is not the most probable one, {known[best]}")
+    return faults
+
+
+def _shown(text: str) -> str:
+    return ascii(text if len(text) <= 60 else text[:57] + "...")
+
+
+# Part B: what is wanted, and what is wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How the server wants class maps, which is not known: all of it can be set.
+
+    See the module for the fields. The size of a map that is downsampled is rounded down,
+    as in an Aperio pyramid.
+
+    Raises:
+        InputError: If a value cannot be used; all are named.
+    """
+
+    name: str = "{slide}.png"
+    mode: str = "L"
+    values: Sequence[int] = tuple(range(len(CLASSES)))
+    downsample: float | None = None
+    size: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        def whole(values: object, count: int, low: int, high: float) -> bool:
+            if not isinstance(values, list | tuple) or len(values) != count:
+                return False
+            return all(isinstance(value, int) and low <= value <= high for value in values)
+
+        faults = []
+        if not (isinstance(self.name, str) and _MAP_NAME.fullmatch(self.name)):
+            faults.append("name must be a file name with {slide} that ends in .png")
+        if self.mode not in ("L", "P"):
+            faults.append("mode must be L or P")
+        if not whole(self.values, len(CLASSES), 0, 255) or len(set(self.values)) < len(CLASSES):
+            faults.append(f"values must be {len(CLASSES)} different whole numbers 0..255")
+        down = self.downsample
+        if down is not None and not (isinstance(down, int | float) and 1 <= down < math.inf):
+            faults.append("downsample must be null or a number from 1")
+        if self.size is not None and not whole(self.size, 2, 1, math.inf):
+            faults.append("size must be null or [width, height] in px")
+        if down is not None and self.size is not None:
+            faults.append("downsample and size must not both be given")
+        if faults:
+            raise InputError(
+                f"The template must say how a map is written: {'; '.join(faults)}.\n"
+                f"Received: {json.dumps(dataclasses.asdict(self))}.\n"
+                "`python -m bach.submission template` prints one to start from."
+            )
+
+    def file(self, slide: str) -> str:
+        """Name of the file of a slide."""
+        return self.name.replace("{slide}", slide)
+
+    def map_size(self, class_map: Size, slide: Size | None) -> Size:
+        """Size of the map to send.
+
+        Args:
+            class_map: Size of the class map in px.
+            slide: Size of the slide in level-0 px; None if unknown.
+
+        Raises:
+            InputError: If the template needs the size of the slide.
+        """
+        if self.size is not None:
+            return self.size[0], self.size[1]
+        if self.downsample is None:
+            return class_map
+        if slide is None:
+            raise InputError(
+                "A template with downsample needs the sizes of the slides.\nReceived none.\n"
+                "Add --data-dir, or an --ids table with the columns image_id,width,height."
+            )
+        width, height = (max(1, int(side / self.downsample)) for side in slide)
+        return width, height
+
+
+def read_template(path: str | os.PathLike | None) -> Template:
+    """Read a template from a JSON file, see `Template`; None is the default one.
+
+    Raises:
+        InputError: If the file cannot be read, or a key or a value is wrong.
+    """
+    if path is None:
+        return Template()
+    remedy = "`python -m bach.submission template` prints one to start from."
+    values = read_json(path, remedy)
+    try:
+        return Template(**values)
+    except TypeError as error:  # no object, or one with a key too many
+        keys = ", ".join(field.name for field in dataclasses.fields(Template))
+        raise InputError(
+            f"{path} must be a JSON object with keys of {keys}.\nReceived: {error}.\n{remedy}"
+        ) from error
+
+
+def faults_part_b(
+    path: str | os.PathLike,
+    template: Template | None = None,
+    slides: Mapping[str, Size | None] | None = None,
+    allow_uniform: bool = False,
+) -> list[str]:
+    """Find every fault of a Part B submission.
+
+    Args:
+        path: Folder or zip archive of maps, or one map.
+        template: What is wanted; the default one if None.
+        slides: The slides that must be in it, and their sizes in level-0 px; None as
+            a size leaves proportions unchecked. None for all of it: whatever maps
+            there are are checked, by what is known without slides.
+        allow_uniform: Let a map pass that is of one class everywhere.
+
+    Returns:
+        One line per fault; none if the submission is valid.
+
+    Raises:
+        InputError: If there is nothing at `path`.
+    """
+    members, faults = _open_submission(Path(path))
+    return faults + maps_faults(members, template or Template(), slides, allow_uniform)
+
+
+def maps_faults(
+    members: Sequence[Member],
+    template: Template,
+    slides: Mapping[str, Size | None] | None,
+    allow_uniform: bool = False,
+) -> list[str]:
+    """As `faults_part_b`, of files that are opened already."""
+    faults = []
+    if slides is None:
+        pattern = re.escape(template.name).replace(re.escape("{slide}"), "(.+)")
+        matches = (re.fullmatch(pattern, name.split("/")[-1]) for name, _ in members)
+        slides = {match[1]: None for match in matches if match}
+        if not members:
+            faults.append("submission: holds no map")
+    slides_by_key = {image_key(template.file(slide)): slide for slide in slides}
+    found: dict[str, str] = {}
+    for member in sorted(members, key=lambda member: natural_key(member[0])):
+        name, base = member[0], member[0].split("/")[-1]
+        slide = slides_by_key.get(image_key(base))
+        if slide is None:
+            faults.append(f"{name}: extra file, not {template.name} of a wanted slide")
+            continue
+        if slide in found:
+            faults.append(f"{name}: slide {slide} again, first in {found[slide]}")
+        found.setdefault(slide, name)
+        if base != template.file(slide):
+            faults.append(f"{name}: must be named {template.file(slide)}")
+        data = _content(member, faults)
+        if data is not None:
+            texts = _map_faults(data, template, slides[slide], allow_uniform)
+            faults += [f"{name}: {text}" for text in texts]
+    return faults + [f"{template.file(one)}: missing" for one in slides if one not in found]
+
+
+@contextlib.contextmanager
+def _any_size() -> Iterator[None]:
+    # Maps at level 0 are larger than what Pillow takes for an attack.
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@_any_size()
+def _map_faults(
+    data: bytes, template: Template, l0_size: Size | None, allow_uniform: bool
+) -> list[str]:
+    faults: list[str] = []
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format != "PNG":
+                return [f"is a {image.format} file, must be PNG"]
+            mode, size = image.mode, image.size
+            image.verify()  # checksums of all chunks; the image must be opened anew
+        faults += _size_faults(size, template, l0_size)
+        if mode != template.mode:
+            faults.append(f"mode is {mode}, must be {template.mode}")
+        if mode not in ("L", "P"):
+            return faults
+        if size[0] * size[1] > _MAX_PIXELS:
+            return [*faults, f"more than {_MAX_PIXELS:,} px"]
+        with Image.open(io.BytesIO(data)) as image:
+            counts = np.array(image.histogram()[:256])
+    except UnidentifiedImageError:
+        return ["unreadable, no image"]
+    except Exception as error:  # whatever Pillow makes of damage, it is a fault of the file
+        return [*faults, f"unreadable PNG ({error})"]
+    values = np.flatnonzero(counts).tolist()
+    wrong = [value for value in values if value not in template.values]
+    if wrong:
+        shown = ", ".join(map(str, wrong[:8])) + (" ..." if len(wrong) > 8 else "")
+        wanted = ", ".join(map(str, template.values))
+        faults.append(f"{counts[wrong].sum():,} px with the values {shown}, must be {wanted}")
+    elif len(values) == 1 and not allow_uniform:
+        name = CLASSES[template.values.index(values[0])]
+        faults.append(f"is {name} everywhere (--allow-uniform lets it pass)")
+    return faults
+
+
+def _size_faults(size: Size, template: Template, l0_size: Size | None) -> list[str]:
+    if template.downsample is None or l0_size is not None:
+        wanted = template.map_size(size, l0_size)
+        if size != wanted:
+            return [f"size is {_sides(size)} px, must be {_sides(wanted)}"]
+    if template.size is not None or l0_size is None or same_proportions(size, l0_size):
+        return []
+    turned = ", turned by 90 degrees?" if same_proportions(size[::-1], l0_size) else ""
+    return [f"size is {_sides(size)} px, not in proportion to the slide, {_sides(l0_size)}{turned}"]
+
+
+def _sides(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+# Archives and folders
+
+
+def _open_submission(path: Path) -> tuple[list[Member], list[str]]:
+    """The files of a submission, and the faults of their places.
+
+    Hidden files and folders are faults and left out; files in folders are faults too,
+    but are read.
+    """
+    members: list[Member]
+    if path.is_dir():
+        files = sorted(path.iterdir())
+        members = [(file.name + "/" * file.is_dir(), file.read_bytes) for file in files]
+    elif not path.is_file():
+        raise InputError(
+            f"There must be a submission to check.\nReceived: {path}, not there.\nCheck the path."
+        )
+    elif path.suffix.lower() == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except Exception as error:  # as in _content
+            return [], [f"archive: cannot be read ({error})"]
+        members = [(one.filename, functools.partial(_read_member, path, one)) for one in infos]
+    else:
+        members = [(path.name, path.read_bytes)]
+    faults, kept = [], []
+    for name, read in members:
+        *folders, base = name.split("/")
+        if not base:
+            faults.append(f"{name}: folder, the files must lie flat")
+        elif base.startswith("."):
+            faults.append(f"{name}: hidden file, must not be sent")
+        else:
+            faults += [f"{name}: nested in a folder, the files must lie flat"] * bool(folders)
+            kept.append((name, read))
+    return kept, faults
+
+
+def _read_member(path: Path, info: zipfile.ZipInfo) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(info)
+
+
+def _content(member: Member, faults: list[str]) -> bytes | None:
+    """What a file holds; None, and one fault more, if it is damaged."""
+    name, read = member
+    try:
+        return read()
+    except Exception as error:  # whatever zipfile makes of damage, it is a fault of the file
+        faults.append(f"{name}: cannot be read ({error})")
+        return None
 
 
 # Writing
@@ -82,12 +479,12 @@ def write_part_a(
     ids: Iterable[str] = TEST_IDS,
     store: bool = True,
 ) -> None:
-    """Write a Part A submission and check it.
+    """Check a Part A submission and write it.
 
     Args:
-        predictions: Table with `image_id` (without ending) and the four `prob_`
-            columns, in any order of rows; sorted naturally in the file.
-        path: File to write, `.csv`, or `.zip` for an archive of it.
+        predictions: Table with `image_id` and the four `prob_` columns, in any order
+            of rows; sorted naturally in the file.
+        path: File to write; one that ends in `.zip` is an archive of it.
         dialect: See `faults_part_a`.
         ids: Ids of the images that must be in it.
         store: Also write `<stem>_predictions.csv` beside: `image_id, predicted`
@@ -98,24 +495,23 @@ def write_part_a(
             nothing is written and what was there stays as it was.
     """
     path = Path(path)
-    _check_part_a_path(path)
-    table = _checked_predictions(predictions)
-    text = part_a_text(table, dialect)
-    with contextlib.ExitStack() as files:
-        temporary = files.enter_context(atomic_path(path))
-        if store:
-            beside = files.enter_context(atomic_path(predictions_path(path)))
-            table.to_csv(beside, index=False)
+    require_columns(predictions, ("image_id", *PROB_COLUMNS), "the predictions")
+    table = predictions[list(PROB_COLUMNS)].apply(pd.to_numeric, errors="coerce").astype(float)
+    table.insert(0, "image_id", predictions["image_id"].map(_stem))
+    table.insert(1, "predicted", table[list(PROB_COLUMNS)].to_numpy().argmax(axis=1))
+    table = table.sort_values("image_id", key=lambda ids: ids.map(natural_key), kind="stable")
+    ids = list(ids)
+    texts = {one: part_a_text(table, one).encode() for one in (dialect, "probabilities")}
+    # The probabilities are checked in the dialect that states them, whatever is sent.
+    for one, text in texts.items():
+        _refuse(table_faults(text, one, ids), path)
+    if store:
+        write_csv(table, predictions_path(path))
+    with atomic_path(path) as temporary:
         if path.suffix == ".zip":
-            _write_zip(temporary, {f"{path.stem}.csv": text.encode()})
+            _write_zip(temporary, {f"{path.stem}.csv": texts[dialect]})
         else:
-            temporary.write_bytes(text.encode())
-        _refuse(faults_part_a(temporary, dialect, ids), path)
-
-
-def _check_part_a_path(path: Path) -> None:
-    if path.suffix not in (".csv", ".zip"):
-        raise InputError(f"A Part A submission must end in .csv or .zip.\nReceived: --out={path}.")
+            temporary.write_bytes(texts[dialect])
 
 
 def predictions_path(path: str | os.PathLike) -> Path:
@@ -124,11 +520,12 @@ def predictions_path(path: str | os.PathLike) -> Path:
 
 
 def part_a_text(predictions: pd.DataFrame, dialect: str) -> str:
-    """Lay predictions out in a dialect; the class is that of the largest probability."""
+    """Lay predictions with `predicted` and probabilities out in a dialect."""
     lines = [",".join(HEADER)] if dialect == "probabilities" else []
-    probs = predictions[list(PROB_COLUMNS)].to_numpy(float)
-    for image_id, row in zip(predictions["image_id"], probs, strict=True):
-        name, label = part_a_name(image_id, dialect), int(row.argmax())
+    probs = predictions[list(PROB_COLUMNS)].to_numpy()
+    labels = zip(predictions["image_id"], predictions["predicted"], probs, strict=True)
+    for image_id, label, row in labels:
+        name = part_a_name(image_id, dialect)
         if dialect == "2018":
             lines.append(f"{name},{CLASSES[label]}")
         else:
@@ -136,56 +533,22 @@ def part_a_text(predictions: pd.DataFrame, dialect: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _checked_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
-    missing = [name for name in ("image_id", *PROB_COLUMNS) if name not in predictions]
-    if missing:
-        raise InputError(
-            "Predictions must have the columns image_id and prob_normal ... prob_invasive.\n"
-            f"Received: {', '.join(map(str, predictions.columns))} "
-            f"(missing: {', '.join(missing)})."
-        )
-    table = predictions[["image_id", *PROB_COLUMNS]].copy()
-    table["image_id"] = [_stem(image_id) for image_id in table["image_id"]]
-    probs = table[list(PROB_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    table[list(PROB_COLUMNS)] = probs
-    sums = probs.sum(axis=1)
-    lines = []
-    for image_id, row, total in zip(table["image_id"], probs, sums, strict=True):
-        if not np.isfinite(row).all():
-            lines.append(f"{image_id}: a probability is not a number")
-        elif row.min() < 0:
-            lines.append(f"{image_id}: a probability is negative")
-        elif abs(total - 1) > SUM_TOLERANCE:
-            lines.append(f"{image_id}: probabilities sum to {total:.6g}, must be 1")
-    double = table.loc[table["image_id"].duplicated(), "image_id"].unique()
-    lines += [f"{image_id}: more than one row" for image_id in double]
-    if lines:
-        raise InputError(
-            "Predictions must be four probabilities for each image.\n"
-            f"Received {_faults(len(lines))}:\n  " + "\n  ".join(lines)
-        )
-    table.insert(1, "predicted", probs.argmax(axis=1))
-    keys = [data.natural_key(image_id) for image_id in table["image_id"]]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return table.iloc[order].reset_index(drop=True)
-
-
 def write_part_b(
     class_maps: Mapping[str, str | os.PathLike],
     out: str | os.PathLike,
-    template: Mapping | None = None,
+    template: Template | None = None,
     slides: Mapping[str, Size | None] | None = None,
     allow_uniform: bool = False,
 ) -> None:
-    """Write a Part B submission and check it.
+    """Check a Part B submission and write it.
 
     Args:
         class_maps: PNG of the class map by name of the slide, see
-            `bach.labels.read_class_map`.
+            `bach.labels.read_class_map`; resized by nearest neighbour.
         out: Folder to make, or a file that ends in `.zip`.
-        template: See `complete_template`; resized by nearest neighbour.
-        slides: The slides that must be in it, name to (width, height) in level-0
-            px, or to None where unknown. By default those of `class_maps`.
+        template: What is wanted; the default one if None.
+        slides: The slides that must be in it, and their sizes in level-0 px, None
+            where unknown. By default those of `class_maps`.
         allow_uniform: Let a map pass that is of one class everywhere.
 
     Raises:
@@ -193,64 +556,48 @@ def write_part_b(
             is a folder that is not empty; then nothing is written.
     """
     out = Path(out)
-    template = complete_template(template)
-    slides = dict.fromkeys(class_maps) if slides is None else dict(slides)
+    template = template or Template()
+    wanted: dict[str, Size | None] = dict(slides or dict.fromkeys(class_maps))
     zipped = out.suffix.lower() == ".zip"
     if out.exists() and not zipped and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(
             f"A submission folder must be new.\nReceived: --out={out}, which is there already.\n"
             "Name another one, or delete it first."
         )
-    files, faults, broken = {}, [], set()
+    files, faults = {}, []
     for slide, path in class_maps.items():
         try:
-            class_map = read_class_map(path)
+            files[template.file(slide)] = _encoded(path, template, wanted.get(slide))
         except InputError as error:
             faults.append(f"{slide}: {' '.join(str(error).splitlines())}")
-            broken.add(slide)
-            continue
-        size, l0_size = class_map.shape[::-1], slides.get(slide)
-        # Resizing would hide a map that does not show the whole slide.
-        if l0_size is not None and not same_proportions(size, l0_size):
-            faults.append(
-                f"{slide}: class map of {size[0]}x{size[1]} px is not in proportion to the "
-                f"slide, {l0_size[0]}x{l0_size[1]}"
-            )
-            broken.add(slide)
-            continue
-        name = template["name"].replace("{slide}", slide)
-        if slide in slides:
-            size = map_size(template, size, l0_size)
-        files[name] = encode_map(class_map, template, size)
-    wanted = {slide: size for slide, size in slides.items() if slide not in broken}
-    with atomic_path(out) if zipped else _new_folder(out) as temporary:
-        if zipped:
+            wanted.pop(slide, None)  # not missing as well
+    members = [(name, functools.partial(bytes, content)) for name, content in files.items()]
+    _refuse(faults + maps_faults(members, template, wanted, allow_uniform), out)
+    if zipped:
+        with atomic_path(out) as temporary:
             _write_zip(temporary, files)
-        else:
-            for name, content in files.items():
-                (temporary / name).write_bytes(content)
-        faults += faults_part_b(temporary, template, wanted, allow_uniform)
-        _refuse(faults, out)
+    else:
+        for name, content in files.items():
+            with atomic_path(out / name) as temporary:
+                temporary.write_bytes(content)
 
 
-def encode_map(class_map: np.ndarray, template: Mapping, size: Size) -> bytes:
-    """Encode a class map as PNG.
-
-    Args:
-        class_map: uint8 0..3, (height, width).
-        template: A complete template.
-        size: (width, height) of the PNG; reached by nearest neighbour.
-
-    Returns:
-        The bytes of the file.
-    """
-    if class_map.shape[::-1] != tuple(size):
+def _encoded(path: str | os.PathLike, template: Template, l0_size: Size | None) -> bytes:
+    """The class map at `path` as a PNG that follows the template."""
+    class_map = read_class_map(path)
+    size = class_map.shape[1], class_map.shape[0]
+    # Resizing would hide a map that does not show the whole slide.
+    if l0_size is not None and not same_proportions(size, l0_size):
+        raise InputError(
+            f"class map of {_sides(size)} px is not in proportion to the slide, {_sides(l0_size)}"
+        )
+    if size != (wanted := template.map_size(size, l0_size)):
         # INTER_NEAREST_EXACT samples at pixel centres; INTER_NEAREST shifts the map.
-        class_map = cv2.resize(class_map, tuple(size), interpolation=cv2.INTER_NEAREST_EXACT)
-    image = Image.fromarray(np.array(template["values"], np.uint8)[class_map])
-    if template["mode"] == "P":
+        class_map = cv2.resize(class_map, wanted, interpolation=cv2.INTER_NEAREST_EXACT)
+    image = Image.fromarray(np.array(template.values, np.uint8)[class_map])
+    if template.mode == "P":
         palette = np.zeros((256, 3), np.uint8)
-        palette[template["values"]] = COLORS
+        palette[list(template.values)] = COLORS
         image.putpalette(palette.ravel().tolist())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
@@ -261,38 +608,23 @@ def _refuse(faults: list[str], path: Path) -> None:
     if faults:
         raise InputError(
             f"The submission must be without faults; {path} was not written.\n"
-            f"Received {_faults(len(faults))}:\n  " + "\n  ".join(faults)
+            f"Received {_number_of(faults)}:\n  " + "\n  ".join(faults)
         )
 
 
-def _faults(count: int) -> str:
-    return f"{count} fault{'' if count == 1 else 's'}"
+def _number_of(faults: list[str]) -> str:
+    return f"{len(faults)} fault{'s' * (len(faults) != 1)}"
 
 
 def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
     """A flat archive that is the same bytes for the same files, whenever made."""
     with zipfile.ZipFile(path, "w") as archive:
-        for name in sorted(files, key=data.natural_key):
+        for name in sorted(files, key=natural_key):
             info = zipfile.ZipInfo(name, _ZIP_TIME)
             info.create_system = 3  # Unix also where it is not, for the same bytes
             info.external_attr = 0o644 << 16
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, files[name])
-
-
-@contextlib.contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """As `atomic_path`, for a folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o755)  # mkdtemp makes folders only their owner can read
-        if path.is_dir():
-            path.rmdir()  # empty; Windows does not rename onto it
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # Reading
@@ -302,10 +634,9 @@ def read_ids(path: str | os.PathLike) -> dict[str, Size | None]:
     """Read the ids that a submission must hold.
 
     Args:
-        path: Text file with an id a line, or a CSV table with a header whose
-            first column holds them (`image_id`); with the columns `width` and
-            `height`, also the sizes of slides in level-0 px. Endings such as
-            .tif are left off.
+        path: Text file with one id per line, or a CSV table with the column `image_id`;
+            with the columns `width` and `height`, also the sizes of slides in level-0
+            px. Endings such as .tif are left off.
 
     Returns:
         Size by id, in the order of the file; None where it is not given.
@@ -313,131 +644,65 @@ def read_ids(path: str | os.PathLike) -> dict[str, Size | None]:
     Raises:
         InputError: If the file cannot be read, is empty or names an id twice.
     """
-    remedy = "Write one id a line, or a table with the columns image_id,width,height."
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    table = read_table(path, header=False)
+    if not table.empty and "image_id" in table.loc[0].tolist():
+        table = read_table(path)
+    else:
+        table = table.rename(columns={0: "image_id"})
+    sizes = table.reindex(columns=["width", "height"]).apply(pd.to_numeric, errors="coerce")
+    if table.empty or ("width" in table and not (sizes >= 1).all(axis=None)):
         raise InputError(
-            f"--ids must be a readable text file.\nReceived: --ids={path} ({error}).\n{remedy}"
-        ) from error
-    rows = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
-    header = []
-    if rows and rows[0][0].lower() in _ID_COLUMNS:
-        header = [cell.lower() for cell in rows.pop(0)]
-    ids = [_stem(row[0]) for row in rows]
-    double = [name for name, count in Counter(ids).items() if count > 1]
-    if not ids or double:
-        raise InputError(
-            "--ids must name every image once.\n"
-            f"Received: --ids={path} with {'twice: ' + ', '.join(double) if double else 'no id'}."
-            f"\n{remedy}"
+            f"--ids must name images, or slides and their sizes in whole px.\n"
+            f"Received: --ids={path}, which does not.\n"
+            "Write one id per line, or a table with the columns image_id,width,height."
         )
-    if "width" not in header or "height" not in header:
+    require_once(table["image_id"], path)
+    ids = table["image_id"].map(_stem)
+    if "width" not in table:
         return dict.fromkeys(ids)
-    columns = header.index("width"), header.index("height")
-    try:
-        sizes = [tuple(int(row[column]) for column in columns) for row in rows]
-    except (ValueError, IndexError) as error:
-        raise InputError(
-            f"Width and height must be whole numbers.\nReceived: --ids={path} ({error}).\n{remedy}"
-        ) from error
-    return dict(zip(ids, sizes, strict=True))
+    return dict(zip(ids, sizes.astype(int).itertuples(index=False, name=None), strict=True))
 
 
-def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a predictions table: `image_id` and the four `prob_` columns.
-
-    Raises:
-        InputError: If the file cannot be read or a column is missing.
-    """
-    try:
-        return pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--predictions must be a readable CSV file.\n"
-            f"Received: --predictions={path} ({' '.join(str(error).split())})."
-        ) from error
-
-
-def read_heatmap_run(run_dir: str | os.PathLike) -> tuple[dict[str, Path], dict[str, Size]]:
+def read_heatmap_run(run_dir: str | os.PathLike) -> tuple[dict[str, Path], dict[str, Size | None]]:
     """Find the class maps of a heatmap run that make up a submission.
 
     Args:
         run_dir: Run folder of `make_heatmap.py`.
 
     Returns:
-        PNG by slide, and (width, height) in level-0 px by slide: those with part
-        "B-test" if there are any, else all. A slide without a map is only in the
-        second.
+        PNG by slide, and size in level-0 px by slide: those with part "B-test" if
+        there are any, else all. A slide without a map is only in the second.
 
     Raises:
-        InputError: If there is no class map, or a slide's JSON is missing or
+        InputError: If there is no class map, or a slide's record is missing or
             cannot be read.
     """
     run_dir = Path(run_dir)
-    class_maps = {path.stem: path for path in _listed(run_dir / "class_maps", ".png")}
-    if not class_maps:
+    records = read_slides(run_dir)
+    class_maps = {path.stem: path for path in (run_dir / "class_maps").glob("[!.]*.png")}
+    without = sorted(class_maps.keys() - records.keys(), key=natural_key)
+    if without or not class_maps:
         raise InputError(
-            f"There must be class maps in {run_dir / 'class_maps'}.\n"
-            f"Received: --run-dir={run_dir}.\nMake them first: `python make_heatmap.py --help`."
-        )
-    slides, parts, faults = {}, {}, []
-    for path in _listed(run_dir / "slides", ".json"):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            slides[path.stem] = (int(values["width"]), int(values["height"]))
-            parts[path.stem] = values.get("part")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            faults.append(f"{path.name}: {type(error).__name__}: {error}")
-    unread = [slide for slide in class_maps if not (run_dir / "slides" / f"{slide}.json").exists()]
-    faults += [f"{slide}.json: missing" for slide in unread]
-    if faults:
-        raise InputError(
-            f"Every slide must have its size in {run_dir / 'slides'}.\nReceived:\n  "
-            + "\n  ".join(faults)
-            + "\nFinish the run with --resume."
+            f"There must be class maps in {run_dir / 'class_maps'}, each with a record in slides.\n"
+            f"Received: --run-dir={run_dir} without {', '.join(without) or 'class maps'}.\n"
+            "Make them with `python make_heatmap.py`, or finish the run with --resume."
         )
     if not (run_dir / "metrics.json").exists():
         log.warning("the run %s is not finished", run_dir)
-    test = [slide for slide, part in parts.items() if part == "B-test"]
-    chosen = sorted(test or slides, key=data.natural_key)
-    log.info(
-        "%s: %d of %d slides (%s)",
-        run_dir, len(chosen), len(slides), "test slides" if test else "no test slides: all",
-    )  # fmt: skip
+    test = [slide for slide, record in records.items() if record.part == "B-test"]
+    chosen = sorted(test or records, key=natural_key)
+    which = "test slides" if test else "no test slides: all"
+    log.info("%s: %d of %d slides (%s)", run_dir, len(chosen), len(records), which)
     return (
         {slide: class_maps[slide] for slide in chosen if slide in class_maps},
-        {slide: slides[slide] for slide in chosen},
+        {slide: (records[slide].width, records[slide].height) for slide in chosen},
     )
-
-
-def _listed(folder: Path, suffix: str) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    paths = [path for path in folder.glob(f"*{suffix}") if not path.name.startswith(".")]
-    return sorted(paths, key=data.natural_key)
 
 
 def _stem(name: object) -> str:
     """An image id without folder and ending, its case as it is."""
-    base = str(name).strip().replace("\\", "/").rsplit("/", 1)[-1]
+    base = re.split(r"[/\\]", str(name).strip())[-1]
     return base[: len(image_key(base))]
-
-
-def _test_slides(data_dir: str) -> dict[str, Size]:
-    sizes = {}
-    for row in data.list_images(data_dir, "B-test").itertuples():
-        # Only the size is asked for, which is not to fail for want of a scale.
-        with Slide(row.path, mpp=1.0) as slide:
-            sizes[row.image_id] = (slide.width, slide.height)
-    return sizes
-
-
-def _test_photos(data_dir: str) -> list[str]:
-    ids = data.list_images(data_dir, "A-test")["image_id"].tolist()
-    if len(ids) != len(TEST_IDS):
-        log.warning("%d test photos; the challenge has %d", len(ids), len(TEST_IDS))
-    return ids
 
 
 # The tool
@@ -449,13 +714,12 @@ def predict_part_a(
     """Predict the test photos with the mean of all models of a training run.
 
     Args:
-        data_dir: Folder of the data set.
+        data_dir: Folder of the challenge data.
         model_dir: Run folder of `train_part_a.py`.
         tta: Mean over the eight orientations too.
-        calibrated: Scale by the temperature that `bach.calibration` stored in the run
-            folder; the predicted classes stay the same.
+        calibrated: Scale by the temperature that `bach.calibration` stored in the run.
     """
-    images = data.list_images(data_dir, "A-test")
+    images = list_images(data_dir, "A-test")
     temperature = calibration.stored_temperature(model_dir) if calibrated else None
     # Here and not above: checking and --help need no framework.
     from bach.network import backend, predict
@@ -474,7 +738,7 @@ def predict_part_a(
 
 def _add_ids(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--data-dir", help=f"folder of the challenge data; expect its {what}")
-    parser.add_argument("--ids", help="file of the ids to expect instead, one a line")
+    parser.add_argument("--ids", help="file of the ids to expect instead, one per line")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -489,9 +753,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     part_a.add_argument("--model-dir", default="runs/part_a", help="run folder of the models")
     part_a.add_argument("--tta", action="store_true", help="mean over the eight orientations")
     part_a.add_argument(
-        "--calibrated", action="store_true",
+        "--calibrated",
+        action="store_true",
         help="scale by the temperature that python -m bach.calibration stored in --model-dir",
-    )  # fmt: skip
+    )
     part_a.add_argument("--predictions", help="CSV of predictions to use instead of models")
     part_a.add_argument("--out", required=True, help=".csv or .zip file to write")
     part_b = commands.add_parser("part-b", help="write the class maps of the test slides")
@@ -528,11 +793,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.command == "template":
-        print(json.dumps(TEMPLATE, indent=2))
+        print(json.dumps(dataclasses.asdict(Template()), indent=2))
         return 0
     if args.command == "check":
-        faults = _check_part_a(args) if args.part == "part-a" else _check_part_b(args)
-        print("\n".join([*faults, _faults(len(faults))]))
+        if args.part == "part-a":
+            faults = faults_part_a(args.file, args.dialect, _expected_photos(args))
+        else:
+            faults = _check_part_b(args)
+        for line in [*faults, _number_of(faults)]:
+            # The name of a file can hold what no terminal shows.
+            print(line.encode(errors="backslashreplace").decode())
         return 1 if faults else 0
     out = Path(args.out)
     if args.zip and out.suffix != ".zip":
@@ -545,66 +815,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _expected_photos(args: argparse.Namespace) -> Sequence[str]:
-    if args.ids is not None:
-        return list(read_ids(args.ids))
-    return TEST_IDS if args.data_dir is None else _test_photos(args.data_dir)
-
-
 def _write_part_a(args: argparse.Namespace, out: Path) -> None:
-    if args.predictions is None:
-        args.data_dir = args.data_dir or "data/BACH"
-    elif Path(args.predictions).resolve() == out.resolve():
+    given = args.predictions and Path(args.predictions).resolve()
+    if out.suffix not in (".csv", ".zip") or given == out.resolve():
         raise InputError(
-            "The submission must not replace the predictions.\n"
-            f"Received: --predictions={args.predictions} --out={args.out}.\nName another --out."
+            "A Part A submission must end in .csv or .zip, and must not replace the predictions.\n"
+            f"Received: --out={args.out}.\nName another file."
         )
-    _check_part_a_path(out)
+    if given is None:
+        args.data_dir = args.data_dir or "data/BACH"
     ids = _expected_photos(args)
-    if args.predictions is None:
+    if given is None:
         table = predict_part_a(args.data_dir, args.model_dir, args.tta, args.calibrated)
     else:
-        table = read_predictions(args.predictions)
-    given = args.predictions and Path(args.predictions).resolve()
-    replaced = out.exists()
+        table = read_table(given, ("image_id", *PROB_COLUMNS))
     with step(f"part a -> {out}") as notes:
         write_part_a(table, out, args.dialect, ids, store=predictions_path(out).resolve() != given)
-        notes.append(
-            f"{len(table)} images, dialect {args.dialect}" + ", old file replaced" * replaced
-        )
+        notes.append(f"{len(table)} images, dialect {args.dialect}")
 
 
 def _write_part_b(args: argparse.Namespace, out: Path) -> None:
     template = read_template(args.template)
     class_maps, slides = read_heatmap_run(args.run_dir)
-    if args.ids is not None:
-        slides = {slide: size or slides.get(slide) for slide, size in read_ids(args.ids).items()}
-    elif args.data_dir is not None:
-        slides = _test_slides(args.data_dir)
-    replaced = out.is_file()
+    expected = _expected_slides(args)
+    if expected is not None:
+        slides = {slide: size or slides.get(slide) for slide, size in expected.items()}
     with step(f"part b -> {out}") as notes:
         write_part_b(class_maps, out, template, slides, args.allow_uniform)
-        notes.append(f"{len(class_maps)} class maps" + ", old file replaced" * replaced)
-
-
-def _check_part_a(args: argparse.Namespace) -> list[str]:
-    return faults_part_a(args.file, args.dialect, _expected_photos(args))
+        notes.append(f"{len(class_maps)} class maps")
 
 
 def _check_part_b(args: argparse.Namespace) -> list[str]:
-    slides = None
-    if args.ids is not None:
-        slides = read_ids(args.ids)
-    elif args.data_dir is not None:
-        slides = _test_slides(args.data_dir)
-    elif args.run_dir is not None:
+    slides = _expected_slides(args)
+    if slides is None and args.run_dir is not None:
         slides = read_heatmap_run(args.run_dir)[1]
-    else:
+    if slides is None:
         log.warning(
             "missing and extra maps and proportions are not checked; "
             "name --data-dir, --run-dir or --ids"
         )
     return faults_part_b(args.file, read_template(args.template), slides, args.allow_uniform)
+
+
+def _expected_photos(args: argparse.Namespace) -> Sequence[str]:
+    if args.ids is not None:
+        return list(read_ids(args.ids))
+    if args.data_dir is None:
+        return TEST_IDS
+    ids = list_images(args.data_dir, "A-test")["image_id"].tolist()
+    if len(ids) != len(TEST_IDS):
+        log.warning("%d test photos; the challenge has %d", len(ids), len(TEST_IDS))
+    return ids
+
+
+def _expected_slides(args: argparse.Namespace) -> Mapping[str, Size | None] | None:
+    if args.ids is not None:
+        return read_ids(args.ids)
+    if args.data_dir is None:
+        return None
+    sizes = {}
+    for row in list_images(args.data_dir, "B-test").itertuples():
+        # Only the size is asked for, which is not to fail for want of a scale.
+        with Slide(row.path, mpp=1.0) as slide:
+            sizes[row.image_id] = slide.width, slide.height
+    return sizes
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ LAYERS = [
         "calibration",
     },
     {"mining", "heatmap", "dense", "thresholds"},
-    {"submission", "validation", "report", "toy", "demo", "paper", "effort", "reproduce"},
+    {"submission", "report", "toy", "demo", "paper", "effort", "reproduce"},
 ]
 FRAMEWORK_FREE = sorted(set.union(*LAYERS[:3]) | {"mining", "heatmap", "toy"})
 

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import logging
@@ -11,16 +12,32 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import slide_record
 from PIL import Image
 
 from bach import submission
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError
+from bach.honest.records import write_slide
 from bach.labels import read_class_map, read_labels, write_class_map
-from bach.submission import write_part_a, write_part_b
-from bach.validation import HEADER, TEST_IDS, complete_template, faults_part_a, faults_part_b
+from bach.submission import (
+    HEADER,
+    TEST_IDS,
+    Template,
+    faults_part_a,
+    faults_part_b,
+    write_part_a,
+    write_part_b,
+)
 
 SLIDES = {"T01": (4810, 3205), "T2": (3200, 3200), "T10": (1600, 4000)}
+IDS = ("test0", "test1", "test10")
+GOOD_2018 = "test0.tif,Benign\ntest1.tif,InSitu\ntest10.tif,Normal\n"
+# The dialect as it is published, letter by letter.
+HEADER_LINE = "case,class,P(Normal),P(Benign),P(In Situ),P(Invasive)"
+GOOD_PROBABILITIES = (
+    f"{HEADER_LINE}\n0,2,0.1,0.7,0.1,0.1\n1,3,0.2,0.2,0.5,0.1\n10,1,0.97,0.01,0.01,0.01\n"
+)
 
 
 def predictions(ids=TEST_IDS, seed=0):
@@ -41,13 +58,12 @@ def class_map(slide, seed=0):
 def heatmaps(tmp_path):
     """A heatmap run of three test slides and a training slide."""
     run_dir = tmp_path / "heatmaps"
-    (run_dir / "slides").mkdir(parents=True)
     for slide, (width, height) in {**SLIDES, "A01": (900, 900)}.items():
         labels = class_map(slide) if slide in SLIDES else np.eye(9, dtype=np.uint8)
         write_class_map(run_dir / "class_maps" / f"{slide}.png", labels)
         part = "B-test" if slide in SLIDES else "B"
-        values = {"width": width, "height": height, "mpp": 0.467, "part": part}
-        (run_dir / "slides" / f"{slide}.json").write_text(json.dumps(values))
+        record = slide_record(slide, width=width, height=height, part=part)
+        write_slide(run_dir / "slides" / f"{slide}.json", record)
     (run_dir / "metrics.json").write_text("{}")
     return run_dir
 
@@ -71,12 +87,282 @@ def content(folder):
 
 
 def png(pixels, mode="L"):
+    image = Image.fromarray(np.asarray(pixels, np.uint8))
+    if mode == "P":
+        image.putpalette([0, 0, 0, 90, 90, 90, 180, 180, 180, 255, 255, 255])
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(pixels, np.uint8)).convert(mode).save(buffer, format="PNG")
+    image.convert(mode).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-# Part A
+def pixels(width, height):
+    return np.arange(width * height).reshape(height, width) % 4
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def archive(path, files):
+    with zipfile.ZipFile(path, "w") as target:
+        for name, content in files:
+            target.writestr(name, content)
+    return path
+
+
+# Part A: what is wrong
+
+
+def test_what_the_two_dialects_look_like_is_valid(tmp_path):
+    assert faults_part_a(write(tmp_path / "a.csv", GOOD_2018), "2018", IDS) == []
+    path = write(tmp_path / "b.csv", GOOD_PROBABILITIES)
+    assert faults_part_a(path, "probabilities", IDS) == []
+
+
+def test_order_of_rows_and_kind_of_line_ending_are_free(tmp_path):
+    rows = GOOD_2018.split()[::-1]
+    for ending in ("\n", "\r\n", "\r"):
+        path = write(tmp_path / "a.csv", ending.join(rows))
+        assert faults_part_a(path, "2018", IDS) == []
+
+
+def test_all_faults_are_said_at_once_with_their_rows(tmp_path):
+    text = "image,label\ntest0.tif,Tumour\ntest1,InSitu\ntest2.tif,Normal,1\ntest1.tif,Benign\n"
+    assert faults_part_a(write(tmp_path / "a.csv", text), "2018", IDS) == [
+        "row 1: extra id 'image', no such test image",
+        "row 1: unknown class 'label', must be one of Normal, Benign, InSitu, Invasive",
+        "row 2: unknown class 'Tumour', must be one of Normal, Benign, InSitu, Invasive",
+        "row 3: id 'test1' must be written test1.tif",
+        "row 4: extra id 'test2.tif', no such test image",
+        "row 4: 3 cells, must be 2",
+        "row 5: id test1.tif again, first in row 3",
+        "id test10.tif: missing",
+    ]
+
+
+def test_a_row_of_probabilities_can_have_several_faults(tmp_path):
+    text = f"{HEADER_LINE}\n0,0,-0.1,0.7,0.1,0.1\n1,1,0.2,0.2,0.5,0.1\n10,1,0.97,nan,0.01,0.01\n"
+    assert faults_part_a(write(tmp_path / "a.csv", text), "probabilities", IDS) == [
+        "row 2: unknown class '0', must be one of 1, 2, 3, 4",
+        "row 2: P(Normal) is '-0.1', must be a number 0..1",
+        "row 2: probabilities sum to 0.8, must be 1",
+        "row 3: class 1 is not the most probable one, 3",
+        "row 4: P(Benign) is 'nan', must be a number 0..1",
+    ]
+
+
+def test_either_of_two_equal_probabilities_may_be_the_class(tmp_path):
+    for label in (1, 2):
+        path = write(tmp_path / "a.csv", f"{HEADER_LINE}\n0,{label},0.5,0.5,0,0\n")
+        assert faults_part_a(path, "probabilities", ["test0"]) == []
+
+
+def test_three_decimals_are_enough_for_the_sum(tmp_path):
+    path = write(tmp_path / "a.csv", f"{HEADER_LINE}\n0,1,0.998,0.001,0.001,0.001\n")
+    assert faults_part_a(path, "probabilities", ["test0"]) == []
+
+
+def test_a_file_in_the_other_dialect_is_one_fault(tmp_path):
+    path = write(tmp_path / "a.csv", GOOD_PROBABILITIES)
+    (fault,) = faults_part_a(path, "2018", IDS)
+    assert "is in the dialect probabilities" in fault
+    path = write(tmp_path / "a.csv", GOOD_2018)
+    (fault,) = faults_part_a(path, "probabilities", IDS)
+    assert "is in the dialect 2018" in fault
+
+
+def test_an_empty_file_is_one_fault(tmp_path):
+    for content in ("", "\n\n"):
+        assert faults_part_a(write(tmp_path / "a.csv", content), "2018", IDS) == ["file: empty"]
+
+
+def test_an_archive_of_the_table_is_as_good_as_the_table(tmp_path):
+    path = archive(tmp_path / "a.zip", [("a.csv", GOOD_2018)])
+    assert faults_part_a(path, "2018", IDS) == []
+
+
+def test_cells_separated_by_anything_but_commas_are_one_fault(tmp_path):
+    for separator in ";\t":
+        path = write(tmp_path / "a.csv", GOOD_2018.replace(",", separator))
+        fault = "file: no row has 2 cells, separated by commas"
+        assert faults_part_a(path, "2018", IDS) == [fault]
+
+
+def test_an_archive_from_a_mac_is_faulted_for_its_hidden_files_and_folder(tmp_path):
+    files = [
+        ("answer/", ""),
+        ("answer/a.csv", GOOD_2018),
+        ("__MACOSX/answer/._a.csv", "x"),
+        ("answer/.DS_Store", "x"),
+        ("answer/notes.txt", "x"),
+    ]
+    assert faults_part_a(archive(tmp_path / "a.zip", files), "2018", IDS) == [
+        "answer/: folder, the files must lie flat",
+        "answer/a.csv: nested in a folder, the files must lie flat",
+        "__MACOSX/answer/._a.csv: hidden file, must not be sent",
+        "answer/.DS_Store: hidden file, must not be sent",
+        "answer/notes.txt: nested in a folder, the files must lie flat",
+        "answer/notes.txt: extra file, not a CSV",
+    ]
+
+
+def test_what_is_called_an_archive_must_be_one(tmp_path):
+    faults = faults_part_a(write(tmp_path / "a.zip", GOOD_2018), "2018", IDS)
+    assert faults[0] == "archive: cannot be read (File is not a zip file)"
+    path = archive(tmp_path / "a.csv", [("a.csv", GOOD_2018)])
+    assert any("not UTF-8" in fault for fault in faults_part_a(path, "2018", IDS))
+    path = write(tmp_path / "a.txt", GOOD_2018)
+    assert faults_part_a(path, "2018", IDS)[0] == "a.txt: extra file, not a CSV"
+
+
+def test_a_damaged_member_of_an_archive_is_a_fault(tmp_path):
+    path = archive(tmp_path / "a.zip", [("a.csv", GOOD_2018)])
+    write(path, path.read_bytes().replace(b"test1.tif", b"test7.tif"))
+    (fault,) = faults_part_a(path, "2018", IDS)
+    assert fault.startswith("a.csv: cannot be read (Bad CRC-32")
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="not there"):
+        faults_part_a(tmp_path / "a.csv", "2018", IDS)
+
+
+def test_names_of_images_in_the_dialects():
+    assert submission.part_a_name("test7", "2018") == "test7.tif"
+    assert submission.part_a_name("test7", "probabilities") == "7"
+    assert submission.part_a_name("b007", "probabilities") == "b007"
+
+
+# Part B: what is wanted, and what is wrong
+
+
+def test_the_template_that_is_printed_is_the_default_one(tmp_path, capsys):
+    assert run(capsys, "template")[0] == 0
+    submission.main(["template"])
+    path = write(tmp_path / "template.json", capsys.readouterr().out)
+    printed = submission.read_template(path)
+    assert dataclasses.asdict(printed) == {**dataclasses.asdict(Template()), "values": [0, 1, 2, 3]}
+    assert submission.read_template(None) == Template()
+
+
+def test_all_that_is_wrong_with_a_template_is_said_at_once():
+    bad = {"name": "maps/{slide}.jpg", "mode": "RGB", "values": [0, 1, 2, 2], "size": [3]}
+    with pytest.raises(InputError) as error:
+        Template(**bad, downsample=0.5)
+    for word in (*bad, "downsample must be null", "must not both"):
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["map.png", "{slide}{slide}.png", ".{slide}.png", "a/{slide}.png", 5, None]
+)
+def test_a_template_name_must_be_a_plain_file_name_of_a_slide(name):
+    with pytest.raises(InputError, match="name must be a file name"):
+        Template(name=name)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "must hold JSON"),
+        ("[1]", "must be a JSON object"),
+        ('{"colour": 1}', "colour"),
+        ('{"values": [0, 1, 2, 256]}', "values must be"),
+        ('{"downsample": NaN}', "downsample must"),
+    ],
+)
+def test_a_template_file_that_says_something_else_is_refused(tmp_path, text, reason):
+    with pytest.raises(InputError, match=reason):
+        submission.read_template(write(tmp_path / "template.json", text))
+
+
+def test_a_folder_and_an_archive_of_maps_are_valid(tmp_path):
+    slides = {"A": (480, 320), "B": (400, 400)}
+    maps = {"A.png": png(pixels(48, 32)), "B.png": png(pixels(25, 25))}
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    for name, content in maps.items():
+        write(folder / name, content)
+    assert faults_part_b(folder, None, slides) == []
+    assert faults_part_b(archive(tmp_path / "m.zip", maps.items()), None, slides) == []
+
+
+def test_a_single_map_can_be_checked_without_knowing_the_slides(tmp_path):
+    path = write(tmp_path / "A.png", png(pixels(48, 32)))
+    assert faults_part_b(path) == []
+    assert faults_part_b(path, Template(name="pred_{slide}.png")) == [
+        "A.png: extra file, not pred_{slide}.png of a wanted slide"
+    ]
+
+
+def test_an_empty_folder_is_a_fault_with_and_without_known_slides(tmp_path):
+    assert faults_part_b(tmp_path) == ["submission: holds no map"]
+    assert faults_part_b(tmp_path, None, {"A": None}) == ["A.png: missing"]
+
+
+def test_all_faults_of_all_maps_are_said_at_once(tmp_path):
+    slides = dict.fromkeys("ABCDEFGH", (480, 320))
+    good = pixels(48, 32)
+    jpeg = io.BytesIO()
+    Image.fromarray(good.astype(np.uint8)).save(jpeg, format="JPEG")
+    files = [
+        ("A.png", png(good.T)),
+        ("B.png", png(good * 85)),
+        ("C.png", png(np.zeros((32, 48)))),
+        ("D.png", jpeg.getvalue()),
+        ("E.png", png(good)[:-30]),
+        ("f.png", png(good)),
+        ("sub/G.png", png(good, "RGB")),
+        ("Z.png", png(good)),
+    ]
+    faults = faults_part_b(archive(tmp_path / "m.zip", files), None, slides)
+    (unreadable,) = [fault for fault in faults if fault.startswith("E.png: unreadable PNG (")]
+    assert faults == [
+        "sub/G.png: nested in a folder, the files must lie flat",
+        "A.png: size is 32x48 px, not in proportion to the slide, 480x320, turned by 90 degrees?",
+        "B.png: 1,152 px with the values 85, 170, 255, must be 0, 1, 2, 3",
+        "C.png: is Normal everywhere (--allow-uniform lets it pass)",
+        "D.png: is a JPEG file, must be PNG",
+        unreadable,
+        "f.png: must be named F.png",
+        "sub/G.png: mode is RGB, must be L",
+        "Z.png: extra file, not {slide}.png of a wanted slide",
+        "H.png: missing",
+    ]
+
+
+def test_a_map_of_one_class_passes_if_that_is_meant(tmp_path):
+    path = write(tmp_path / "A.png", png(np.full((32, 48), 3)))
+    assert faults_part_b(path) == ["A.png: is Invasive everywhere (--allow-uniform lets it pass)"]
+    assert faults_part_b(path, allow_uniform=True) == []
+
+
+def test_the_template_says_which_size_mode_and_values_are_right(tmp_path):
+    slides = {"A": (485, 320)}
+    path = write(tmp_path / "A.png", png(pixels(30, 20)))
+    assert faults_part_b(path, Template(downsample=16), slides) == []
+    assert faults_part_b(path, Template(size=[30, 20]), slides) == []
+    assert faults_part_b(path, Template(downsample=15), slides) == [
+        "A.png: size is 30x20 px, must be 32x21"
+    ]
+    assert faults_part_b(path, Template(size=[31, 20]), slides) == [
+        "A.png: size is 30x20 px, must be 31x20"
+    ]
+    assert faults_part_b(path, Template(mode="P"), slides) == ["A.png: mode is L, must be P"]
+    (fault,) = faults_part_b(path, Template(values=[0, 85, 170, 255]), slides)
+    assert "with the values 1, 2, 3, must be 0, 85, 170, 255" in fault
+    write(path, png(pixels(30, 20), "P"))
+    assert faults_part_b(path, Template(mode="P"), slides) == []
+
+
+def test_a_map_larger_than_what_pillow_takes_for_an_attack_can_be_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert faults_part_b(write(tmp_path / "A.png", png(pixels(48, 32)))) == []
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+# Part A: writing
 
 
 @pytest.mark.parametrize("dialect", ["2018", "probabilities"])
@@ -152,13 +438,15 @@ def test_predictions_that_are_no_probabilities_are_refused_in_any_dialect(tmp_pa
     table = pd.concat([table, table.tail(1)])
     with pytest.raises(InputError) as error:
         write_part_a(table, tmp_path / "a.csv", "2018", table["image_id"])
+    assert str(error.value).splitlines()[2:] == ["  row 5: id test3.tif again, first in row 4"]
+    with pytest.raises(InputError) as error:
+        write_part_a(table[:-1], tmp_path / "a.csv", "2018", table["image_id"][:-1])
     assert str(error.value).splitlines()[2:] == [
-        "  test0: a probability is not a number",
-        "  test1: a probability is negative",
-        "  test2: probabilities sum to 2, must be 1",
-        "  test3: more than one row",
+        *(f"  row 2: {name} is 'nan', must be a number 0..1" for name in HEADER[2:3]),
+        "  row 3: P(Normal) is '-0.500000', must be a number 0..1",
+        "  row 4: probabilities sum to 2, must be 1",
     ]
-    with pytest.raises(InputError, match="missing: prob_benign"):
+    with pytest.raises(InputError, match="prob_benign"):
         write_part_a(table.drop(columns="prob_benign"), tmp_path / "a.csv")
     assert content(tmp_path) == {}
 
@@ -228,23 +516,26 @@ def test_a_file_of_ids_may_be_a_table_with_sizes(tmp_path):
     path.write_text("T01\n")
     assert submission.read_ids(path) == {"T01": None}
     for text, reason in (
-        ("", "no id"),
-        ("T1\nT1.svs\n", "twice: T1"),
-        ("id,width,height\nT1", "whole"),
+        ("", "must name images"),
+        ("T1\nT1.svs\n", "more than once: t1"),
+        ("image_id,width,height\nT1", "as many cells"),
+        ("image_id,width,height\nT1,48,high", "in whole px"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=reason):
             submission.read_ids(path)
 
 
-# Part B
+# Part B: writing
 
 
 def test_by_default_the_class_maps_are_sent_as_they_are_in_gray(tmp_path, heatmaps):
     write_part_b(maps_of(heatmaps), tmp_path / "out", slides=SLIDES)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "T01.png", "T10.png", "T2.png",
-    ]  # fmt: skip
+        "T01.png",
+        "T10.png",
+        "T2.png",
+    ]
     for slide in SLIDES:
         with Image.open(tmp_path / "out" / f"{slide}.png") as image:
             assert image.mode == "L"
@@ -253,7 +544,7 @@ def test_by_default_the_class_maps_are_sent_as_they_are_in_gray(tmp_path, heatma
 
 
 def test_a_template_sets_names_mode_and_values(tmp_path, heatmaps):
-    template = {"name": "pred_{slide}_x.png", "mode": "P", "values": [10, 0, 255, 3]}
+    template = Template(name="pred_{slide}_x.png", mode="P", values=[10, 0, 255, 3])
     write_part_b(maps_of(heatmaps), tmp_path / "out", template, SLIDES)
     assert faults_part_b(tmp_path / "out", template, SLIDES) == []
     with Image.open(tmp_path / "out" / "pred_T2_x.png") as image:
@@ -267,9 +558,9 @@ def test_a_template_sets_names_mode_and_values(tmp_path, heatmaps):
 
 def test_a_template_sets_the_size_by_the_slide_or_by_number(tmp_path, heatmaps):
     for template, size in (
-        ({"downsample": 16}, (300, 200)),
-        ({"downsample": 500.0}, (9, 6)),
-        ({"size": [31, 17]}, (31, 17)),
+        (Template(downsample=16), (300, 200)),
+        (Template(downsample=500.0), (9, 6)),
+        (Template(size=[31, 17]), (31, 17)),
     ):
         out = tmp_path / f"out{size[0]}"
         write_part_b(maps_of(heatmaps), out, template, SLIDES)
@@ -278,10 +569,11 @@ def test_a_template_sets_the_size_by_the_slide_or_by_number(tmp_path, heatmaps):
             assert set(np.unique(np.asarray(image))) <= {0, 1, 2, 3}
 
 
-def test_resizing_takes_the_nearest_pixel():
+def test_resizing_takes_the_nearest_pixel(tmp_path):
     labels = np.array([[0, 3], [1, 2]], np.uint8)
-    data = submission.encode_map(labels, complete_template(), (4, 6))
-    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    write_class_map(tmp_path / "A.png", labels)
+    write_part_b({"A": tmp_path / "A.png"}, tmp_path / "out", Template(size=(4, 6)))
+    pixels = np.asarray(Image.open(tmp_path / "out" / "A.png"))
     np.testing.assert_array_equal(pixels, labels.repeat(3, axis=0).repeat(2, axis=1))
 
 
@@ -304,7 +596,7 @@ def test_faults_of_class_maps_are_all_named_and_nothing_is_left(tmp_path, heatma
     slides = {**SLIDES, "T11": (100, 100)}
     for out in ("folder", "b.zip"):
         with pytest.raises(InputError) as error:
-            write_part_b(maps_of(heatmaps), tmp_path / out, {"size": [10, 10]}, slides)
+            write_part_b(maps_of(heatmaps), tmp_path / out, Template(size=(10, 10)), slides)
         message = str(error.value)
         assert "Received 4 faults" in message
         assert "T01: class map of 32x48 px is not in proportion to the slide" in message
@@ -334,7 +626,7 @@ def test_uniform_maps_are_written_only_if_that_is_meant(tmp_path, heatmaps):
 
 def test_downsampling_needs_the_sizes_of_the_slides(tmp_path, heatmaps):
     with pytest.raises(InputError, match="needs the sizes of the slides"):
-        write_part_b(maps_of(heatmaps), tmp_path / "out", {"downsample": 16})
+        write_part_b(maps_of(heatmaps), tmp_path / "out", Template(downsample=16))
 
 
 def test_the_command_sends_the_test_slides_of_a_run(tmp_path, heatmaps, capsys):
@@ -349,8 +641,10 @@ def test_the_command_sends_the_test_slides_of_a_run(tmp_path, heatmaps, capsys):
     code, lines = run(capsys, "check", "part-b", out, "--ids", ids)
     assert code == 1
     assert lines == [
-        "T3.png: extra file, no slide of that name is wanted", "T2.png: missing", "2 faults",
-    ]  # fmt: skip
+        "T3.png: extra file, not {slide}.png of a wanted slide",
+        "T2.png: missing",
+        "2 faults",
+    ]
 
 
 def test_the_command_sends_all_slides_of_a_run_without_test_slides(tmp_path, heatmaps, capsys):
@@ -372,9 +666,6 @@ def test_the_command_follows_a_template_file(tmp_path, heatmaps, capsys):
     options = ("--run-dir", heatmaps, "--template", path)
     assert run(capsys, "part-b", *options, "--out", tmp_path / "b.zip")[0] == 0
     assert run(capsys, "check", "part-b", tmp_path / "b.zip", *options) == (0, ["0 faults"])
-    path.write_text("{")
-    with pytest.raises(InputError, match="must be a JSON file"):
-        submission.main(["check", "part-b", str(tmp_path / "b.zip"), "--template", str(path)])
 
 
 def test_a_slide_of_the_run_without_map_is_missing_and_one_without_size_an_error(
@@ -385,8 +676,7 @@ def test_a_slide_of_the_run_without_map_is_missing_and_one_without_size_an_error
     with pytest.raises(InputError, match=r"T2.png: missing"):
         submission.main(argv)
     (heatmaps / "slides" / "T01.json").unlink()
-    (heatmaps / "slides" / "T10.json").write_text('{"width": 3}')
-    with pytest.raises(InputError, match=r"(?s)T10.json: KeyError: 'height'.*T01.json: missing"):
+    with pytest.raises(InputError, match="without T01"):
         submission.main(argv)
     with pytest.raises(InputError, match="must be class maps"):
         submission.main(["part-b", "--run-dir", str(tmp_path), "--out", str(tmp_path / "b")])
@@ -434,12 +724,12 @@ def _no_argmax(cells, _):
 # For rows of both dialects: what is done to the cells, and why it is wrong.
 ROWS = {
     "extra id": (_cell(0, lambda *_: "test777.tif"), "extra id 'test777.tif'"),
-    "cell too few": (lambda cells, _: ",".join(cells[:-1]), "columns, must be"),
-    "cell too many": (lambda cells, _: ",".join([*cells, "1"]), "columns, must be"),
-    "space": (_cell(1, lambda cells, _: f" {cells[1]}"), "spaces around a cell"),
-    "quotes": (_cell(1, lambda cells, _: f'"{cells[1]}"'), "quotation marks"),
-    "blank line": (lambda cells, _: "", "blank line"),
-    "NUL": (_cell(1, lambda cells, _: f"{cells[1]}\0"), "NUL character"),
+    "cell too few": (lambda cells, _: ",".join(cells[:-1]), "cells, must be"),
+    "cell too many": (lambda cells, _: ",".join([*cells, "1"]), "cells, must be"),
+    "space": (_cell(1, lambda cells, _: f" {cells[1]}"), "unknown class"),
+    "quotes": (_cell(1, lambda cells, _: f'"{cells[1]}"'), "unknown class"),
+    "blank line": (lambda cells, _: "", "1 cells, must be"),
+    "NUL": (_cell(1, lambda cells, _: f"{cells[1]}\0"), "unknown class"),
     "unknown class": (_cell(1, lambda _, r: r.choice(["Tumour", "", "5", "-1"])), "unknown class"),
 }
 ROWS_2018 = {
@@ -448,19 +738,22 @@ ROWS_2018 = {
     "upper case": (_cell(0, lambda cells, _: cells[0].upper()), "must be written test"),
     "folder": (_cell(0, lambda cells, _: f"Photos/{cells[0]}"), "must be written test"),
     "class number": (_cell(1, lambda _, r: str(r.randrange(4))), "unknown class"),
-    "class spelling": (_cell(1, lambda _, r: r.choice(["in situ", "IS", "benign"])), "must be wri"),
+    "class spelling": (_cell(1, lambda _, r: r.choice(["in situ", "IS", "benign"])), "unknown cla"),
 }
 ROWS_PROBABILITIES = {
     **ROWS,
-    "file name": (_cell(0, lambda cells, _: f"test{cells[0]}.tif"), "must be written"),
-    "float case": (_cell(0, lambda cells, _: f"{cells[0]}.0"), "must be written"),
+    "file name": (_cell(0, lambda cells, _: f"test{cells[0]}.tif"), "extra id"),
+    "float case": (_cell(0, lambda cells, _: f"{cells[0]}.0"), "extra id"),
     "class zero": (_cell(1, "0"), "unknown class '0'"),
-    "class name": (_cell(1, lambda _, r: r.choice(CLASSES)), "must be 1, 2, 3 or 4"),
+    "class name": (_cell(1, lambda _, r: r.choice(CLASSES)), "must be one of 1, 2, 3, 4"),
     "not the argmax": (_cell(1, _no_argmax), "is not the most probable one"),
     "sum": (_cell(3, lambda cells, _: str(0.1 + float(cells[3]))), "probabilities sum to"),
-    "negative": (_cell(4, lambda _, r: f"-0.{r.randrange(1, 9)}"), "negative"),
-    "above one": (_cell(5, lambda _, r: str(r.uniform(1.1, 99))), "above 1"),
-    "text": (_cell(2, lambda _, r: r.choice(["", "abc", "nan", "inf", "0x1"])), "not a number"),
+    "negative": (_cell(4, lambda _, r: f"-0.{r.randrange(1, 9)}"), "must be a number 0..1"),
+    "above one": (_cell(5, lambda _, r: str(r.uniform(1.1, 99))), "must be a number 0..1"),
+    "text": (
+        _cell(2, lambda _, r: r.choice(["", "abc", "nan", "inf", "0x1"])),
+        "must be a number 0..1",
+    ),
 }
 
 
@@ -494,19 +787,19 @@ def _cut(text, r, header):
 def _latin(text, r, header):
     lines, first, _ = _swap(text, r, header)
     lines[first] += "é"
-    return "\n".join(lines).encode("latin-1"), f"row {first + 1}: encoding is not UTF-8"
+    return "\n".join(lines).encode("latin-1"), f"row {first + 1}: not UTF-8"
 
 
 def _header(text, r, header):
     if header:
         return text.replace("P(In Situ)", "P(InSitu)"), "row 1: header is"
-    return r.choice(["case,class", "image_id,predicted"]) + "\n" + text, "row 1: header"
+    return r.choice(["case,class", "image_id,predicted"]) + "\n" + text, "row 1: extra id"
 
 
 def _no_header(text, r, header):
     if header:
-        return text.split("\n", 1)[1], "row 1: header missing"
-    return ",".join(HEADER[:2]) + "\n" + text, "must be without"
+        return text.split("\n", 1)[1], "row 1: header is"
+    return ",".join(HEADER[:2]) + "\n" + text, "row 1: extra id 'case'"
 
 
 FILES = {
@@ -518,17 +811,11 @@ FILES = {
     "header": _header,
     "no header": _no_header,
     "empty": lambda text, *_: ("", "file: empty"),
-    "mark": lambda text, *_: (text.encode("utf-8-sig"), "byte order mark"),
-    "UTF-16": lambda text, *_: (text.encode("utf-16"), "encoding is UTF-16"),
-    "semicolons": lambda text, *_: (text.replace(",", ";"), "separated by ';'"),
-    "tabs": lambda text, *_: (text.replace(",", "\t"), r"separated by '\t'"),
+    "mark": lambda text, *_: (text.encode("utf-8-sig"), r"\ufeff"),
+    "UTF-16": lambda text, *_: (text.encode("utf-16"), "not UTF-8"),
+    "semicolons": lambda text, *_: (text.replace(",", ";"), "no row has"),
+    "tabs": lambda text, *_: (text.replace(",", "\t"), "no row has"),
 }
-
-
-def _zip(path, files):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files:
-            archive.writestr(name, data)
 
 
 ARCHIVES = {
@@ -566,7 +853,7 @@ def damaged_part_a(tmp_path_factory):
         for name, change in ARCHIVES.items():
             files, reason = change(text.encode(), "good.csv")
             path = folder / f"{len(made)}.zip"
-            _zip(path, files)
+            archive(path, files)
             made.append((name, path, dialect, ("", reason)))
     return made
 
@@ -614,7 +901,7 @@ def damaged_part_b(tmp_path_factory):
 
     def add(name, files, reason):
         path = folder / f"{len(made)}.zip"
-        _zip(path, list(files))
+        archive(path, files)
         made.append((name, path, reason))
 
     for seed in range(2):
@@ -655,12 +942,29 @@ def test_a_hundred_damaged_submissions_are_all_caught_with_the_right_reason(
 
 
 def test_one_damage_gives_few_faults_and_not_an_avalanche(damaged_part_a, damaged_part_b):
-    wide = {"cut off", "no header", "semicolons", "tabs"}
+    wide = {"cut off", "UTF-16"}
     for name, path, dialect, _ in damaged_part_a:
         if name not in wide:
             assert len(faults_part_a(path, dialect)) <= 4, name
     for name, path, _ in damaged_part_b:
         assert len(faults_part_b(path, None, SLIDES)) <= 3, name
+
+
+@pytest.mark.parametrize("ending", ["csv", "zip", "png"])
+def test_whatever_the_bytes_are_a_check_ends_with_a_list_of_faults(tmp_path, ending):
+    r = random.Random(0)
+    good = {"csv": GOOD_2018.encode(), "png": png(class_map("T01"))}
+    files = [("T01.png", good["png"]), ("a.csv", good["csv"])]
+    good["zip"] = archive(tmp_path / "good.zip", files).read_bytes()
+    for number in range(100):
+        data = bytearray(good[ending])
+        for _ in range(r.randrange(1, 8)):
+            data[r.randrange(len(data))] = r.randrange(256)
+        data = data[: r.randrange(len(data))] if number % 3 == 0 else data
+        path = write(tmp_path / f"{number}.{ending}", bytes(data))
+        assert faults_part_a(path, "2018", IDS)
+        assert faults_part_b(path, slides=SLIDES)
+        assert isinstance(faults_part_b(path), list)
 
 
 def test_neither_help_nor_a_check_loads_a_framework(tmp_path):
