@@ -15,7 +15,7 @@ def part_a_words(toy, run, *more):
     return [
         "--data-dir", str(toy), "--folds", f"{toy}/part_a.csv", "--run-dir", str(run), *NETWORK,
         "--epochs", "1", "--batch-size", "16", *more,
-    ]  # fmt: skip
+    ]
 
 
 def start(words, environment=(), **options):
@@ -24,10 +24,10 @@ def start(words, environment=(), **options):
         [sys.executable, *map(str, words)], cwd=ROOT, text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **dict(environment)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
-    )  # fmt: skip
+    )
 
 
-def kill_when(words, ready, timeout=400, how=signal.SIGKILL):
+def kill_when(words, ready, timeout=3600, how=signal.SIGKILL):
     """Start a command and end it as soon as `ready()` holds: what it said, and its code."""
     # Where the tests run in the background, Ctrl-C is ignored by all that they start.
     process = start(words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

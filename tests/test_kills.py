@@ -5,6 +5,7 @@ import signal
 
 import keras
 import pandas as pd
+import pytest
 from commands import kill_when, part_a_words, start
 
 
@@ -18,11 +19,12 @@ def test_ctrl_c_leaves_nothing_half_and_says_how_to_go_on(toy, tmp_path):
     assert code == 130, out
     assert "interrupted; the same command with --resume goes on" in out
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
-    assert not list(run.rglob(".*"))
+    assert [path.name for path in run.rglob(".*")] == [".lock"]
     assert not (run / "metrics.json").exists()
     assert keras.models.load_model(run / "fold_0/last.keras").output_shape == (None, 4)
 
 
+@pytest.mark.slow
 def test_training_killed_in_its_second_fold_ends_as_if_it_had_not_been(toy, tmp_path):
     def command(name, *more):
         words = part_a_words(toy, tmp_path / name, "--limit", "3", *more)
@@ -34,11 +36,11 @@ def test_training_killed_in_its_second_fold_ends_as_if_it_had_not_been(toy, tmp_
     assert not (tmp_path / "killed/metrics.json").exists()
     resumed = start(command("killed", "--resume"))
     whole = start(command("whole"))
-    out, _ = resumed.communicate(timeout=500)
+    out, _ = resumed.communicate()
     assert resumed.returncode == 0, out
     assert "fold 0: finished before" in out
     assert "going on after epoch 1 of 2" in out
-    out, _ = whole.communicate(timeout=500)
+    out, _ = whole.communicate()
     assert whole.returncode == 0, out
     one, other = (pd.read_csv(tmp_path / n / "predictions.csv") for n in ("killed", "whole"))
     pd.testing.assert_frame_equal(one, other, atol=1e-4)

@@ -284,8 +284,7 @@ def changed(old: Mapping[str, Any], new: object, old_folder: str | None = None) 
     for name in sorted(old.keys() | now.keys()):
         field = fields.get(name)
         then, this = old.get(name), now.get(name)
-        if isinstance(this, tuple):
-            this = list(this)
+        then, this = (list(x) if isinstance(x, tuple) else x for x in (then, this))
         if then == this or (field is not None and field.metadata["where"]):
             continue
         if (name not in old or name not in now) and not (then or this):

@@ -107,7 +107,8 @@ class Run:
         """Make the folder, keep others out of it, and record how the body ended.
 
         Args:
-            device: What the run computes with, for `run.json`: see `backend.start`.
+            device: What the run computes with, as `network.backend.start` returns it:
+                `devices`, `device`, `backend`, `precision`.
 
         Raises:
             InputError: If another process works in the folder.
@@ -130,6 +131,9 @@ class Run:
             setup_logging(self.path / "log.txt")
             if self._starts:
                 log.info("resuming %s", self.path)
+            if device:
+                said = "devices: {devices} {device} ({backend}, {precision})"
+                log.info("%s", said.format(**device))
             self._starts = [*self._starts, self._describe(device)]
             self._write_status("running")
             try:

@@ -1,0 +1,146 @@
+"""Options: one definition gives parser, help, resume check, words to pass on, and table."""
+
+import dataclasses
+
+import pytest
+
+import make_heatmap
+import mine_hard_examples
+import train_final
+import train_part_a
+from bach.core import options
+from bach.core.options import again, option
+
+SCRIPTS = [train_part_a, mine_hard_examples, train_final, make_heatmap]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(options.Devices):
+    """Options of a test."""
+
+    batch_size: int = again(options.Devices, "batch_size", 8)
+    share: float = option(0.5, "a share, 100% at most", above=0, most=1)
+    names: tuple[str, ...] = option((), "some names", path=True)
+    three: tuple[float, ...] = option((1.0, 2.0, 3.0), "three numbers")
+    rate: int = option(0, "a rate", bare=64, metavar="BATCH")
+    quick: bool = option(False, "be quick", where=True)
+    folder: str | None = option(None, "a folder", path=True)
+
+
+def _parse(*words):
+    return options.parse(Options, list(words), "A test.")
+
+
+def test_defaults_are_those_of_the_dataclass():
+    assert _parse() == Options()
+    assert _parse().batch_size == 8
+
+
+def test_words_become_values_of_the_type_of_their_field():
+    words = ["--share", "0.25", "--names", "a", "b", "--three", "4", "5", "6", "--rate", "--quick"]
+    args = _parse(*words, "--folder", "x", "--batch-size", "2")
+    assert args == Options(
+        batch_size=2,
+        share=0.25,
+        names=("a", "b"),
+        three=(4.0, 5.0, 6.0),
+        rate=64,
+        quick=True,
+        folder="x",
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_the_words_of_options_give_the_same_options(script):
+    kind = script.Options
+    changes: dict = {}
+    for field in dataclasses.fields(kind):
+        other = {bool: True, int: 1, float: 0.5, str: "other"}.get(type(field.default))
+        choices = field.metadata["choices"]
+        if choices:
+            other = choices[-1]
+        if other is not None:
+            changes[field.name] = other
+    changed = dataclasses.replace(kind(), **changes)
+    parsed = options.parse(kind, options.words(changed), None)
+    assert parsed == changed
+    assert options.words(kind()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--batch-size", "0"],
+        ["--batch-size", "-5"],
+        ["--share", "0"],
+        ["--share", "1.5"],
+        ["--share", "nan"],
+        ["--devices", "-1"],
+        ["--precision", "float8"],
+        ["--three", "1", "2"],
+    ],
+    ids=" ".join,
+)
+def test_a_value_out_of_bounds_ends_with_exit_code_2(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        _parse(*words)
+    assert end.value.code == 2
+    assert f"argument {words[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (train_part_a, ["--epochs", "0"]),
+        (train_final, ["--epochs", "-1"]),
+        (train_part_a, ["--limit", "-1"]),
+        (train_part_a, ["--learning-rate", "nan"]),
+        (mine_hard_examples, ["--hardest", "7"]),
+        (mine_hard_examples, ["--batch-size", "-5"]),
+        (make_heatmap, ["--step-um", "0"]),
+        (make_heatmap, ["--thresholds", "nan", "0.5", "0.6"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value.__name__,
+)
+def test_the_scripts_refuse_numbers_that_mean_nothing(script, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        script.parse_args(words)
+    assert end.value.code == 2
+
+
+def test_the_help_shows_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        _parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a share, 100% at most (default: 0.5)" in text
+    assert "three numbers (default: 1.0 2.0 3.0)" in text
+    assert "patches per batch, all devices together (default: 8)" in text
+    assert "options of scripts that run a network:" in text
+    assert "options of a test:" in text
+
+
+def test_only_a_group_is_passed_on_if_one_is_named():
+    args = Options(batch_size=4, precision="mixed_bfloat16", share=0.1)
+    words = options.words(args, options.Devices, devices=3)
+    assert words == ["--batch-size", "4", "--devices", "3", "--precision", "mixed_bfloat16"]
+
+
+def test_what_says_where_may_change_and_what_decides_may_not():
+    old = dataclasses.asdict(Options(quick=True, names=("a",)))
+    assert options.changed(old, Options(names=("./a",))) == []
+    lines = options.changed(old, Options(names=("b",), share=1.0))
+    assert lines == ["  --names: ['a'] then, ['b'] now", "  --share: 0.5 then, 1.0 now"]
+
+
+def test_only_what_decides_by_its_value_is_part_of_a_fingerprint():
+    decisive = options.decisive(Options())
+    assert "share" in decisive
+    assert not {"quick", "names", "folder"} & set(decisive)
+
+
+def test_the_table_lists_each_option_once_with_its_default():
+    rows = options.table(train_part_a.Options, train_final.Options)
+    names = [row[0] for row in rows]
+    assert len(set(names)) == len(names)
+    assert ["`--epochs`", "25", "passes over the patches"] in rows
+    assert any(name.startswith("`--head` sigmoid, softmax") for name in names)
