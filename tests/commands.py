@@ -13,17 +13,31 @@ NETWORK = ["--backbone", "small", "--weights", "none", "--learning-rate", "0.02"
 
 def part_a_words(toy, run, *more):
     return [
-        "--data-dir", str(toy), "--folds", f"{toy}/part_a.csv", "--run-dir", str(run), *NETWORK,
-        "--epochs", "1", "--batch-size", "16", *more,
+        "--data-dir",
+        str(toy),
+        "--folds",
+        f"{toy}/part_a.csv",
+        "--run-dir",
+        str(run),
+        *NETWORK,
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        *more,
     ]
 
 
 def start(words, environment=(), **options):
     """Start a command on the CPU; what it logs is part of what it prints."""
     return subprocess.Popen(
-        [sys.executable, *map(str, words)], cwd=ROOT, text=True,
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **dict(environment)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
     )
 
 

@@ -62,7 +62,10 @@ def test_a_run_tells_its_story_and_ends_with_its_metrics(tmp_path):
 def test_every_start_stays_in_the_record(tmp_path):
     with pytest.raises(OSError, match="no power"), _run(tmp_path).start(**DEVICE):
         raise OSError("no power")
-    with pytest.raises(KeyboardInterrupt), _run(tmp_path, resume=True).start(**DEVICE | {"devices": 4}):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        _run(tmp_path, resume=True).start(**DEVICE | {"devices": 4}),
+    ):
         raise KeyboardInterrupt
     starts = read_record(tmp_path)["starts"]
     assert [start["status"] for start in starts] == ["failed: OSError: no power", "interrupted"]

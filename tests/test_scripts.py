@@ -33,17 +33,49 @@ def runs(toy, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
     train_part_a.main(part_a_words(toy, path / "part_a", "--limit", "3"))
     mine_hard_examples.main(
-        ["--data-dir", str(toy), "--run-dir", f"{path}/hard", "--model-dir", f"{path}/part_a",
-         "--hard-examples", "40", "--stride-um", "300"]
+        [
+            "--data-dir",
+            str(toy),
+            "--run-dir",
+            f"{path}/hard",
+            "--model-dir",
+            f"{path}/part_a",
+            "--hard-examples",
+            "40",
+            "--stride-um",
+            "300",
+        ]
     )
     train_final.main(
-        ["--data-dir", str(toy), "--run-dir", f"{path}/final", "--part-a-dir", f"{path}/part_a",
-         "--hard-examples-dir", f"{path}/hard", "--folds", f"{toy}/part_b.csv", *NETWORK,
-         "--epochs", "1", "--batch-size", "16"]
+        [
+            "--data-dir",
+            str(toy),
+            "--run-dir",
+            f"{path}/final",
+            "--part-a-dir",
+            f"{path}/part_a",
+            "--hard-examples-dir",
+            f"{path}/hard",
+            "--folds",
+            f"{toy}/part_b.csv",
+            *NETWORK,
+            "--epochs",
+            "1",
+            "--batch-size",
+            "16",
+        ]
     )
     make_heatmap.main(
-        ["--data-dir", str(toy), "--run-dir", f"{path}/heatmaps", "--model-dir", f"{path}/final",
-         "--step-um", "300"]
+        [
+            "--data-dir",
+            str(toy),
+            "--run-dir",
+            f"{path}/heatmaps",
+            "--model-dir",
+            f"{path}/final",
+            "--step-um",
+            "300",
+        ]
     )
     return path
 
@@ -203,8 +235,17 @@ def test_images_of_unknown_patients_are_trained_on_unless_left_out(toy, tmp_path
     seen = {}
     for name, more in (("all", []), ("known", ["--known-patients"])):
         train_part_a.main(
-            part_a_words(toy, tmp_path / name, "--folds", f"{tmp_path}/folds.csv", "--fold", fold,
-                         "--limit", "4", *more)
+            part_a_words(
+                toy,
+                tmp_path / name,
+                "--folds",
+                f"{tmp_path}/folds.csv",
+                "--fold",
+                fold,
+                "--limit",
+                "4",
+                *more,
+            )
         )
         patches = pd.read_csv(tmp_path / name / "patches/patches.csv", dtype={"image_id": str})
         seen[name] = set(patches["image_id"])
@@ -216,13 +257,41 @@ def test_images_of_unknown_patients_are_trained_on_unless_left_out(toy, tmp_path
 @pytest.mark.slow
 def test_a_single_model_on_all_slides_scores_them_as_in_sample_only(toy, runs, tmp_path):
     train_final.main(
-        ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/final", "--limit", "1",
-         "--part-a-dir", f"{runs}/part_a", "--hard-examples-dir", f"{runs}/hard",
-         "--folds", f"{toy}/part_b.csv", *NETWORK, "--epochs", "1", "--fold", "none"]
+        [
+            "--data-dir",
+            str(toy),
+            "--run-dir",
+            f"{tmp_path}/final",
+            "--limit",
+            "1",
+            "--part-a-dir",
+            f"{runs}/part_a",
+            "--hard-examples-dir",
+            f"{runs}/hard",
+            "--folds",
+            f"{toy}/part_b.csv",
+            *NETWORK,
+            "--epochs",
+            "1",
+            "--fold",
+            "none",
+        ]
     )
     make_heatmap.main(
-        ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/heat", "--part", "B", "--limit", "1",
-         "--model-dir", f"{tmp_path}/final", "--step-um", "400"]
+        [
+            "--data-dir",
+            str(toy),
+            "--run-dir",
+            f"{tmp_path}/heat",
+            "--part",
+            "B",
+            "--limit",
+            "1",
+            "--model-dir",
+            f"{tmp_path}/final",
+            "--step-um",
+            "400",
+        ]
     )
     metrics = json.loads((tmp_path / "heat/metrics.json").read_text())
     assert "score" not in metrics
@@ -259,8 +328,12 @@ def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path
     pixels[:, : width // 3] = 245  # glass
     pixels[-side:, -side:] = (200, 20, 60)
     write_slide(tmp_path / "corner.svs", pixels)
-    square = [(width - side, height - side), (width, height - side), (width, height),
-              (width - side, height)]
+    square = [
+        (width - side, height - side),
+        (width, height - side),
+        (width, height),
+        (width - side, height),
+    ]
     write_annotation_xml(
         tmp_path / "corner.xml",
         [{"label": 3, "points": np.array(square, float), "is_hole": False}],
@@ -268,8 +341,18 @@ def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path
         "text",
     )
     make_heatmap.main(
-        ["--slides", str(tmp_path / "corner.svs"), "--model-dir", str(red_model),
-         "--run-dir", str(tmp_path / "run"), "--step-um", "67.2", "--mode", mode]
+        [
+            "--slides",
+            str(tmp_path / "corner.svs"),
+            "--model-dir",
+            str(red_model),
+            "--run-dir",
+            str(tmp_path / "run"),
+            "--step-um",
+            "67.2",
+            "--mode",
+            mode,
+        ]
     )
     class_map = read_class_map(tmp_path / "run/class_maps/corner.png")
     truth = read_class_map(tmp_path / "run/truth/corner.png")
@@ -320,8 +403,18 @@ def test_slides_of_no_tissue_of_one_patch_and_of_less_are_done(red_model, tmp_pa
     write_slide(tmp_path / "small.svs", small)
     names = ("empty", "one", "small")
     make_heatmap.main(
-        ["--slides", *(str(tmp_path / f"{name}.svs") for name in names), "--model-dir",
-         str(red_model), "--run-dir", str(tmp_path / "run"), "--step-um", "67.2", "--mode", mode]
+        [
+            "--slides",
+            *(str(tmp_path / f"{name}.svs") for name in names),
+            "--model-dir",
+            str(red_model),
+            "--run-dir",
+            str(tmp_path / "run"),
+            "--step-um",
+            "67.2",
+            "--mode",
+            mode,
+        ]
     )
     maps = {name: read_class_map(tmp_path / f"run/class_maps/{name}.png") for name in names}
     assert maps["empty"].shape == (188, 125)
@@ -339,8 +432,10 @@ def test_slides_of_no_tissue_of_one_patch_and_of_less_are_done(red_model, tmp_pa
 @pytest.mark.slow
 def test_a_model_trained_on_two_devices_opens_as_a_plain_model(toy, tmp_path):
     process = start(
-        ["train_part_a.py", *part_a_words(toy, tmp_path / "run", "--limit", "3", "--fold", "0",
-                                     "--devices", "2")]
+        [
+            "train_part_a.py",
+            *part_a_words(toy, tmp_path / "run", "--limit", "3", "--fold", "0", "--devices", "2"),
+        ]
     )
     out, _ = process.communicate()
     assert process.returncode == 0, out
@@ -371,17 +466,44 @@ def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
     stages = {
         "train_part_a": part_a_words(toy, tmp_path / "part_a", "--limit", "3", "--fold", "0"),
         "mine_hard_examples": [
-            *data, "--run-dir", f"{tmp_path}/hard", "--model-dir", f"{runs}/part_a",
-            "--hard-examples", "40", "--stride-um", "300",
+            *data,
+            "--run-dir",
+            f"{tmp_path}/hard",
+            "--model-dir",
+            f"{runs}/part_a",
+            "--hard-examples",
+            "40",
+            "--stride-um",
+            "300",
         ],
         "train_final": [
-            *data, "--run-dir", f"{tmp_path}/final", "--part-a-dir", f"{tmp_path}/part_a",
-            "--hard-examples-dir", f"{tmp_path}/hard", "--folds", f"{toy}/part_b.csv", *NETWORK,
-            "--epochs", "1", "--batch-size", "16", "--fold", "none", "--limit", "1",
+            *data,
+            "--run-dir",
+            f"{tmp_path}/final",
+            "--part-a-dir",
+            f"{tmp_path}/part_a",
+            "--hard-examples-dir",
+            f"{tmp_path}/hard",
+            "--folds",
+            f"{toy}/part_b.csv",
+            *NETWORK,
+            "--epochs",
+            "1",
+            "--batch-size",
+            "16",
+            "--fold",
+            "none",
+            "--limit",
+            "1",
         ],
         "make_heatmap": [
-            *data, "--run-dir", f"{tmp_path}/heatmaps", "--model-dir", f"{runs}/final",
-            "--step-um", "300",
+            *data,
+            "--run-dir",
+            f"{tmp_path}/heatmaps",
+            "--model-dir",
+            f"{runs}/final",
+            "--step-um",
+            "300",
         ],
     }
     # As if TensorFlow were not installed; Keras asks whether it is in sys.modules, so None
@@ -398,7 +520,10 @@ def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
         code.append(f"importlib.import_module({stage!r}).main({words!r})")
     environment = {**os.environ, "KERAS_BACKEND": "jax", "CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(code)], cwd=ROOT, env=environment, text=True,
+        [sys.executable, "-c", "\n".join(code)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
@@ -415,24 +540,78 @@ def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
 
 @pytest.mark.slow
 def test_a_margin_goes_through_all_four_scripts_in_both_modes(toy, tmp_path):
-    train_part_a.main(part_a_words(toy, tmp_path / "part_a", "--limit", "2", "--fold", "0",
-                              "--margin", "32", "--bn-patches", "32"))
+    train_part_a.main(
+        part_a_words(
+            toy,
+            tmp_path / "part_a",
+            "--limit",
+            "2",
+            "--fold",
+            "0",
+            "--margin",
+            "32",
+            "--bn-patches",
+            "32",
+        )
+    )
     mine_hard_examples.main(
-        ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/hard", "--hard-examples", "20",
-         "--model-dir", f"{tmp_path}/part_a", "--mode", "dense", "--limit", "1"]
+        [
+            "--data-dir",
+            str(toy),
+            "--run-dir",
+            f"{tmp_path}/hard",
+            "--hard-examples",
+            "20",
+            "--model-dir",
+            f"{tmp_path}/part_a",
+            "--mode",
+            "dense",
+            "--limit",
+            "1",
+        ]
     )
     assert np.load(tmp_path / "hard/patches/patches.npy", mmap_mode="r").shape[1:3] == (363, 363)
     train_final.main(
-        ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/final", "--fold", "none",
-         "--part-a-dir", f"{tmp_path}/part_a", "--hard-examples-dir", f"{tmp_path}/hard",
-         "--folds", f"{toy}/part_b.csv", *NETWORK, "--epochs", "1", "--batch-size", "16"]
+        [
+            "--data-dir",
+            str(toy),
+            "--run-dir",
+            f"{tmp_path}/final",
+            "--fold",
+            "none",
+            "--part-a-dir",
+            f"{tmp_path}/part_a",
+            "--hard-examples-dir",
+            f"{tmp_path}/hard",
+            "--folds",
+            f"{toy}/part_b.csv",
+            *NETWORK,
+            "--epochs",
+            "1",
+            "--batch-size",
+            "16",
+        ]
     )
     heatmaps = []
     for mode in ("patches", "dense"):
         run = tmp_path / mode
         make_heatmap.main(
-            ["--data-dir", str(toy), "--run-dir", str(run), "--part", "B", "--limit", "1",
-             "--model-dir", f"{tmp_path}/final", "--step-um", "134.4", "--mode", mode]
+            [
+                "--data-dir",
+                str(toy),
+                "--run-dir",
+                str(run),
+                "--part",
+                "B",
+                "--limit",
+                "1",
+                "--model-dir",
+                f"{tmp_path}/final",
+                "--step-um",
+                "134.4",
+                "--mode",
+                mode,
+            ]
         )
         heatmaps.append(np.load(run / "heatmaps/A01.npy"))
     # The same function, but for where pixels begin and are rounded.
@@ -446,16 +625,34 @@ def test_the_other_three_scripts_go_on_after_a_kill(toy, runs, tmp_path):
     cases = {
         "mine_hard_examples.py": (
             [*data, "--model-dir", runs / "part_a", "--hard-examples", 40, "--stride-um", 300],
-            "slides/A01.csv", "hard_examples.csv", runs / "hard",
+            "slides/A01.csv",
+            "hard_examples.csv",
+            runs / "hard",
         ),
         "train_final.py": (
-            [*data, "--part-a-dir", runs / "part_a", "--hard-examples-dir", runs / "hard",
-             "--folds", f"{toy}/part_b.csv", *NETWORK, "--epochs", 1, "--batch-size", 16],
-            "fold_0/state.npz", "predictions.csv", runs / "final",
+            [
+                *data,
+                "--part-a-dir",
+                runs / "part_a",
+                "--hard-examples-dir",
+                runs / "hard",
+                "--folds",
+                f"{toy}/part_b.csv",
+                *NETWORK,
+                "--epochs",
+                1,
+                "--batch-size",
+                16,
+            ],
+            "fold_0/state.npz",
+            "predictions.csv",
+            runs / "final",
         ),
         "make_heatmap.py": (
             [*data, "--model-dir", runs / "final", "--step-um", 300],
-            "slides/A01.json", "slides.csv", runs / "heatmaps",
+            "slides/A01.json",
+            "slides.csv",
+            runs / "heatmaps",
         ),
     }
     for script, (words, sign, result, reference) in cases.items():

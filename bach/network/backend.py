@@ -26,7 +26,6 @@ import numpy as np
 
 from bach.core.errors import InputError
 from bach.core.files import first_process
-from bach.core.log import log
 
 # Options of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -79,7 +78,6 @@ def start(
         raise InputError(
             f"The backend must be tensorflow or jax. Received: KERAS_BACKEND={backend}."
         )
-    log.info("devices: %d %s (%s, %s)", count, kind, backend, precision)
     _count = count
     return {"backend": backend, "devices": count, "device": kind, "precision": precision}
 
