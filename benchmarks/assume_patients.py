@@ -1,43 +1,54 @@
 """Assumed patients: images whose patient nobody knows, grouped by number and colour.
 
-    python -m bach.folds assume --data-dir data/BACH --patients folds/patients.csv --out all.csv
-
-Says first what such groups are worth where the patient is known.
+Says first what such groups are worth where the patient is known (the figures of
+folds/README.md), then writes a fold table of all images that keeps the groups whole.
 
 Reads:   photos of Part A; patient table.
 Writes:  RUN_DIR/features.csv (kept for the next call), --out.
+Command: python benchmarks/assume_patients.py --data-dir data/BACH --patients folds/patients.csv \\
+             --out all.csv
 Time:    BACH on one core: features 4 min (once), the rest 1 min; --overlaps 5 min more.
+         --quick paints 32 small photos, 10 s.
+Prints Markdown tables; the last line is JSON.
 """
 
-import argparse
+import dataclasses
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from bach.classes import CLASSES
-from bach.core.errors import InputError
+from bach.core.errors import InputError, exit_with
 from bach.core.files import to_json
 from bach.core.log import log
+from bach.core.options import option, parse
 from bach.core.tables import image_key, write_csv
+from bach.core.text import markdown
 from bach.data import list_images, read_photo
-from bach.honest.audit import cross_validate, deal_within_classes, mark_right
+from bach.honest.audit import TREES, cross_validate, deal_within_classes, mark_right
 from bach.honest.features import read_features, shrink
 from bach.honest.splits import (
-    class_counts,
+    format_counts,
     leaking_images,
     make_folds,
     read_patients,
     with_patients,
 )
+from bach.toy.dataset import make_data_set
 
 # Points that must agree. On BACH three pairs have 36 or more, all of them seen to
 # overlap; of the 10,440 pairs whose patients are known none has more than 6.
@@ -48,7 +59,7 @@ def likeness_distances(features: pd.DataFrame) -> np.ndarray:
     """How far the colours of every two photos are apart.
 
     Args:
-        features: See `features.read_features`.
+        features: See `bach.honest.features.read_features`.
 
     Returns:
         float64 (images, images): root mean square difference of the colour features,
@@ -98,9 +109,7 @@ def find_overlaps(paths: Sequence[str | os.PathLike]) -> np.ndarray:
     Raises:
         InputError: If a photo cannot be read.
     """
-    described = [
-        _points(read_photo(path)) for path in tqdm(paths, desc="points", disable=None)
-    ]  # fmt: skip
+    described = [_points(read_photo(path)) for path in tqdm(paths, desc="points", disable=None)]
     found = np.zeros((len(described), len(described)), bool)
     for i in tqdm(range(len(described)), desc="overlaps", disable=None):
         for j in range(i):
@@ -117,7 +126,7 @@ def _points(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Square roots compare histograms better than the raw counts (RootSIFT,
     # Arandjelovic & Zisserman 2012).
     described = np.sqrt(described / np.maximum(described.sum(axis=1, keepdims=True), 1e-6))
-    return np.float32([point.pt for point in points]), described
+    return np.array([point.pt for point in points], np.float32), described
 
 
 def _common_points(one: tuple, other: tuple) -> int:
@@ -130,17 +139,19 @@ def _common_points(one: tuple, other: tuple) -> int:
     clear = np.flatnonzero(np.sqrt(np.maximum(2 - 2 * first, 0)) < 0.8 * np.sqrt(2 - 2 * second))
     if len(clear) < _OVERLAP:
         return 0
+    matched = other[0][alike[clear].argmax(axis=1)]
     move, agree = cv2.estimateAffinePartial2D(
-        one[0][clear], other[0][alike[clear].argmax(axis=1)], method=cv2.RANSAC,
-        ransacReprojThreshold=3, maxIters=500,
-    )  # fmt: skip
+        one[0][clear], matched, method=cv2.RANSAC, ransacReprojThreshold=3, maxIters=500
+    )
     # All photos are of one scale.
     if move is None or not 0.95 < np.hypot(move[0, 0], move[1, 0]) < 1.05:
         return 0
     return int(agree.sum())
 
 
-def link_images(gaps: np.ndarray, distances: np.ndarray, reach: int, likeness: float) -> np.ndarray:
+def link_images(
+    gaps: np.ndarray, distances: np.ndarray, reach: float, likeness: float
+) -> np.ndarray:
     """Link photos with near numbers and like colours: bool (images, images)."""
     return (gaps <= reach) & (distances < likeness)
 
@@ -190,7 +201,7 @@ def assume_patients(table: pd.DataFrame, links: np.ndarray, distances: np.ndarra
     return table.assign(patient=patients, assumed=unknown.astype(int))
 
 
-def measure_groups(groups: Sequence, patients: Sequence[str]) -> dict[str, int]:
+def measure_groups(groups: ArrayLike, patients: ArrayLike) -> dict[str, int]:
     """Count what groups are worth on images whose patient is known.
 
     Args:
@@ -202,16 +213,16 @@ def measure_groups(groups: Sequence, patients: Sequence[str]) -> dict[str, int]:
         group; `different`, pairs of two patients, and `merged`, those in one group;
         `groups`, their number, and `largest`, the images of the largest.
     """
-    groups, patients = pd.factorize(np.asarray(groups))[0], np.asarray(patients, dtype=str)
-    i, j = np.triu_indices(len(groups), 1)
-    same, together = patients[i] == patients[j], groups[i] == groups[j]
+    number, patient = pd.factorize(np.asarray(groups))[0], np.asarray(patients, dtype=str)
+    i, j = np.triu_indices(len(number), 1)
+    same, together = patient[i] == patient[j], number[i] == number[j]
     return {
         "same": int(same.sum()),
         "found": int((same & together).sum()),
         "different": int((~same).sum()),
         "merged": int((~same & together).sum()),
-        "groups": len(set(groups)),
-        "largest": int(np.bincount(groups).max()),
+        "groups": len(set(number)),
+        "largest": int(np.bincount(number).max()),
     }
 
 
@@ -221,10 +232,10 @@ def accuracy_by_groups(
     """Cross-validate known images with folds that keep groups, not patients, whole.
 
     Args:
-        features: See `features.read_features`.
+        features: See `bach.honest.features.read_features`.
         known: Images with `image_id`, `label` (a class name) and their true `patient`.
         groups: Group of every image.
-        k, seeds, trees: See `audit.score_twice`.
+        k, seeds, trees: See `bach.honest.audit.score_twice`.
 
     Returns:
         Mean accuracy over the draws, and the mean number of held-out images whose
@@ -239,69 +250,188 @@ def accuracy_by_groups(
     return float(np.mean(hits)), float(np.mean(leaks))
 
 
+# The measurement
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the measurement."""
+
+    data_dir: str = option("data/BACH", "folder of the challenge data")
+    patients: str = option("folds/patients.csv", "CSV of image_id and patient")
+    reach: int = option(2, "largest difference of file numbers that is linked", at_least=0)
+    likeness: float = option(
+        0.9, "largest difference of colours that is linked, in standard deviations", above=0
+    )
+    overlaps: bool = option(
+        False, "also link photos that show the same tissue (about 5 minutes for 400 photos)"
+    )
+    folds: int = option(3, "number of folds", at_least=2)
+    seed: int = option(0, "seed of the folds", at_least=0)
+    seeds: int = option(5, "draws for the measurement", at_least=1)
+    trees: int = option(TREES, "size of the tree ensemble", at_least=1)
+    run_dir: str = option("runs/audit", "folder where features are kept, as for the audit")
+    out: str | None = option(None, "CSV file to write: a fold table of all images")
+    quick: bool = option(False, "paint a small data set and measure it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """Photos, and how far they are apart.
+
+    Attributes:
+        table: Images with `image_id`, `label` (a class name), `patient` and `path`.
+        features: See `bach.honest.features.read_features`.
+        gaps, distances: See `number_gaps` and `likeness_distances`, in the order of the table.
+    """
+
+    table: pd.DataFrame
+    features: pd.DataFrame
+    gaps: np.ndarray
+    distances: np.ndarray
+
+    def only(self, rows: np.ndarray) -> "Photos":
+        """The photos of some rows of the table: bool `(images,)`."""
+        square = np.ix_(rows, rows)
+        return Photos(self.table[rows], self.features, self.gaps[square], self.distances[square])
+
+    def links(self, reach: float, likeness: float) -> np.ndarray:
+        """See `link_images`."""
+        return link_images(self.gaps, self.distances, reach, likeness)
+
+
+def try_groupings(known: Photos, args: Options) -> list[dict]:
+    """What groups of several kinds are worth: `measure_groups`, with `name` and `limit`."""
+    tried: list[tuple[str, float, np.ndarray]] = [
+        ("likeness alone", limit, group_by_likeness(known.distances, limit))
+        for limit in (0.6, 0.7, 0.8, 0.9)
+    ]
+    tried.append(("numbers within 1", np.inf, group_by_links(known.links(1, np.inf))))
+    for reach in sorted({1, 2, 3, args.reach}):
+        for limit in sorted({0.8, 0.9, 1.0, args.likeness}):
+            groups = group_by_links(known.links(reach, limit))
+            tried.append((f"numbers within {reach} and likeness", limit, groups))
+    patients = known.table["patient"].to_numpy()
+    return [
+        {"name": name, "limit": limit, **measure_groups(groups, patients)}
+        for name, limit, groups in tried
+    ]
+
+
+def try_folds(known: Photos, args: Options) -> dict[str, dict[str, float]]:
+    """Accuracy and leaking images of folds that keep several kinds of groups whole."""
+    labels = known.table["label"].to_numpy()
+    chosen = group_by_links(known.links(args.reach, args.likeness))
+    kinds = {
+        "patients": pd.factorize(known.table["patient"])[0],
+        "assumed groups": chosen,
+        "groups of the same sizes, shuffled": deal_within_classes(chosen, labels, args.seed),
+        "nothing": np.arange(len(labels)),
+    }
+    found = {}
+    for name, groups in kinds.items():
+        accuracy, leaks = accuracy_by_groups(
+            known.features, known.table, groups, args.folds, args.seeds, args.trees
+        )
+        found[name] = {"accuracy": accuracy, "leaking": leaks}
+    return found
+
+
+def format_groupings(rows: list[dict]) -> str:
+    """Lay the result of `try_groupings` out as Markdown."""
+    header = ["grouped by", "limit", "groups (largest)", "pairs of one patient found"]
+    header += ["pairs of two patients merged", "pairs joined rightly"]
+    cells = []
+    for row in rows:
+        found, joined = row["found"] / max(row["same"], 1), row["found"] + row["merged"]
+        cells.append(
+            [
+                row["name"],
+                "-" if np.isinf(row["limit"]) else f"{row['limit']:g}",
+                f"{row['groups']} ({row['largest']})",
+                f"{row['found']} of {row['same']} ({found:.0%})",
+                f"{row['merged']} of {row['different']}",
+                f"{row['found'] / max(joined, 1):.0%}",
+            ]
+        )
+    return markdown(header, cells)
+
+
+def format_folds(worth: dict[str, dict[str, float]], images: int) -> str:
+    """Lay the result of `try_folds` out as Markdown."""
+    rows = [
+        [name, f"{row['accuracy']:.3f}", f"{row['leaking']:.0f} of {images}"]
+        for name, row in worth.items()
+    ]
+    return markdown(["folds keep whole", "accuracy", "held-out images whose patient leaks"], rows)
+
+
+def format_overlap(one: pd.Series, other: pd.Series, linked: bool) -> str:
+    """A line about two photos that show the same tissue."""
+    names = f"{one['image_id']} and {other['image_id']}"
+    patients = ", ".join(row["patient"] or "unknown" for row in (one, other))
+    joined = "linked already" if linked else "not linked by number and colour"
+    return f"overlap: {names} (patients {patients}), {joined}"
+
+
 # The tool
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bach.folds assume", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--data-dir", required=True, help="folder of the challenge data")
-    parser.add_argument("--patients", required=True, help="CSV of image_id and patient")
-    parser.add_argument(
-        "--reach", type=int, default=2, help="largest difference of file numbers that is linked"
-    )
-    parser.add_argument(
-        "--likeness", type=float, default=0.9,
-        help="largest difference of colours that is linked, in standard deviations",
-    )  # fmt: skip
-    parser.add_argument(
-        "--overlaps", action="store_true",
-        help="also link photos that show the same tissue (about 5 minutes for 400 photos)",
-    )  # fmt: skip
-    parser.add_argument("--folds", type=int, default=3, help="number of folds")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the folds")
-    parser.add_argument("--seeds", type=int, default=5, help="draws for the measurement")
-    parser.add_argument("--trees", type=int, default=600, help="size of the tree ensemble")
-    parser.add_argument(
-        "--run-dir", default="runs/audit", help="folder where features are kept, as for audit"
-    )
-    parser.add_argument("--out", help="CSV file to write: a fold table of all images")
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    if args.folds < 2:
-        raise InputError(f"There must be 2 folds or more.\nReceived: --folds={args.folds}.")
+    args = parse(Options, argv, __doc__)
+    if not args.quick:
+        return run(args)
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = f"{folder}/data"
+        make_data_set(
+            data_dir,
+            patients=8,
+            images=8,
+            test_images=2,
+            slides=0,
+            test_slides=0,
+            photo_size=(160, 120),
+        )
+        small = dataclasses.replace(args, folds=2, seeds=1, trees=20, out=None)
+        patients = f"{data_dir}/patients.csv"
+        return run(dataclasses.replace(small, data_dir=data_dir, patients=patients, run_dir=folder))
+
+
+def run(args: Options) -> int:
+    """Measure, print, and write the folds."""
     if args.out is not None and Path(args.out).exists():
         raise InputError(
             f"A fold table is never overwritten.\nReceived: --out={args.out}, which exists.\n"
             "Name another file, or delete this one first."
         )
-    images = with_patients(list_images(args.data_dir, "A"), read_patients(args.patients))
-    table = images.assign(label=[CLASSES[label] for label in images["label"]])
-    features = read_features(table, args.run_dir)
-    gaps, distances = number_gaps(table), likeness_distances(features)
-    known = (table["patient"] != "").to_numpy()
-    result = {"known": int(known.sum()), "unknown": int((~known).sum())}
-    if known.sum() > 1:
-        result |= _worth(args, features, table[known], gaps[known][:, known],
-                         distances[known][:, known])  # fmt: skip
+    photos = read(args)
+    table, known = photos.table, photos.only((photos.table["patient"] != "").to_numpy())
+    images = len(known.table)
+    result: dict[str, object] = {"known": images, "unknown": len(table) - images}
+    if images > 1:
+        print(format_groupings(try_groupings(known, args)), end="\n\n")
+        worth = try_folds(known, args)
+        print(format_folds(worth, images), end="\n\n")
+        chosen = group_by_links(known.links(args.reach, args.likeness))
+        pairs = measure_groups(chosen, known.table["patient"].tolist())
+        result |= {"pairs": pairs, "accuracy_by": worth}
     else:
         log.warning("no patient is known: what such groups are worth cannot be said")
-    links = link_images(gaps, distances, args.reach, args.likeness)
+    links = photos.links(args.reach, args.likeness)
     if args.overlaps:
-        result["overlaps"], new = _overlaps(table, links)
-        links |= new
-    assumed = assume_patients(table, links, distances)
-    folds = make_folds(assumed, args.folds, args.seed, "own").assign(
-        assumed=assumed["assumed"].to_numpy()
-    )
+        found = find_overlaps(table["path"].tolist())
+        places = np.argwhere(np.triu(found))
+        for i, j in places:
+            print(format_overlap(table.iloc[i], table.iloc[j], links[i, j]))
+        print(f"overlaps: {len(places)}")
+        result["overlaps"] = [table["image_id"].iloc[place].tolist() for place in places]
+        links |= found
+    assumed = assume_patients(table, links, photos.distances)
+    folds = make_folds(assumed, args.folds, args.seed, "own")
+    folds["assumed"] = assumed["assumed"].to_numpy()
     ours = set(assumed["patient"]) - set(table["patient"])
     result |= {"patients": assumed["patient"].nunique(), "assumed_patients": len(ours)}
-    print(class_counts(folds).to_string())
+    print(format_counts(folds))
     if args.out is not None:
         write_csv(folds, args.out)
         log.info("assume: wrote %d images to %s", len(folds), args.out)
@@ -309,65 +439,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _overlaps(table: pd.DataFrame, links: np.ndarray) -> tuple[list[list[str]], np.ndarray]:
-    """Pairs of photos that overlap, which are printed, and their links."""
-    found = find_overlaps(table["path"].tolist())
-    pairs = []
-    for i, j in np.argwhere(np.triu(found)):
-        one, other = table.iloc[i], table.iloc[j]
-        pairs.append([one["image_id"], other["image_id"]])
-        known = [row["patient"] or "unknown" for row in (one, other)]
-        joined = "linked already" if links[i, j] else "not linked by number and colour"
-        print(f"overlap: {' and '.join(pairs[-1])} (patients {', '.join(known)}), {joined}")
-    if not pairs:
-        print("overlaps: none")
-    return pairs, found
+def read(args: Options) -> Photos:
+    """Read what is to be measured."""
+    images = with_patients(list_images(args.data_dir, "A"), read_patients(args.patients))
+    table = images.assign(label=[CLASSES[label] for label in images["label"]])
+    features = read_features(table, args.run_dir)
+    return Photos(table, features, number_gaps(table), likeness_distances(features))
 
 
-def _worth(
-    args: argparse.Namespace, features: pd.DataFrame, known: pd.DataFrame, gaps: np.ndarray,
-    distances: np.ndarray,
-) -> dict:  # fmt: skip
-    """Print and return what groups are worth on the images of known patients."""
-    patients, labels = known["patient"].to_numpy(), known["label"].to_numpy()
-    tried = [("likeness alone", None, limit) for limit in (0.6, 0.7, 0.8, 0.9)]
-    tried.append(("numbers within 1", 1, np.inf))
-    tried += [
-        (f"numbers within {reach} and likeness", reach, limit)
-        for reach in sorted({1, 2, 3, args.reach})
-        for limit in sorted({0.8, 0.9, 1.0, args.likeness})
-    ]
-    print(
-        "| grouped by | limit | groups (largest) | pairs of one patient found "
-        "| pairs of two patients merged | pairs joined rightly |\n|---|---|---|---|---|---|"
-    )
-    for name, reach, limit in tried:
-        if reach is None:
-            groups = group_by_likeness(distances, limit)
-        else:
-            groups = group_by_links(link_images(gaps, distances, reach, limit))
-        count = measure_groups(groups, patients)
-        joined = count["found"] + count["merged"]
-        print(
-            f"| {name} | {'-' if np.isinf(limit) else f'{limit:g}'} "
-            f"| {count['groups']} ({count['largest']}) "
-            f"| {count['found']} of {count['same']} ({count['found'] / max(count['same'], 1):.0%}) "
-            f"| {count['merged']} of {count['different']} | {count['found'] / max(joined, 1):.0%} |"
-        )
-    chosen = group_by_links(link_images(gaps, distances, args.reach, args.likeness))
-    own = np.arange(len(known))
-    print("\n| folds keep whole | accuracy | held-out images whose patient leaks |\n|---|---|---|")
-    worth = {}
-    for name, groups in (
-        ("patients", pd.factorize(patients)[0]),
-        ("assumed groups", chosen),
-        ("groups of the same sizes, shuffled", deal_within_classes(chosen, labels, args.seed)),
-        ("nothing", own),
-    ):
-        accuracy, leaks = accuracy_by_groups(
-            features, known, groups, args.folds, args.seeds, args.trees
-        )
-        print(f"| {name} | {accuracy:.3f} | {leaks:.0f} of {len(known)} |")
-        worth[name] = {"accuracy": accuracy, "leaking": leaks}
-    print()
-    return {"pairs": measure_groups(chosen, patients), "accuracy_by": worth}
+if __name__ == "__main__":
+    exit_with(main)

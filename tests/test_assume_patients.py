@@ -1,6 +1,8 @@
 """Assumed patients: links, groups, what they are worth, and the committed table."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,9 @@ import pytest
 from made_up import made_up
 from PIL import Image
 
-from bach import folds
 from bach.classes import CLASSES
 from bach.core.errors import InputError
+from bach.honest import splits
 from benchmarks import assume_patients
 
 COMMITTED = Path(__file__).parent.parent / "folds"
@@ -22,9 +24,9 @@ def test_groups_are_counted_as_worked_out_by_hand():
     groups = [1, 1, 2, 2, 3, 3]
     # one patient: 3 + 1 pairs, of which the first two images are found; p with q and
     # q with r are merged, of 11 pairs of two patients
-    assert assume_patients.measure_groups(groups, patients) == {
-        "same": 4, "found": 1, "different": 11, "merged": 2, "groups": 3, "largest": 2,
-    }  # fmt: skip
+    found = assume_patients.measure_groups(groups, patients)
+    expected = {"same": 4, "found": 1, "different": 11, "merged": 2, "groups": 3, "largest": 2}
+    assert found == expected
 
 
 def test_file_numbers_are_near_only_within_a_series():
@@ -118,31 +120,39 @@ def test_a_blank_photo_overlaps_nothing(tmp_path):
     assert not assume_patients.find_overlaps(paths).any()
 
 
-def test_assume_writes_a_fold_table_of_all_images_and_keeps_known_patients(
-    photos, tmp_path, capsys
-):
+def test_a_fold_table_of_all_images_is_written_that_keeps_known_patients(photos, tmp_path, capsys):
     out = tmp_path / "all.csv"
-    argv = [
-        "assume", "--data-dir", photos, "--patients", photos / "patients.csv",
-        "--run-dir", tmp_path, "--folds", 2, "--seeds", 1, "--trees", 5, "--out", out,
-    ]  # fmt: skip
-    assert folds.main(list(map(str, argv))) == 0
+    argv = ["--data-dir", photos, "--patients", photos / "patients.csv", "--run-dir", tmp_path]
+    argv += ["--folds", 2, "--seeds", 1, "--trees", 5, "--out", out]
+    assert assume_patients.main(list(map(str, argv))) == 0
     text = capsys.readouterr().out
     result = json.loads(text.splitlines()[-1])
-    table, read = pd.read_csv(out), folds.read_folds(out)
+    table, read = pd.read_csv(out), splits.read_folds(out)
     stated = pd.read_csv(photos / "patients.csv", keep_default_na=False)
     known = stated[stated["patient"] != ""].set_index("image_id")["patient"]
     assert list(table.columns) == ["image_id", "label", "patient", "fold", "assumed"]
     assert sorted(set(read["fold"])) == [0, 1]
-    folds.check_folds(read, stated)
-    folds.check_folds(read)
+    splits.check_folds(read, stated)
+    splits.check_folds(read)
     assert table.set_index("image_id")["patient"][known.index].equals(known)
     assert table["assumed"].sum() == result["unknown"] == 32 - len(known)
     pairs = result["pairs"]
     assert pairs["same"] + pairs["different"] == len(known) * (len(known) - 1) // 2
-    assert "| likeness alone | 0.7 |" in text
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["likeness alone", "0.7"] in [row[:2] for row in rows]
+    assert [r[0] for r in rows if r[0] in result["accuracy_by"]][:2] == [
+        "patients",
+        "assumed groups",
+    ]
     with pytest.raises(InputError, match="never overwritten"):
-        folds.main(list(map(str, argv)))
+        assume_patients.main(list(map(str, argv)))
+
+
+def test_it_runs_as_the_program_that_its_help_names():
+    words = [sys.executable, "benchmarks/assume_patients.py", "--help"]
+    done = subprocess.run(words, cwd=COMMITTED.parent, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "python benchmarks/assume_patients.py" in done.stdout
 
 
 def test_the_committed_assumed_folds_keep_known_patients_and_all_groups_whole():
@@ -153,10 +163,10 @@ def test_the_committed_assumed_folds_keep_known_patients_and_all_groups_whole():
     known = stated["patient"] != ""
     assert ((table["assumed"] == 0) == known).all()
     assert table["patient"][known].equals(stated["patient"][known])
-    read = folds.read_folds(COMMITTED / "part_a_all.csv")
-    folds.check_folds(read)
-    folds.check_folds(read, stated)
-    counts = folds.class_counts(read)
+    read = splits.read_folds(COMMITTED / "part_a_all.csv")
+    splits.check_folds(read)
+    splits.check_folds(read, stated)
+    counts = splits.class_counts(read)
     assert counts[list(CLASSES)].to_numpy().min() >= 30
     # These three pairs were seen to show the same tissue.
     group = table.set_index("image_id")["patient"]
