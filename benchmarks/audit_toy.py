@@ -1,11 +1,11 @@
 """Does the patient-safe estimate hold on the hidden test, and does the leaky one lie?
 
-Paints trial data sets with `bach.toy`, one a seed, and scores the cheap model of
+Paints trial data sets with `bach.toy`, one per seed, and scores the cheap model of
 `python -m bach.folds audit` on each: cross-validated under patient-safe and under
 leaky folds, and on the hidden test photos, which are of other patients.
 
 The settings matter, since the two errors are of opposite sign. With 12 patients (28
-photos a class, 6 folds, 6 sets) the safe estimate was 14 points too low and the leaky one
+photos per class, 6 folds, 6 sets) the safe estimate was 14 points too low and the leaky one
 5 too high: whoever holds out one of three patients whose main class is Benign trains on
 a third fewer Benign photos. With 24 patients of fewer than three photos there was little
 to leak, 0.69 safe and 0.73 leaky. So: many patients, six photos each, many folds.
@@ -18,11 +18,11 @@ column: the same rounds on the hidden test).
 Reads:   nothing.
 Writes:  DIR/<seed>/ (data, deleted after its features are taken) and DIR/features/<seed>/.
 Command: python benchmarks/audit_toy.py --dir /tmp/audit_toy
-Time:    45 s a set on one core; --quick paints two small sets, 20 s.
+Time:    45 s per set on one core; --quick paints two small sets, 20 s.
 Prints a Markdown table; the last line is JSON.
 """
 
-import argparse
+import dataclasses
 import shutil
 import sys
 import tempfile
@@ -39,7 +39,9 @@ from bach.classes import CLASSES
 from bach.core.errors import exit_with
 from bach.core.files import to_json
 from bach.core.log import log
+from bach.core.options import option, parse
 from bach.core.tables import image_key
+from bach.core.text import markdown
 from bach.honest import audit
 from bach.honest.features import read_features
 from bach.honest.splits import make_folds, read_patients, with_patients
@@ -49,7 +51,37 @@ from bach.toy import dataset
 ESTIMATES = ("safe", "leaky")
 
 
-def score_data_set(folder: Path, features_dir: Path, args: argparse.Namespace) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the benchmark."""
+
+    dir: str | None = option(None, "folder to work in (default: a temporary one)")
+    seeds: int = option(12, "number of data sets", at_least=2)
+    patients: int = option(32, "patients per data set", at_least=2)
+    images: int = option(48, "photos per class", at_least=1)
+    test_images: int = option(15, "test photos per class", at_least=1)
+    folds: int = option(8, "folds of the cross-validation", at_least=2)
+    stain_shift: float = option(1.5, "how far the patients' looks differ", at_least=0)
+    draws: int = option(1, "draws of the folds per data set", at_least=1)
+    trees: int = option(200, "size of the tree ensemble", at_least=1)
+    photo_width: int = option(
+        768, "px at 0.42 um; half of a real photo's, four times as fast", above=0
+    )
+    quick: bool = option(False, "two small data sets")
+
+
+QUICK = {
+    "seeds": 2,
+    "patients": 8,
+    "images": 6,
+    "test_images": 3,
+    "draws": 2,
+    "trees": 50,
+    "photo_width": 512,
+}
+
+
+def score_data_set(folder: Path, features_dir: Path, args: Options) -> dict:
     """All figures of one trial data set: those of `measure_gap`, and `test`."""
     images = data.list_images(folder, "A")
     hidden = data.list_images(folder, "A-test")
@@ -66,7 +98,7 @@ def score_data_set(folder: Path, features_dir: Path, args: argparse.Namespace) -
 
 
 def rounds_on_hidden(
-    features: pd.DataFrame, table: pd.DataFrame, truth: pd.Series, args: argparse.Namespace
+    features: pd.DataFrame, table: pd.DataFrame, truth: pd.Series, args: Options
 ) -> float:
     """Mean accuracy on the hidden test of the very models of the safe rounds.
 
@@ -91,35 +123,10 @@ def mean_difference(first: list[float], second: list[float]) -> dict:
     return {"value": mean, "low": mean - float(half), "high": mean + float(half)}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dir", default=None, help="folder to work in; default: a temporary one")
-    parser.add_argument("--seeds", type=int, default=12, help="number of data sets")
-    parser.add_argument("--patients", type=int, default=32, help="patients a data set")
-    parser.add_argument("--images", type=int, default=48, help="photos a class")
-    parser.add_argument("--test-images", type=int, default=15, help="test photos a class")
-    parser.add_argument("--folds", type=int, default=8, help="folds of the cross-validation")
-    parser.add_argument(
-        "--stain-shift", type=float, default=1.5, help="how far the patients' looks differ"
-    )
-    parser.add_argument("--draws", type=int, default=1, help="draws of the folds a data set")
-    parser.add_argument("--trees", type=int, default=200, help="size of the tree ensemble")
-    parser.add_argument(
-        "--photo-width", type=int, default=768,
-        help="px at 0.42 um; half of a real photo's, four times as fast",
-    )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="two small data sets")
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.seeds, args.patients, args.images, args.test_images = 2, 8, 6, 3
-        args.draws, args.trees, args.photo_width = 2, 50, 512
-    return args
-
-
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = parse(Options, argv, __doc__)
+    if args.quick:
+        args = Options(**dataclasses.asdict(args) | QUICK)
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(args.dir or temporary)
         results = {}
@@ -128,45 +135,43 @@ def main(argv: list[str] | None = None) -> None:
             if folder.exists():
                 shutil.rmtree(folder)  # what an interrupted call left
             dataset.make_data_set(
-                folder, seed=seed, patients=args.patients, images=args.images,
-                test_images=args.test_images, slides=0, test_slides=0,
+                folder,
+                seed=seed,
+                patients=args.patients,
+                images=args.images,
+                test_images=args.test_images,
+                slides=0,
+                test_slides=0,
                 stain_shift=args.stain_shift,
                 photo_size=(args.photo_width, args.photo_width * 3 // 4),
-            )  # fmt: skip
+            )
             results[seed] = score_data_set(folder, features_dir, args)
             shutil.rmtree(folder)
-            log.info("data set %d: %s", seed, _row(seed, results[seed]))
+            log.info("data set %d: %s", seed, ", ".join(_cells(results[seed])))
     report(results)
 
 
 def report(results: dict[int, dict]) -> None:
     """Print the table, the mean differences, and the result as JSON."""
-    print(
-        "| data set | patient-safe | leaky | hidden test | safe right? | leaky right? "
-        "| hidden test, models of the safe rounds |\n|---|---|---|---|---|---|---|"
-    )
-    for seed, result in results.items():
-        print(_row(seed, result))
     values = {
         name: [result[name]["value"] for result in results.values()]
         for name in ("safe", "leaky", "test")
     }
-    means = {name: float(np.mean(value)) for name, value in values.items()}
     values["rounds"] = [result["rounds"] for result in results.values()]
-    means["rounds"] = float(np.mean(values["rounds"]))
+    means = {name: float(np.mean(value)) for name, value in values.items()}
     right = {name: sum(_holds(result, name) for result in results.values()) for name in ESTIMATES}
-    print(
-        f"| mean | {means['safe']:.3f} | {means['leaky']:.3f} | {means['test']:.3f} "
-        f"| {right['safe']} of {len(results)} | {right['leaky']} of {len(results)} "
-        f"| {means['rounds']:.3f} |"
-    )
-    summary = {"seeds": len(results), "mean": means, "right": right}
+    rows = [[str(seed), *_cells(result)] for seed, result in results.items()]
+    held = [f"{right[name]} of {len(results)}" for name in ESTIMATES]
+    figures = [f"{means[name]:.3f}" for name in ("safe", "leaky", "test")]
+    rows.append(["mean", *figures, *held, f"{means['rounds']:.3f}"])
+    header = ["data set", "patient-safe", "leaky", "hidden test", "safe right?", "leaky right?"]
+    print(markdown([*header, "hidden test, models of the safe rounds"], rows))
+    summary: dict[str, object] = {"seeds": len(results), "mean": means, "right": right}
     for name, against in (("safe", "test"), ("leaky", "test"), ("safe", "rounds")):
         gap = mean_difference(values[name], values[against])
         summary[f"{name}_minus_{against}"] = gap
-        points = ", ".join(f"{100 * gap[end]:+.1f}" for end in ("low", "high"))
         words = "hidden test" + (", models of the safe rounds" if against == "rounds" else "")
-        print(f"\n{name} minus {words}: {100 * gap['value']:+.1f} points [{points}]")
+        print(f"\n{name} minus {words}: {audit.in_points(gap)}")
     print(to_json(summary | {"sets": results}))
 
 
@@ -175,13 +180,13 @@ def _holds(result: dict, name: str) -> bool:
     return result[name]["low"] <= result["test"]["value"] <= result[name]["high"]
 
 
-def _row(seed: int, result: dict) -> str:
+def _cells(result: dict) -> list[str]:
     cells = [
         f"{result[name]['value']:.2f} [{result[name]['low']:.2f}, {result[name]['high']:.2f}]"
         for name in ("safe", "leaky", "test")
     ]
     cells += ["yes" if _holds(result, name) else "no" for name in ESTIMATES]
-    return f"| {seed} | {' | '.join(cells)} | {result['rounds']:.2f} |"
+    return [*cells, f"{result['rounds']:.2f}"]
 
 
 if __name__ == "__main__":

@@ -56,10 +56,11 @@ from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import atomic_path, to_json
 from bach.core.log import log
-from bach.core.options import add_device_options
+from bach.core.options import Devices, add
 from bach.core.tables import write_csv
-from bach.honest.audit import cross_validate
-from bach.honest.comparison import read_images, verdict
+from bach.core.text import markdown
+from bach.honest.audit import TREES, cross_validate
+from bach.honest.comparison import verdict
 from bach.honest.features import read_features
 from bach.honest.intervals import (
     accuracy_from_sums,
@@ -70,6 +71,9 @@ from bach.honest.intervals import (
     predicted_labels,
     unit_sums,
 )
+from bach.honest.records import read_images
+from bach.honest.splits import ALWAYS_TRAIN, join_folds, read_folds
+from bach.scores import ACCURACIES
 from bach.toy import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,11 +108,17 @@ RECIPES = {
 # The backbones of Kwok 2018 (Keras has no Inception-v4), and
 # families of keras.applications that came later.
 BACKBONES = (
-    "InceptionResNetV2", "VGG19", "InceptionV3", "Xception", "ResNet50V2", "DenseNet121",
-    "MobileNetV2", "EfficientNetV2S", "ConvNeXtTiny",
-)  # fmt: skip
+    "InceptionResNetV2",
+    "VGG19",
+    "InceptionV3",
+    "Xception",
+    "ResNet50V2",
+    "DenseNet121",
+    "MobileNetV2",
+    "EfficientNetV2S",
+    "ConvNeXtTiny",
+)
 RECIPES |= {name: ["--backbone", name] for name in BACKBONES}
-AUDIT_TREES = 600  # the audit's default
 ON_REQUEST = ("constant", "scaled-rate", "reinhard", "macenko", "two-devices", *BACKBONES)
 
 
@@ -154,14 +164,18 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
         photos = normalise_photos(args.data_dir, base_dir / method, method)
         own = [str(photos) if word == "NORMALISED" else word for word in own]
         patches = f"{patches}-{method}"
-    words = [
-        sys.executable, ROOT / "train_part_a.py", "--data-dir", args.data_dir,
-        "--folds", args.folds, "--run-dir", folder, "--seed", seed, "--epochs", args.epochs,
-        "--patches-dir", base_dir / patches, "--resume",
-        *common, *own,
-    ]  # fmt: skip
+    options = {
+        "--data-dir": args.data_dir,
+        "--folds": args.folds,
+        "--run-dir": folder,
+        "--seed": seed,
+        "--epochs": args.epochs,
+        "--patches-dir": base_dir / patches,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    command = [sys.executable, str(ROOT / "train_part_a.py"), *words, "--resume", *common, *own]
     log.info("recipe %s, seed %d", name, seed)
-    code = subprocess.run([str(word) for word in words], stdout=sys.stderr).returncode
+    code = subprocess.run(command, stdout=sys.stderr).returncode
     if code:
         raise InputError(
             f"Every run must finish.\nReceived: exit code {code} of {folder}.\n"
@@ -172,7 +186,7 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
 def sized(own: Sequence[str], common: Sequence[str]) -> list[str]:
     """Arguments with the batch sizes ONE and FOUR as numbers."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add_device_options(parser)
+    add(parser, Devices)
     size = parser.parse_known_args(common)[0].batch_size
     sizes = {"ONE": str(size), "FOUR": str(4 * size)}
     return [sizes.get(word, word) for word in own]
@@ -217,12 +231,12 @@ def predict_by_trees(data_dir: str, table: str, folder: Path, seed: int, known: 
     if (folder / "predictions.csv").exists():
         return
     images = data.list_images(data_dir, "A")
-    split = folds.join_folds(images, folds.read_folds(table), table)
+    split = join_folds(images, read_folds(table), table)
     split["label"] = [CLASSES[label] for label in split["label"]]
     if known:
-        split = split[split["fold"] != folds.ALWAYS_TRAIN]
+        split = split[split["fold"] != ALWAYS_TRAIN]
     features = read_features(images, folder.parent)
-    predictions = cross_validate(features, split, AUDIT_TREES, seed)
+    predictions = cross_validate(features, split, TREES, seed)
     predictions["predicted"] = predicted_labels(predictions)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(predictions, folder / "predictions.csv")
@@ -298,7 +312,7 @@ def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
         [accuracy_sums(table["label"], table[column]) for column in ("predicted", "predicted_base")]
     )
     width = sums.shape[1] // 2
-    result = {}
+    result: dict[str, dict] = {}
     for metric in ("accuracy", "binary_accuracy"):
 
         def score(values: np.ndarray, metric: str = metric) -> np.ndarray:
@@ -325,10 +339,8 @@ def paint(folder: Path) -> tuple[Path, Path]:
     """A small trial data set and its folds, for --quick."""
     painted, table = folder / "toy", folder / "folds.csv"
     dataset.make_data_set(painted, patients=4, images=4, test_images=0, slides=0, test_slides=0)
-    folds.main(
-        ["make", "--data-dir", str(painted), "--folds", "2", "--part", "a",
-         "--patients", str(painted / "patients.csv"), "--out", str(table)]
-    )  # fmt: skip
+    words = ["make", "--data-dir", str(painted), "--folds", "2", "--part", "a"]
+    folds.main([*words, "--patients", str(painted / "patients.csv"), "--out", str(table)])
     return painted, table
 
 
@@ -339,18 +351,22 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--data-dir", default="data/BACH", help="folder of the challenge data")
     parser.add_argument("--folds", default="folds/part_a.csv", help="table of folds")
     parser.add_argument("--run-dir", default="runs/recipes", help="folder of the runs")
+    usual = [name for name in RECIPES if name not in ON_REQUEST]
     parser.add_argument(
-        "--recipes", nargs="+", metavar="NAME",
-        default=[
-            *(name for name in RECIPES if name not in ON_REQUEST), "large-batch+scaled-rate+warm-up"
-        ],
+        "--recipes",
+        nargs="+",
+        metavar="NAME",
+        default=[*usual, "large-batch+scaled-rate+warm-up"],
         help=f"recipes to try beside base, {', '.join(RECIPES)}; + joins several "
         f"(default: large-batch+scaled-rate+warm-up and all but {', '.join(ON_REQUEST)})",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--once", nargs="+", default=[], metavar="NAME",
+        "--once",
+        nargs="+",
+        default=[],
+        metavar="NAME",
         help="more recipes, with the first seed alone",
-    )  # fmt: skip
+    )
     parser.add_argument("--seeds", type=int, default=3, help="trainings of base and --recipes")
     parser.add_argument("--epochs", type=int, default=25, help="passes over the patches")
     parser.add_argument("--quick", action="store_true", help="three recipes on a little trial data")
@@ -380,10 +396,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def report(results: dict[str, dict], common: Sequence[str]) -> None:
     """Print the table and the result as JSON."""
-    print(
-        "| recipe | arguments | seeds | accuracy | minus base | sd over seeds "
-        "| carcinoma or not | minus base | |\n|---|---|---|---|---|---|---|---|---|"
-    )
+    header = ["recipe", "arguments", "seeds", "accuracy", "minus base", "sd over seeds"]
+    header += [ACCURACIES["binary_accuracy"], "minus base", ""]
+    rows = []
     for name, result in results.items():
         four, two = (
             [_without_unit(result[metric][key]) for key in ("score", "difference")]
@@ -393,9 +408,9 @@ def report(results: dict[str, dict], common: Sequence[str]) -> None:
         compared = [four[1], "" if sd is None else f"{sd:.3f}", two[1], result["verdict"]]
         if name == "base":
             compared = [""] * 4
-        cells = [name, " ".join(result["arguments"]), str(result["seeds"]), four[0]]
-        cells += [*compared[:2], two[0], *compared[2:]]
-        print(f"| {' | '.join(cells)} |")
+        cells = [name, " ".join(result["arguments"]), result["seeds"], four[0], *compared[:2]]
+        rows.append([*cells, two[0], *compared[2:]])
+    print(markdown(header, rows))
     unit = format_interval(results["base"]["accuracy"]["score"]).partition("(")[2].rstrip(")")
     print(f"\nMeans over seeds, intervals over {unit}. All runs: {' '.join(common) or 'plain'}.")
     print(to_json({"common": list(common), "recipes": results}))

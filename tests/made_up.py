@@ -76,10 +76,16 @@ def slide_record(name, **changes):
 def slides_of_the_paper(**changes):
     """A survey of A01..A10 that gives the paper's figures, but for the changes."""
     table = pd.DataFrame(
-        {"image_id": list(ALWAYS_BENIGN), "annotated": True, "mined": 10_000, "cells": 20_000,
-         "pixels": 10_000_000, "benign": list(ALWAYS_BENIGN.values()),
-         "benign_tissue": list(PAPER_TISSUE_BENIGN.values())}
-    )  # fmt: skip
+        {
+            "image_id": list(ALWAYS_BENIGN),
+            "annotated": True,
+            "mined": 10_000,
+            "cells": 20_000,
+            "pixels": 10_000_000,
+            "benign": list(ALWAYS_BENIGN.values()),
+            "benign_tissue": list(PAPER_TISSUE_BENIGN.values()),
+        }
+    )
     for name, value in changes.items():
         table.loc[table["image_id"] == name, "benign"] = value
     return table

@@ -13,7 +13,7 @@ from made_up import made_up
 from bach import folds
 from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
-from bach.honest import audit
+from bach.honest import audit, splits
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "folds"
@@ -31,15 +31,15 @@ def run(capsys, *argv):
 def test_a_leaky_split_has_the_sizes_of_the_safe_one_in_every_class():
     _, table = made_up()
     table.loc[::7, "patient"] = ""
-    safe = folds.make_folds(table, 3, seed=0, unknown="train")
+    safe = splits.make_folds(table, 3, seed=0, unknown="train")
     leaky = audit.leaky_folds(safe, seed=0)
     sizes = [split.groupby(["label", "fold"]).size().to_dict() for split in (safe, leaky)]
     assert sizes[0] == sizes[1]
     always = safe["fold"] == -1
     assert always.any()
     assert (leaky["fold"][always] == -1).all()
-    assert len(folds.leaking_images(safe)) == 0
-    assert len(folds.leaking_images(leaky)) > 0.9 * (~always).sum()
+    assert len(splits.leaking_images(safe)) == 0
+    assert len(splits.leaking_images(leaky)) > 0.9 * (~always).sum()
 
 
 def test_every_known_image_is_held_out_once_and_no_unknown_one_is():
@@ -94,12 +94,8 @@ def test_values_dealt_anew_keep_their_numbers_within_each_class():
 
 
 def answers(split, images, patients, labels, predicted, seed=0):
-    return pd.DataFrame(
-        {
-            "image_id": images, "patient": patients, "label": labels, "predicted": predicted,
-            "split": split, "seed": seed,
-        }
-    )  # fmt: skip
+    table = {"image_id": images, "patient": patients, "label": labels, "predicted": predicted}
+    return pd.DataFrame(table | {"split": split, "seed": seed})
 
 
 def test_gap_of_a_case_worked_out_by_hand():
@@ -155,10 +151,9 @@ def test_splits_of_different_images_are_no_pair():
 
 
 def test_audit_of_a_data_set_scores_known_images_and_the_hidden_test(photos, tmp_path, capsys):
-    argv = [
-        "--data-dir", photos, "--patients", photos / "patients.csv", "--run-dir", tmp_path,
-        "--seeds", 2, "--folds", 2, "--trees", 20, "--test-truth", photos / "truth" / "part_a.csv",
-    ]  # fmt: skip
+    argv = ["--data-dir", photos, "--patients", photos / "patients.csv", "--run-dir", tmp_path]
+    argv += ["--seeds", 2, "--folds", 2, "--trees", 20]
+    argv += ["--test-truth", photos / "truth" / "part_a.csv"]
     code, result, text = run(capsys, *argv)
     known = pd.read_csv(photos / "patients.csv").dropna()
     assert code == 0
@@ -178,23 +173,19 @@ def test_audit_of_a_data_set_scores_known_images_and_the_hidden_test(photos, tmp
 
 def test_audit_leaves_fold_tables_for_runs_of_ones_own(photos, tmp_path, capsys):
     patients = photos / "patients.csv"
-    run(
-        capsys, "--data-dir", photos, "--patients", patients, "--run-dir", tmp_path,
-        "--seeds", 1, "--folds", 2, "--trees", 5,
-    )  # fmt: skip
-    safe, leaky = (folds.read_folds(tmp_path / f"folds_{name}.csv") for name in ("safe", "leaky"))
+    argv = ["--data-dir", photos, "--patients", patients, "--run-dir", tmp_path]
+    run(capsys, *argv, "--seeds", 1, "--folds", 2, "--trees", 5)
+    safe, leaky = (splits.read_folds(tmp_path / f"folds_{name}.csv") for name in ("safe", "leaky"))
     table = pd.read_csv(patients, keep_default_na=False)
     assert len(safe) == len(leaky) == 32
-    folds.check_folds(safe, table)
-    folds.check_folds(leaky)  # training is not to refuse it ...
-    assert len(folds.leaking_images(leaky, table)) > 0  # ... though it does leak
+    splits.check_folds(safe, table)
+    splits.check_folds(leaky)  # training is not to refuse it ...
+    assert len(splits.leaking_images(leaky, table)) > 0  # ... though it does leak
 
 
 def test_audit_with_unknown_images_trains_on_them_but_does_not_score_them(photos, tmp_path, capsys):
-    argv = [
-        "--data-dir", photos, "--patients", photos / "patients.csv", "--run-dir", tmp_path,
-        "--seeds", 1, "--folds", 2, "--trees", 20,
-    ]  # fmt: skip
+    argv = ["--data-dir", photos, "--patients", photos / "patients.csv", "--run-dir", tmp_path]
+    argv += ["--seeds", 1, "--folds", 2, "--trees", 20]
     without = run(capsys, *argv)[1]
     table = pd.read_csv(tmp_path / "predictions.csv")
     _, result, text = run(capsys, *argv, "--with-unknown")
@@ -296,10 +287,8 @@ def test_an_audit_is_of_a_data_set_or_of_two_runs(words):
 
 
 def test_as_a_program_an_input_error_is_its_message_and_code_2(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "bach.folds", "audit", "--data-dir", str(tmp_path / "no")],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    words = [sys.executable, "-m", "bach.folds", "audit", "--data-dir", str(tmp_path / "no")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("InputError: An audit needs to know the patients.")
     assert "Traceback" not in done.stderr
@@ -309,7 +298,7 @@ def test_as_a_program_an_input_error_is_its_message_and_code_2(tmp_path):
 
 
 def test_the_eva_split_is_the_published_one():
-    table = folds.read_folds(COMMITTED / "eva.csv")
+    table = splits.read_folds(COMMITTED / "eva.csv")
     assert (table["fold"] == 0).sum() == 132
     assert (table["fold"] == -1).sum() == 268
     # Its files are sorted by name within the folders Benign, InSitu, Invasive, Normal.
@@ -322,7 +311,7 @@ def test_the_eva_split_is_the_published_one():
 
 
 def test_the_eva_split_leaks_no_known_patient_and_holds_out_known_ones_only():
-    table = folds.read_folds(COMMITTED / "eva.csv")
+    table = splits.read_folds(COMMITTED / "eva.csv")
     patients = pd.read_csv(COMMITTED / "patients.csv", keep_default_na=False)
-    assert len(folds.leaking_images(table, patients)) == 0
+    assert len(splits.leaking_images(table, patients)) == 0
     assert (table["patient"][table["fold"] == 0] != "").all()

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -179,14 +177,6 @@ def test_a_table_without_images_has_no_figure():
     result = accuracy_interval(images(10).head(0))
     assert (result["value"], result["units"]) == (None, 0)
     assert format_interval(result) == "undefined (0 images)"
-
-
-def test_ten_thousand_samples_of_400_images_take_less_than_a_second():
-    table = images(400).drop(columns="patient")
-    accuracy_interval(table, samples=10)
-    start = time.process_time()
-    accuracy_interval(table, samples=10_000)
-    assert time.process_time() - start < 3  # 0.4 s; machines that run tests are busy
 
 
 # Part B

@@ -295,12 +295,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for key, name in (("safe", "patient-safe"), ("leaky", "leaky"), ("test", "hidden test")):
         if key in result:
             print(f"{name:14}{format_interval(result[key], 3)}")
-    print(f"{'gap':14}{_in_points(result['gap'])}")
+    print(f"{'gap':14}{in_points(result['gap'])}")
     print(to_json(result))
     return 0
 
 
-def _in_points(gap: dict) -> str:
+def in_points(gap: dict) -> str:
+    """A difference of accuracies and its interval in percentage points."""
     if gap["low"] is None:
         return f"{100 * gap['value']:+.1f} points (no interval)"
     return f"{100 * gap['value']:+.1f} points [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
