@@ -46,7 +46,7 @@ from bach.honest import audit
 from bach.honest.features import read_features
 from bach.honest.splits import make_folds, read_patients, with_patients
 from bach.labels import read_labels
-from bach.toy import dataset
+from bach.toy.dataset import Recipe, make_data_set
 
 ESTIMATES = ("safe", "leaky")
 
@@ -134,8 +134,7 @@ def main(argv: list[str] | None = None) -> None:
             folder, features_dir = base / str(seed), base / "features" / str(seed)
             if folder.exists():
                 shutil.rmtree(folder)  # what an interrupted call left
-            dataset.make_data_set(
-                folder,
+            recipe = Recipe(
                 seed=seed,
                 patients=args.patients,
                 images=args.images,
@@ -145,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
                 stain_shift=args.stain_shift,
                 photo_size=(args.photo_width, args.photo_width * 3 // 4),
             )
+            make_data_set(folder, recipe)
             results[seed] = score_data_set(folder, features_dir, args)
             shutil.rmtree(folder)
             log.info("data set %d: %s", seed, ", ".join(_cells(results[seed])))

@@ -36,7 +36,8 @@ from bach.patches import DENSE_STEP_UM, View, grid_shape
 from bach.slides import Slide
 from bach.thresholds import dinkelbach
 from bach.toy import painter
-from bach.toy.dataset import paint_slide, write_slide
+from bach.toy.aperio import write_slide
+from bach.toy.scenes import paint_slide
 
 VARIANTS = {
     "patches, float32": ["--mode", "patches"],

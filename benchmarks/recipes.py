@@ -74,7 +74,7 @@ from bach.honest.intervals import (
 from bach.honest.records import read_images
 from bach.honest.splits import ALWAYS_TRAIN, join_folds, read_folds
 from bach.scores import ACCURACIES
-from bach.toy import dataset
+from bach.toy.dataset import Recipe, make_data_set
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -338,7 +338,7 @@ def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
 def paint(folder: Path) -> tuple[Path, Path]:
     """A small trial data set and its folds, for --quick."""
     painted, table = folder / "toy", folder / "folds.csv"
-    dataset.make_data_set(painted, patients=4, images=4, test_images=0, slides=0, test_slides=0)
+    make_data_set(painted, Recipe(patients=4, images=4, test_images=0, slides=0, test_slides=0))
     words = ["make", "--data-dir", str(painted), "--folds", "2", "--part", "a"]
     folds.main([*words, "--patients", str(painted / "patients.csv"), "--out", str(table)])
     return painted, table

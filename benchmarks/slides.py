@@ -65,7 +65,7 @@ from bach.patches import DENSE_STEP_UM, NETWORK_SIZE, grid_shape
 from bach.slides import Slide
 from bach.tissue import slide_maps
 from bach.toy import painter
-from bach.toy.dataset import SLIDE_MPP, write_slide
+from bach.toy.aperio import SLIDE_MPP, TILE, write_bands
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 2048  # level-0 px, painted at half of that
@@ -75,7 +75,7 @@ PARTS = ("speed", "linearity", "memory")
 CELL_MM2 = (DENSE_STEP_UM / 1000) ** 2
 
 
-def make_slide(path: Path, width: int, height: int, compression: str) -> None:
+def make_slide(path: Path, width: int, height: int) -> None:
     """Write a slide with an oval of painted tissue, unless it is there."""
     if path.exists():
         return
@@ -96,20 +96,20 @@ def make_slide(path: Path, width: int, height: int, compression: str) -> None:
     inside = inside < radius**2
     which = rng.integers(0, BLOCKS, (shape[0] // 8 + 1, shape[1] // 8 + 1))
 
-    def pixels(x: int, y: int, w: int, h: int) -> np.ndarray:
-        """A band of one row of tiles, as `write_slide` asks for it."""
-        band = np.empty((h, w, 3), np.uint8)
+    def paint_band(y: int) -> np.ndarray:
+        """One row of tiles."""
+        band = np.empty((min(TILE, height - y), width, 3), np.uint8)
         top = y % BLOCK
-        for left in range(0, w, 256):
+        for left in range(0, width, TILE):
             source = glass
-            if inside[y // 256, left // 256]:
+            if inside[y // TILE, left // TILE]:
                 source = blocks[which[y // BLOCK, left // BLOCK]]
-            part = band[:, left : left + 256]
-            part[:] = source[top : top + h, left % BLOCK : left % BLOCK + part.shape[1]]
+            part = band[:, left : left + TILE]
+            part[:] = source[top : top + len(band), left % BLOCK : left % BLOCK + part.shape[1]]
         return band
 
     with step(path.name) as notes:
-        write_slide(path, pixels, size=(width, height), compression=compression)
+        write_bands(path, map(paint_band, range(0, height, TILE)), (width, height))
         notes.append(f"{width}x{height} px, {path.stat().st_size / 1e9:.1f} GB")
 
 
@@ -193,7 +193,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, default=None, help="of the large slide, px")
     parser.add_argument("--small-size", type=int, nargs=2, default=None, help="of the small one")
     parser.add_argument("--areas", type=float, nargs="+", default=None, help="mm2, for linearity")
-    parser.add_argument("--compression", default="deflate", choices=("deflate", "jpeg"))
     parser.add_argument("--sample", type=int, default=192, help="patches of the grid to time")
     parser.add_argument("--every", type=int, default=4, help="regions of the bare pass: every n-th")
     parser.add_argument("--batch-size", type=int, default=32, help="patches a batch of the grid")
@@ -333,8 +332,8 @@ def main(argv: list[str] | None = None) -> None:
     args.dir.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, size in (("large", args.size), ("small", args.small_size)):
-        paths[name] = args.dir / f"{name}_{size[0]}x{size[1]}_{args.compression}.svs"
-        make_slide(paths[name], *size, args.compression)
+        paths[name] = args.dir / f"{name}_{size[0]}x{size[1]}.svs"
+        make_slide(paths[name], *size)
     backend.start(1, 0, args.precision)
     model = build_model(args.backbone, "none")
     file = args.dir / f"{args.backbone}.keras"

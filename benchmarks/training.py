@@ -53,7 +53,7 @@ from bach.network import backend, training
 from bach.network.augment import Augmentation
 from bach.network.batches import Batches, PatchStore, cut_photos
 from bach.network.patch_network import build_model
-from bach.toy import dataset
+from bach.toy.dataset import Recipe, make_data_set
 
 
 class Clock(keras.callbacks.Callback):
@@ -167,9 +167,8 @@ class Worker:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict:
     """All figures, as the last line of output holds them."""
-    dataset.make_data_set(
-        folder / "data", patients=4, images=args.photos, test_images=0, slides=0, test_slides=0
-    )
+    recipe = Recipe(patients=4, images=args.photos, test_images=0, slides=0, test_slides=0)
+    make_data_set(folder / "data", recipe)
     images = data.list_images(folder / "data", "A")
     seconds = collections.defaultdict(list)
     for _ in range(args.rounds):

@@ -15,16 +15,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 def toy(tmp_path_factory):
     """A small trial data set with folds: 24 photos of 6 patients, 2 + 1 slides."""
     from bach import folds
-    from bach.toy.dataset import make_data_set
+    from bach.toy.dataset import Recipe, make_data_set
 
     path = tmp_path_factory.mktemp("toy") / "data"
-    make_data_set(
-        path, patients=6, images=6, test_images=2, slides=2, test_slides=1,
-        slide_size=(4800, 3200), workers=2,
-    )  # fmt: skip
+    recipe = Recipe(patients=6, images=6, test_images=2, slides=2, slide_size=(4800, 3200))
+    make_data_set(path, recipe, workers=2)
     make = ["make", "--data-dir", str(path), "--folds"]
-    folds.main([*make, "3", "--part", "a", "--patients", f"{path}/patients.csv",
-                "--out", f"{path}/part_a.csv"])  # fmt: skip
+    patients = ["--patients", f"{path}/patients.csv"]
+    folds.main([*make, "3", "--part", "a", *patients, "--out", f"{path}/part_a.csv"])
     folds.main([*make, "2", "--part", "b", "--out", f"{path}/part_b.csv"])
     return path
 
@@ -34,12 +32,13 @@ def photos(tmp_path_factory):
     """32 tiny photos of 8 patients, two of them unknown, and 8 test photos."""
     import pandas as pd
 
-    from bach.toy.dataset import make_data_set
+    from bach.toy.dataset import Recipe, make_data_set
 
     path = tmp_path_factory.mktemp("photos") / "data"
-    make_data_set(
-        path, patients=8, images=8, test_images=2, slides=0, test_slides=0, photo_size=(160, 120)
+    recipe = Recipe(
+        patients=8, images=8, test_images=2, slides=0, test_slides=0, photo_size=(160, 120)
     )
+    make_data_set(path, recipe)
     patients = pd.read_csv(path / "patients.csv")
     patients.loc[patients["patient"].isin(["T01", "T06"]), "patient"] = ""
     patients.to_csv(path / "patients.csv", index=False)

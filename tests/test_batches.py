@@ -17,7 +17,7 @@ from bach.network.batches import (
     take_rows,
 )
 from bach.patches import View, photo_patches
-from bach.toy.dataset import write_slide
+from bach.toy.aperio import write_slide
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_every_kind_of_problem_is_listed(photos, capsys):
 
 
 def test_slides_without_scale_and_bad_annotations_are_problems(toy, tmp_path):
-    from bach.toy.dataset import write_slide
+    from bach.toy.aperio import write_slide
 
     folder = tmp_path / data.TRAIN_FOLDER / "WSI"
     folder.mkdir(parents=True)

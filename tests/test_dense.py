@@ -11,7 +11,7 @@ from bach.network.patch_network import build_model
 from bach.network.predict import predict_slide
 from bach.patches import NETWORK_MPP, View
 from bach.slides import Slide
-from bach.toy.dataset import write_slide
+from bach.toy.aperio import write_slide
 
 
 @pytest.fixture(scope="module")

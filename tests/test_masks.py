@@ -7,7 +7,7 @@ import pytest
 from bach.core.errors import InputError
 from bach.slides import Slide
 from bach.tissue import map_downsample, slide_maps
-from bach.toy.dataset import write_slide
+from bach.toy.aperio import write_slide
 
 
 def test_maps_have_16_level_0_pixels_a_pixel_on_the_challenges_slides():

@@ -18,13 +18,14 @@ import mine_hard_examples
 import train_final
 import train_part_a
 from bach import calibration, submission
+from bach.annotations import Region
 from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.honest.seen import check_unseen
 from bach.labels import read_class_map
 from bach.network.patch_network import load_model
 from bach.scores import part_b_score
-from bach.toy.dataset import write_annotation_xml, write_slide
+from bach.toy.aperio import write_annotation_xml, write_slide
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +337,7 @@ def test_an_invasive_square_in_the_far_corner_stays_in_place(red_model, tmp_path
     ]
     write_annotation_xml(
         tmp_path / "corner.xml",
-        [{"label": 3, "points": np.array(square, float), "is_hole": False}],
+        [Region(3, np.array(square, float))],
         0.467,
         "text",
     )

@@ -7,7 +7,7 @@ import tifffile
 
 from bach.core.errors import InputError
 from bach.slides import Slide
-from bach.toy.dataset import write_slide
+from bach.toy.aperio import write_slide
 
 
 @pytest.fixture(scope="module")

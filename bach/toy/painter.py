@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.random import Generator
+
+from bach.classes import BENIGN, CLASSES, INSITU, INVASIVE, NORMAL
 
 # Optical density of the stains in red, green, blue. Source: Ruifrok & Johnston
 # 2001 for hematoxylin; eosin is theirs with more blue absorbed, which is the
@@ -29,6 +32,7 @@ _EOSIN = (0.09, 0.92, 0.38)
 
 _SHIFT = 4  # cv2 draws polygons on a grid of 1/16 px
 _COARSE_UM = 4.0  # px of fields that only choose where things stand
+_GLASS = len(CLASSES)  # labels from here on are no tissue
 
 
 class Look(NamedTuple):
@@ -55,7 +59,7 @@ class Look(NamedTuple):
     nucleus: float
 
 
-def make_look(rng: np.random.Generator, strength: float = 1.0) -> Look:
+def make_look(rng: Generator, strength: float = 1.0) -> Look:
     """Draw the look of a patient.
 
     Args:
@@ -87,7 +91,7 @@ def make_look(rng: np.random.Generator, strength: float = 1.0) -> Look:
 
 
 def paint_tissue(
-    rng: np.random.Generator,
+    rng: Generator,
     label: int | np.ndarray,
     width: int,
     height: int,
@@ -135,7 +139,7 @@ def paint_tissue(
     return canvas.stain(rng, look)
 
 
-def blob(rng: np.random.Generator, radius: float, wobble: float, points: int = 96) -> np.ndarray:
+def blob(rng: Generator, radius: float, wobble: float, points: int = 96) -> np.ndarray:
     """Draw a closed, smooth, irregular outline around (0, 0).
 
     Args:
@@ -153,7 +157,7 @@ def blob(rng: np.random.Generator, radius: float, wobble: float, points: int = 9
 
 
 def smooth_noise(
-    rng: np.random.Generator, width: int, height: int, cell_x: float, cell_y: float
+    rng: Generator, width: int, height: int, cell_x: float, cell_y: float
 ) -> np.ndarray:
     """Draw a random field that varies over a given length.
 
@@ -192,12 +196,14 @@ def _label_map(label: int | np.ndarray, width: int, height: int) -> np.ndarray:
             f"label must be a class or a map of shape {(height, width)}. "
             f"Received: label.shape={labels.shape}"
         )
-    if labels.min() < 0 or labels.max() > 3:
-        raise ValueError(f"Labels must lie in 0..3. Received: {np.unique(labels)[:10]}")
+    if labels.min() < 0 or labels.max() >= len(CLASSES):
+        raise ValueError(
+            f"Labels must lie in 0..{len(CLASSES) - 1}. Received: {np.unique(labels)[:10]}."
+        )
     return labels.astype(np.uint8)
 
 
-def _radii(rng: np.random.Generator, angle: np.ndarray, wobble: float) -> np.ndarray:
+def _radii(rng: Generator, angle: np.ndarray, wobble: float) -> np.ndarray:
     """Radius by angle of an irregular outline, mean 1: a short Fourier series."""
     radii = np.ones_like(angle)
     for k in range(2, 7):
@@ -206,7 +212,7 @@ def _radii(rng: np.random.Generator, angle: np.ndarray, wobble: float) -> np.nda
 
 
 def _hex_points(
-    rng: np.random.Generator, width: float, height: float, spacing: float, jitter: float
+    rng: Generator, width: float, height: float, spacing: float, jitter: float
 ) -> np.ndarray:
     """Points in rows about `spacing` apart, each moved by `jitter` of it: (n, 2)."""
     rows = np.arange(-spacing, height + spacing, spacing * 0.87)
@@ -218,7 +224,7 @@ def _hex_points(
 
 
 def _nuclei(
-    rng: np.random.Generator,
+    rng: Generator,
     points: np.ndarray,
     size: float,
     *,
@@ -247,15 +253,10 @@ def _nuclei(
     stretch = np.sqrt(np.clip(ratio * np.exp(0.12 * rng.standard_normal(n)), 1, None))
     if angle is None:
         angle = rng.uniform(0, np.pi, n)
-    return np.stack(
-        [
-            points[:, 0], points[:, 1], radius * stretch, radius / stretch,
-            angle + 0.15 * rng.standard_normal(n),
-            np.clip(dark + 0.09 * rng.standard_normal(n), 0.3, 1),
-            np.full(n, irregular), np.full(n, vesicular),
-        ],
-        axis=1,
-    )  # fmt: skip
+    direction = angle + 0.15 * rng.standard_normal(n)
+    depth = np.clip(dark + 0.09 * rng.standard_normal(n), 0.3, 1)
+    same = np.full((n, 2), (irregular, vesicular))
+    return np.column_stack([points, radius * stretch, radius / stretch, direction, depth, same])
 
 
 class _Canvas:
@@ -270,36 +271,40 @@ class _Canvas:
         nucleus: uint8, hematoxylin of nuclei.
     """
 
-    def __init__(self, rng, labels: np.ndarray, mpp: float, tissue: np.ndarray | None):
+    def __init__(self, rng: Generator, labels: np.ndarray, mpp: float, tissue: np.ndarray | None):
         self.rows, self.cols = labels.shape
         self.mpp = mpp
         self.width, self.height = self.cols * mpp, self.rows * mpp
         self.labels, self.tissue = labels, tissue
-        for name in ("cell", "rim", "open", "pink", "nucleus"):
-            setattr(self, name, np.zeros(labels.shape, np.uint8))
+        self.cell, self.rim, self.open, self.pink, self.nucleus = (
+            np.zeros(labels.shape, np.uint8) for _ in range(5)
+        )
         self._make_fibre_course(rng)
         # Per class and picture, 0..1: how far it goes towards the next class.
-        self.grade = rng.uniform(0, 1, 4)
+        self.grade = rng.uniform(0, 1, len(CLASSES))
 
-    def _make_fibre_course(self, rng) -> None:
+    def _make_fibre_course(self, rng: Generator) -> None:
         """Coordinates along and across the fibres, on a coarse grid, in um."""
         self.coarse = max(_COARSE_UM, self.mpp)
         h, w = int(self.height / self.coarse) + 2, int(self.width / self.coarse) + 2
+        self.coarse_shape = (h, w)
         theta = rng.uniform(0, np.pi)
-        bend = rng.uniform(10, 38) * self._noise(rng, w, h, 210)
-        bend += 5 * self._noise(rng, w, h, 60)
+        bend = rng.uniform(10, 38) * self.noise(rng, 210)
+        bend += 5 * self.noise(rng, 60)
         y, x = (np.mgrid[0:h, 0:w].astype(np.float32) + 0.5) * self.coarse
         self.along = (x * np.cos(theta) + y * np.sin(theta)).astype(np.float32)
         self.across = (y * np.cos(theta) - x * np.sin(theta) + bend).astype(np.float32)
         d_y, d_x = np.gradient(self.across, self.coarse)
         self.direction = np.arctan2(-d_x, d_y)
 
-    def streaks(self, rng, along: float, across: float, coarse: bool = False) -> np.ndarray:
+    def streaks(
+        self, rng: Generator, along: float, across: float, coarse: bool = False
+    ) -> np.ndarray:
         """Noise drawn out along the fibres, in um; (rows, cols) or the coarse grid."""
         side = 512
         step = min(along, across) / 3.0
         noise = smooth_noise(rng, side, side, along / step, across / step)
-        shape = self.along.shape if coarse else (self.rows, self.cols)
+        shape = self.coarse_shape if coarse else (self.rows, self.cols)
         offset = rng.uniform(0, side, 2)
         u, v = (
             (self.to_full(field) if not coarse else field) / step + at
@@ -318,17 +323,14 @@ class _Canvas:
         full = cv2.resize(field.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
         return full[: self.rows, : self.cols]
 
-    def noise(self, rng, cell: float) -> np.ndarray:
+    def noise(self, rng: Generator, cell: float) -> np.ndarray:
         """Smooth noise over `cell` um, on the coarse grid."""
-        h, w = self.along.shape
-        return self._noise(rng, w, h, cell)
-
-    def _noise(self, rng, w: int, h: int, cell: float) -> np.ndarray:
+        h, w = self.coarse_shape
         return smooth_noise(rng, w, h, cell / self.coarse, cell / self.coarse)
 
     def near(self, label: int, distance: float) -> np.ndarray:
         """Share of a class within about `distance` um, on the coarse grid."""
-        h, w = self.along.shape
+        h, w = self.coarse_shape
         mask = cv2.resize((self.labels == label).astype(np.float32), (w, h))
         return cv2.GaussianBlur(mask, (0, 0), distance / self.coarse)
 
@@ -346,42 +348,44 @@ class _Canvas:
             labels = np.where(self.at(self.tissue, points) > 0.5, labels, 255)
         return labels
 
-    def fill(self, name: str, polygon: np.ndarray, value: int) -> None:
+    def fill(self, layer: np.ndarray, polygon: np.ndarray, value: int) -> None:
         """Fill an (n, 2) polygon in um on one of the maps."""
-        cv2.fillPoly(getattr(self, name), [self._px(polygon)], value, cv2.LINE_AA, _SHIFT)
+        cv2.fillPoly(layer, [self._px(polygon)], value, cv2.LINE_AA, _SHIFT)
 
-    def line(self, name: str, polygon: np.ndarray, thickness: float, value: int) -> None:
-        """Draw the closed outline of an (n, 2) polygon, `thickness` in um."""
+    def line(self, layer: np.ndarray, polygon: np.ndarray, thickness: float, value: int) -> None:
+        """Draw the closed outline of an (n, 2) polygon on one of the maps, `thickness` in um."""
         px = max(1, round(thickness / self.mpp))
-        lines = [self._px(polygon)]
-        cv2.polylines(getattr(self, name), lines, True, value, px, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(layer, [self._px(polygon)], True, value, px, cv2.LINE_AA, _SHIFT)
 
     def _px(self, polygon: np.ndarray) -> np.ndarray:
         return np.round((polygon / self.mpp - 0.5) * (1 << _SHIFT)).astype(np.int32)
 
-    def draw_nuclei(self, rng, table: np.ndarray, scale: float) -> None:
+    def draw_nuclei(self, rng: Generator, table: np.ndarray, scale: float) -> None:
         """Draw all nuclei of a table made of `_nuclei` rows."""
+        n = len(table)
+        place = table[:, None, 0:2]
+        long, short, angle, dark, irregular, vesicular = table.T[2:, :, None]
         turn = np.arange(12) * (np.pi / 6)
-        reach = 1 + table[:, 6:7] * rng.standard_normal((len(table), 12)) * 1.5
-        x = reach * np.cos(turn) * table[:, 2:3] * scale
-        y = reach * np.sin(turn) * table[:, 3:4] * scale
-        cos, sin = np.cos(table[:, 4:5]), np.sin(table[:, 4:5])
+        reach = 1 + irregular * rng.standard_normal((n, 12)) * 1.5
+        x = reach * np.cos(turn) * long * scale
+        y = reach * np.sin(turn) * short * scale
+        cos, sin = np.cos(angle), np.sin(angle)
         shape = np.stack([x * cos - y * sin, x * sin + y * cos], axis=2)
-        outer = self._px(shape + table[:, None, 0:2])
-        inner = self._px(0.68 * shape + table[:, None, 0:2])
-        drift = 0.35 * rng.uniform(-1, 1, (len(table), 1, 2)) * table[:, None, 3:4]
-        nucleolus = self._px(0.22 * shape + table[:, None, 0:2] + drift)
-        value = np.round(255 * table[:, 5]).astype(int)
-        pale = np.round(255 * table[:, 5] * (1 - 0.4 * table[:, 7])).astype(int)
-        hollow = table[:, 7] > 0.15
+        outer = self._px(shape + place)
+        inner = self._px(0.68 * shape + place)
+        drift = 0.35 * rng.uniform(-1, 1, (n, 1, 2)) * short[:, None]
+        nucleolus = self._px(0.22 * shape + place + drift)
+        value = np.round(255 * dark[:, 0]).astype(int)
+        pale = np.round(255 * dark[:, 0] * (1 - 0.4 * vesicular[:, 0])).astype(int)
+        hollow = vesicular[:, 0] > 0.15
         image = self.nucleus
-        for i in range(len(table)):
+        for i in range(n):
             cv2.fillPoly(image, [outer[i]], int(value[i]), cv2.LINE_AA, _SHIFT)
             if hollow[i]:
                 cv2.fillPoly(image, [inner[i]], int(pale[i]), cv2.LINE_AA, _SHIFT)
                 cv2.fillPoly(image, [nucleolus[i]], int(value[i]), cv2.LINE_AA, _SHIFT)
 
-    def stain(self, rng, look: Look) -> np.ndarray:
+    def stain(self, rng: Generator, look: Look) -> np.ndarray:
         """Turn the maps into uint8 RGB by way of optical density."""
         fine = max(1.2 / self.mpp, 1.0)
         grain = smooth_noise(rng, self.cols, self.rows, fine, fine)
@@ -390,11 +394,11 @@ class _Canvas:
         loose = self.to_full(self.noise(rng, 130))
         depth = self.to_full(1 + 0.07 * self.noise(rng, 260))
         cell, rim, gap, pink, nucleus = (
-            getattr(self, name).astype(np.float32) / 255
-            for name in ("cell", "rim", "open", "pink", "nucleus")
+            layer.astype(np.float32) / 255
+            for layer in (self.cell, self.rim, self.open, self.pink, self.nucleus)
         )
         # Tumour calls up dense stroma; around normal ducts it is loose.
-        dense = self.to_full(self.near(3, 30))
+        dense = self.to_full(self.near(INVASIVE, 30))
         stroma = np.clip(0.50 + 0.05 * dense + 0.11 * fibre + 0.07 * loose, 0.03, 1.15)
         cleft = np.clip((-fibre - 1.45 - 0.6 * loose) * 1.3, 0, 0.85)
         stroma *= 1 - cleft
@@ -408,7 +412,7 @@ class _Canvas:
             depth *= self.tissue
         eosin = np.clip(eosin, 0, None) * depth * (1.05 * look.e_strength)
         blue = np.clip(blue, 0, None) * depth * (1.25 * look.h_strength)
-        rgb = np.empty((self.rows, self.cols, 3), np.float32)
+        rgb: np.ndarray = np.empty((self.rows, self.cols, 3), np.float32)
         for channel in range(3):
             density = blue * look.hematoxylin[channel] + eosin * look.eosin[channel]
             rgb[..., channel] = look.glass[channel] * np.exp(-density)
@@ -420,30 +424,30 @@ class _Canvas:
         return np.clip(rgb + 0.5, 0, 255).astype(np.uint8)
 
 
-def _draw_fat(rng: np.random.Generator, canvas: _Canvas) -> None:
+def _draw_fat(rng: Generator, canvas: _Canvas) -> None:
     """Fat: near-white vacuoles of 40-90 um, thin walls; most of it in normal tissue."""
     share = np.array([rng.choice([0.0, 0.25, 0.5], p=[0.35, 0.4, 0.25]), 0.06, 0.05, 0.05])
     share[1:] *= rng.uniform(0, 2, 3)
     field = canvas.noise(rng, 220)
     points = _hex_points(rng, canvas.width, canvas.height, 62, 0.12)
     labels = canvas.label_at(points)
-    limit = np.quantile(field, 1 - np.append(share, 0))[np.minimum(labels, 4)]
-    for point in points[(canvas.at(field, points) > limit) & (labels < 4)]:
+    limit = np.quantile(field, 1 - np.append(share, 0))[np.minimum(labels, _GLASS)]
+    for point in points[(canvas.at(field, points) > limit) & (labels < _GLASS)]:
         polygon = point + blob(rng, rng.uniform(25, 34), 0.1, 40)
-        canvas.fill("open", polygon, 255)
-        canvas.fill("rim", polygon, 0)
-        canvas.line("rim", polygon, 1.5, 190)
+        canvas.fill(canvas.open, polygon, 255)
+        canvas.fill(canvas.rim, polygon, 0)
+        canvas.line(canvas.rim, polygon, 1.5, 190)
 
 
-def _draw_nests(rng: np.random.Generator, canvas: _Canvas) -> np.ndarray:
+def _draw_nests(rng: Generator, canvas: _Canvas) -> np.ndarray:
     """Invasive carcinoma: nests and cords without an outline. Returns the nuclei."""
-    if not (canvas.labels == 3).any():
+    if not (canvas.labels == INVASIVE).any():
         return np.empty((0, 8))
-    grade = canvas.grade[3]
+    grade = canvas.grade[INVASIVE]
     across = rng.uniform(22, 55)
     field = canvas.streaks(rng, across * rng.uniform(1.2, 4), across, coarse=True)
     field += 0.5 * canvas.noise(rng, 170)
-    near = canvas.near(3, 12)
+    near = canvas.near(INVASIVE, 12)
     # Of the region, not of the picture: it may lie where the field is low.
     limit = np.quantile(field[near > 0.5 * near.max()], 1 - (0.08 + 0.47 * rng.random() ** 1.4))
     soft = canvas.to_full(np.clip((field - limit) * 3 + 0.5, 0, 1) * near)
@@ -453,12 +457,18 @@ def _draw_nests(rng: np.random.Generator, canvas: _Canvas) -> np.ndarray:
     at = canvas.at(field, points)
     # Single cells stray from the nests; some of the grid stays empty.
     chosen = np.where(at > limit, rng.random(len(points)) < 0.9, rng.random(len(points)) < 0.035)
-    chosen &= canvas.label_at(points + rng.normal(0, 14, points.shape)) == 3
+    chosen &= canvas.label_at(points + rng.normal(0, 14, points.shape)) == INVASIVE
     chosen &= canvas.at(canvas.open, points) < 70
     return _nuclei(
-        rng, points[chosen], 3.0 + 1.1 * grade, spread=0.2, ratio=1.35, dark=0.78,
-        irregular=0.06 + 0.05 * grade, vesicular=rng.uniform(0, 0.8),
-    )  # fmt: skip
+        rng,
+        points[chosen],
+        3.0 + 1.1 * grade,
+        spread=0.2,
+        ratio=1.35,
+        dark=0.78,
+        irregular=0.06 + 0.05 * grade,
+        vesicular=rng.uniform(0, 0.8),
+    )
 
 
 class _Duct(NamedTuple):
@@ -493,33 +503,35 @@ class _Duct(NamedTuple):
         return np.hypot(local[:, 0], local[:, 1]) / self.reach[index]
 
 
-def _make_duct(rng, x: float, y: float, radius: float, wobble: float, stretch: float) -> _Duct:
+def _make_duct(
+    rng: Generator, x: float, y: float, radius: float, wobble: float, stretch: float
+) -> _Duct:
     angle = np.arange(96) * (2 * np.pi / 96)
     reach = radius * _radii(rng, angle, wobble)
     return _Duct(x, y, reach, stretch, rng.uniform(0, np.pi))
 
 
-def _draw_ducts(rng: np.random.Generator, canvas: _Canvas) -> list[np.ndarray]:
+def _draw_ducts(rng: Generator, canvas: _Canvas) -> list[np.ndarray]:
     """Place and draw the ducts of all classes. Returns tables of nuclei."""
     ducts: list[tuple[str, _Duct]] = []
     area = canvas.width * canvas.height / 1e6  # mm2
     grade = canvas.grade
     # Kind, class, number a mm2, radius from, to (um).
     plan = [
-        ("lobule", 0, 1.0 + 5.0 * grade[0], 60, 115),
-        ("open", 0, 1.0 + 8.0 * grade[0] ** 2, 25, 60),
-        ("thick", 0, 2.0 * grade[0] ** 3, 40, 70),
-        ("open", 1, rng.uniform(5, 22), 32, rng.uniform(60, 110)),
-        ("thick", 1, 13 * grade[1] ** 2, 42, 95),
-        ("lobule", 1, 5.0 * rng.random() ** 2, 60, 115),
-        ("filled", 2, rng.uniform(3.5, 13), 40, rng.uniform(80, 140)),
-        ("open", 2, 10 * rng.random() ** 2, 30, 90),
-        ("thick", 2, 8 * (1 - grade[2]) ** 2, 42, 95),
-        ("filled", 3, 5 * (1 - grade[3]) ** 2, 40, 80),
-        ("open", 3, 5 * rng.random() ** 2, 28, 80),
-        ("thick", 3, 3 * rng.random() ** 2, 40, 80),
+        ("lobule", NORMAL, 1.0 + 5.0 * grade[NORMAL], 60, 115),
+        ("open", NORMAL, 1.0 + 8.0 * grade[NORMAL] ** 2, 25, 60),
+        ("thick", NORMAL, 2.0 * grade[NORMAL] ** 3, 40, 70),
+        ("open", BENIGN, rng.uniform(5, 22), 32, rng.uniform(60, 110)),
+        ("thick", BENIGN, 13 * grade[BENIGN] ** 2, 42, 95),
+        ("lobule", BENIGN, 5.0 * rng.random() ** 2, 60, 115),
+        ("filled", INSITU, rng.uniform(3.5, 13), 40, rng.uniform(80, 140)),
+        ("open", INSITU, 10 * rng.random() ** 2, 30, 90),
+        ("thick", INSITU, 8 * (1 - grade[INSITU]) ** 2, 42, 95),
+        ("filled", INVASIVE, 5 * (1 - grade[INVASIVE]) ** 2, 40, 80),
+        ("open", INVASIVE, 5 * rng.random() ** 2, 28, 80),
+        ("thick", INVASIVE, 3 * rng.random() ** 2, 40, 80),
     ]
-    plan += [("vessel", label, 3.0, 10, 24) for label in range(4)]
+    plan += [("vessel", label, 3.0, 10, 24) for label in range(len(CLASSES))]
     spots = np.empty((0, 3))
     points = rng.uniform(0, 1, (int(900 * area) + 400, 2)) * (canvas.width, canvas.height)
     labels = canvas.label_at(points)
@@ -527,7 +539,7 @@ def _draw_ducts(rng: np.random.Generator, canvas: _Canvas) -> list[np.ndarray]:
         mine = points[labels == label]
         covered = area * len(mine) / len(points)
         wanted = rng.poisson(density * covered)
-        if (kind, label) in (("open", 1), ("filled", 2)) and covered > 0:
+        if (kind, label) in (("open", BENIGN), ("filled", INSITU)) and covered > 0:
             # Without a single one of these it would not be that class at all.
             wanted = max(wanted, 1 + round(4 * covered))
         for x, y in mine[rng.permutation(len(mine))[: 12 * wanted]]:
@@ -549,7 +561,7 @@ def _draw_ducts(rng: np.random.Generator, canvas: _Canvas) -> list[np.ndarray]:
     return tables or [np.empty((0, 8))]
 
 
-def _ring_nuclei(rng, duct: _Duct, depth: float, spacing: float, **kind) -> np.ndarray:
+def _ring_nuclei(rng: Generator, duct: _Duct, depth: float, spacing: float, **kind) -> np.ndarray:
     """Nuclei in a row along the outline, `depth` um inside it.
 
     With `upright=True` they stand across the row, as columnar cells do.
@@ -567,23 +579,23 @@ def _ring_nuclei(rng, duct: _Duct, depth: float, spacing: float, **kind) -> np.n
     return _nuclei(rng, points + rng.normal(0, 0.5, points.shape), angle=angle, **kind)
 
 
-def _draw_wall(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
+def _draw_wall(rng: Generator, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
     """A whole outline: basement membrane, cells within, flat myoepithelium."""
-    canvas.fill("open", duct.outline(-3), 0)
-    canvas.fill("pink", duct.outline(-3), 0)
-    canvas.line("rim", duct.outline(-1.5), 4.0, 200)
-    canvas.fill("rim", duct.outline(), 0)
-    canvas.fill("cell", duct.outline(), 205)
+    canvas.fill(canvas.open, duct.outline(-3), 0)
+    canvas.fill(canvas.pink, duct.outline(-3), 0)
+    canvas.line(canvas.rim, duct.outline(-1.5), 4.0, 200)
+    canvas.fill(canvas.rim, duct.outline(), 0)
+    canvas.fill(canvas.cell, duct.outline(), 205)
     return [_ring_nuclei(rng, duct, 2.2, 15, size=2.2, ratio=2.4, dark=0.9)]
 
 
-def _draw_lumen(rng, canvas: _Canvas, polygon: np.ndarray) -> None:
-    canvas.fill("open", polygon, 245)
+def _draw_lumen(rng: Generator, canvas: _Canvas, polygon: np.ndarray) -> None:
+    canvas.fill(canvas.open, polygon, 245)
     if rng.random() < 0.25:
-        canvas.fill("pink", 0.8 * (polygon - polygon.mean(0)) + polygon.mean(0), 90)
+        canvas.fill(canvas.pink, 0.8 * (polygon - polygon.mean(0)) + polygon.mean(0), 90)
 
 
-def _draw_open(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
+def _draw_open(rng: Generator, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
     """An open duct: two tidy layers around a lumen."""
     tables = _draw_wall(rng, canvas, duct)
     _draw_lumen(rng, canvas, duct.outline(rng.uniform(14, 18)))
@@ -591,7 +603,7 @@ def _draw_open(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
     return tables
 
 
-def _draw_thick(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
+def _draw_thick(rng: Generator, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
     """Hyperplasia: a few uneven layers, the lumen narrowed to a slit."""
     tables = _draw_wall(rng, canvas, duct)
     radius = float(duct.reach.mean())
@@ -602,7 +614,7 @@ def _draw_thick(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
     return [*tables, _nuclei(rng, points[inside], 3.0, ratio=1.4, dark=0.8)]
 
 
-def _points_within(rng, duct: _Duct, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+def _points_within(rng: Generator, duct: _Duct, spacing: float) -> tuple[np.ndarray, np.ndarray]:
     """Crowded points about a duct, and their share of its radius."""
     side = 2 * duct.size() + 20
     points = _hex_points(rng, side, side, spacing, 0.33)
@@ -610,17 +622,17 @@ def _points_within(rng, duct: _Duct, spacing: float) -> tuple[np.ndarray, np.nda
     return points, duct.depth_share(points)
 
 
-def _draw_filled(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
+def _draw_filled(rng: Generator, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
     """Carcinoma in situ: the duct filled, solid, cribriform or with necrosis."""
     tables = _draw_wall(rng, canvas, duct)
-    grade = canvas.grade[2]
+    grade = canvas.grade[INSITU]
     points, share = _points_within(rng, duct, rng.uniform(9, 11.5))
     inside = share < 1 - 5.5 / float(duct.reach.mean())
     pattern = rng.choice(["solid", "cribriform", "necrosis"], p=[0.45, 0.3, 0.25])
     if pattern == "necrosis" and duct.reach.mean() > 45:
         core = rng.uniform(0.3, 0.5)
-        canvas.fill("open", duct.outline(share=core + 0.06), 130)
-        canvas.fill("pink", duct.outline(share=core), 150)
+        canvas.fill(canvas.open, duct.outline(share=core + 0.06), 130)
+        canvas.fill(canvas.pink, duct.outline(share=core), 150)
         inside &= share > core
         debris = points[(share < core) & (rng.random(len(points)) < 0.3)]
         tables.append(_nuclei(rng, debris, 1.3, spread=0.4, dark=0.9))
@@ -628,18 +640,24 @@ def _draw_filled(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
         holes, depth = _points_within(rng, duct, rng.uniform(36, 50))
         for hole in holes[depth < 0.68]:
             radius = rng.uniform(6, 13)
-            canvas.fill("open", hole + blob(rng, radius, 0.12, 32), 245)
+            canvas.fill(canvas.open, hole + blob(rng, radius, 0.12, 32), 245)
             inside &= np.hypot(*(points - hole).T) > radius + 3
     tables.append(
         _nuclei(
-            rng, points[inside], 3.2 + 1.0 * grade, spread=0.13, ratio=1.15, dark=0.8,
-            irregular=0.05, vesicular=0.6 * grade,
+            rng,
+            points[inside],
+            3.2 + 1.0 * grade,
+            spread=0.13,
+            ratio=1.15,
+            dark=0.8,
+            irregular=0.05,
+            vesicular=0.6 * grade,
         )
-    )  # fmt: skip
+    )
     return tables
 
 
-def _draw_lobule(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
+def _draw_lobule(rng: Generator, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
     """A lobule: acini of 15-25 um radius close together, lumens small or none."""
     tables = []
     points, share = _points_within(rng, duct, rng.uniform(46, 58))
@@ -647,19 +665,19 @@ def _draw_lobule(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
         acinus = _make_duct(rng, x, y, rng.uniform(15, 21), 0.14, rng.uniform(1, 1.3))
         tables += _draw_wall(rng, canvas, acinus)
         if rng.random() < 0.7:
-            canvas.fill("open", acinus.outline(rng.uniform(11.5, 14)), 235)
+            canvas.fill(canvas.open, acinus.outline(rng.uniform(11.5, 14)), 235)
         tables.append(_ring_nuclei(rng, acinus, 7.5, 7.6, size=2.8, ratio=1.2, dark=0.8))
     return tables
 
 
-def _draw_vessel(rng, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
+def _draw_vessel(rng: Generator, canvas: _Canvas, duct: _Duct) -> list[np.ndarray]:
     """A small vessel: thick pink wall, flat endothelium, some red cells."""
-    canvas.fill("open", duct.outline(-2), 0)
-    canvas.fill("cell", duct.outline(-4), 0)
-    canvas.line("rim", duct.outline(1), 4, 230)
-    canvas.fill("open", duct.outline(3), 245)
+    canvas.fill(canvas.open, duct.outline(-2), 0)
+    canvas.fill(canvas.cell, duct.outline(-4), 0)
+    canvas.line(canvas.rim, duct.outline(1), 4, 230)
+    canvas.fill(canvas.open, duct.outline(3), 245)
     if rng.random() < 0.6:
-        canvas.fill("pink", duct.outline(4.5), 245)
+        canvas.fill(canvas.pink, duct.outline(4.5), 245)
     return [_ring_nuclei(rng, duct, 1.5, 13, size=2.2, ratio=3.0, dark=0.85)]
 
 
@@ -675,10 +693,10 @@ _DRAW = {
 def _free(canvas: _Canvas, points: np.ndarray) -> np.ndarray:
     """Which of (n, 2) points lie in stroma."""
     taken = (canvas.at(canvas.cell, points) > 70) | (canvas.at(canvas.open, points) > 70)
-    return ~taken & (canvas.label_at(points) < 4)
+    return ~taken & (canvas.label_at(points) < _GLASS)
 
 
-def _stromal_nuclei(rng: np.random.Generator, canvas: _Canvas) -> np.ndarray:
+def _stromal_nuclei(rng: Generator, canvas: _Canvas) -> np.ndarray:
     """Fibroblasts: spindles along the fibres, even and sparse."""
     points = _hex_points(rng, canvas.width, canvas.height, rng.uniform(22, 38), 0.45)
     points = points[_free(canvas, points)]
@@ -686,12 +704,12 @@ def _stromal_nuclei(rng: np.random.Generator, canvas: _Canvas) -> np.ndarray:
     return _nuclei(rng, points, 2.1, spread=0.2, ratio=3.2, angle=angle, dark=0.72)
 
 
-def _lymphocytes(rng: np.random.Generator, canvas: _Canvas) -> np.ndarray:
+def _lymphocytes(rng: Generator, canvas: _Canvas) -> np.ndarray:
     """Small round dark nuclei in clusters: in every class, so they prove nothing."""
     field = canvas.noise(rng, 90)
     share = np.append(rng.uniform(0, 1, 4) ** 2 * (0.10, 0.15, 0.17, 0.15), 0)
     points = _hex_points(rng, canvas.width, canvas.height, 8.5, 0.4)
-    limit = np.quantile(field, 1 - share)[np.minimum(canvas.label_at(points), 4)]
+    limit = np.quantile(field, 1 - share)[np.minimum(canvas.label_at(points), _GLASS)]
     chosen = (canvas.at(field, points) > limit) & (rng.random(len(points)) < 0.7)
     points = points[chosen]
     return _nuclei(rng, points[_free(canvas, points)], 2.5, spread=0.08, ratio=1.05, dark=0.95)
