@@ -79,7 +79,7 @@ def test_beyond_the_edge_a_slide_is_white(path):
 
 def test_enlarging_a_smooth_picture_keeps_its_places(tmp_path):
     ramp = np.repeat(np.arange(0, 256, 4, np.uint8)[None, :, None], 64, axis=0).repeat(3, axis=2)
-    write_slide(tmp_path / "ramp.svs", np.ascontiguousarray(ramp), factors=(1,))
+    write_slide(tmp_path / "ramp.svs", np.ascontiguousarray(ramp))
     with Slide(tmp_path / "ramp.svs") as slide:
         seen = slide.read(10, 10, 20, 20, mpp=0.467 / 2)[0, :, 0].astype(float)
     expected = (10 + (np.arange(20) + 0.5) / 2 - 0.5) * 4
