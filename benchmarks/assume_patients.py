@@ -48,7 +48,7 @@ from bach.honest.splits import (
     read_patients,
     with_patients,
 )
-from bach.toy.dataset import make_data_set
+from bach.toy.dataset import Recipe, make_data_set
 
 # Points that must agree. On BACH three pairs have 36 or more, all of them seen to
 # overlap; of the 10,440 pairs whose patients are known none has more than 6.
@@ -383,15 +383,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(args)
     with tempfile.TemporaryDirectory() as folder:
         data_dir = f"{folder}/data"
-        make_data_set(
-            data_dir,
-            patients=8,
-            images=8,
-            test_images=2,
-            slides=0,
-            test_slides=0,
-            photo_size=(160, 120),
+        recipe = Recipe(
+            patients=8, images=8, test_images=2, slides=0, test_slides=0, photo_size=(160, 120)
         )
+        make_data_set(data_dir, recipe)
         small = dataclasses.replace(args, folds=2, seeds=1, trees=20, out=None)
         patients = f"{data_dir}/patients.csv"
         return run(dataclasses.replace(small, data_dir=data_dir, patients=patients, run_dir=folder))
