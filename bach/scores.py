@@ -32,6 +32,11 @@ def ratio(part: np.ndarray | int, whole: np.ndarray | int) -> np.ndarray:
     return np.divide(part, whole, out=out, where=whole != 0)
 
 
+def finite(value: np.ndarray | float) -> float | None:
+    """A figure as it goes into JSON: None where it is undefined."""
+    return float(value) if np.isfinite(value) else None
+
+
 # Part B
 
 
@@ -279,9 +284,9 @@ def part_a_metrics(truth: Sequence[int], predicted: Sequence[int]) -> dict:
     # What is neither true nor called, of what is not true.
     specificity = ratio(total - positives - called + hits, total - positives)
     return {
-        **{metric: _or_none(accuracy_from_counts(counts, metric)) for metric in ACCURACIES},
-        "sensitivity": dict(zip(CLASSES, map(_or_none, sensitivity), strict=True)),
-        "specificity": dict(zip(CLASSES, map(_or_none, specificity), strict=True)),
+        **{metric: finite(accuracy_from_counts(counts, metric)) for metric in ACCURACIES},
+        "sensitivity": dict(zip(CLASSES, map(finite, sensitivity), strict=True)),
+        "specificity": dict(zip(CLASSES, map(finite, specificity), strict=True)),
         "confusion": counts.tolist(),
         "images": int(total),
     }
@@ -290,7 +295,3 @@ def part_a_metrics(truth: Sequence[int], predicted: Sequence[int]) -> dict:
 def _flat(labels: Sequence[int]) -> np.ndarray:
     flat = np.asarray(labels).reshape(-1)
     return flat if flat.size else flat.astype(np.uint8)  # NumPy takes [] for floats
-
-
-def _or_none(value: np.ndarray) -> float | None:
-    return None if np.isnan(value) else float(value)

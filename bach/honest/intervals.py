@@ -12,7 +12,7 @@ import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.tables import image_key, patient_key
-from bach.scores import accuracy_from_counts, part_b_terms, ratio, score_from_terms
+from bach.scores import accuracy_from_counts, finite, part_b_terms, ratio, score_from_terms
 
 SAMPLES = 10_000
 LEVEL = 0.95
@@ -71,7 +71,7 @@ def bootstrap(
         raise ValueError(f"samples must be 1 or more. Received: samples={samples}.")
     count = len(units)
     result = {
-        "value": _number(statistic(units.sum(axis=0))),
+        "value": finite(statistic(units.sum(axis=0))),
         "low": None,
         "high": None,
         "level": level,
@@ -113,10 +113,6 @@ def _resample(
         weights = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
         parts.append(statistic(weights.astype(np.float64) @ units))
     return np.concatenate(parts)
-
-
-def _number(value: np.ndarray) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 # Part A
@@ -209,7 +205,7 @@ def accuracy_interval(
     """Interval of a Part A accuracy, with patients as units.
 
     Args:
-        table: A row an image: `image_id`, `label` (0..3), the four `prob_` columns
+        table: One row per image: `image_id`, `label` (0..3), the four `prob_` columns
             or `predicted` (0..3), and perhaps `patient`. An image whose patient is
             unknown is a unit of its own, which makes the interval narrower than it
             should be if some of these images do share a patient.
