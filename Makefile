@@ -1,8 +1,11 @@
-# make demo        the whole pipeline on trial data (10 to 15 minutes on two cores)
+# make demo        the whole pipeline on trial data (5 to 15 minutes on two cores)
 # make reproduce DATA=data/BACH ARGS="..."   the paper's run, its figures beside ours
-# make test        all tests
-# make lint        ruff
-# make bench       measurements behind the README's figures
+# make test        the quick tests (up to 6 minutes on two cores)
+# make test-all    all tests, the slow ones too
+# make lint        ruff, mypy, import-linter
+# make docs        the documentation, into site/
+# make figures     the figures of the documentation
+# make bench       measurements behind the figures of the documentation, quick and rough
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +13,7 @@ RUN := $(VENV)/bin/python
 DATA ?= data/BACH
 ARGS ?=
 
-.PHONY: demo reproduce test lint bench
+.PHONY: demo reproduce test test-all lint docs figures bench
 
 demo: $(VENV)/installed
 	$(RUN) -m bach.demo
@@ -20,18 +23,31 @@ reproduce: $(VENV)/installed
 	exec $(RUN) -m bach.reproduce --data-dir "$(DATA)" $(ARGS)
 
 test: $(VENV)/installed
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(VENV)/installed
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	PYTHONPATH=. $(VENV)/bin/lint-imports
+
+# The variable silences an advertisement of mkdocs-material.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo site/index.html
+
+figures: $(VENV)/installed
+	$(RUN) docs/figures.py
 
 # Not peer.py, which needs the peer's environment.
 bench: $(VENV)/installed
 	@for file in $(filter-out benchmarks/peer.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(RUN) $$file --quick || exit 1; done
 
 $(VENV)/installed: requirements.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     from bach.network.predictor import Predictor
 
     # 1. The Part A models; their mean is what is mined with.
+    # Differs from Kwok 2018: the mean of the models of all folds; the paper has a single model.
     device = backend.start(args.devices, args.seed, args.precision)
     predictor = Predictor(args, stride_um(args))
     with run.start(**device):

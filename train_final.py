@@ -71,6 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     training.check_settings(args)
     with run.start(**device):
         # 2. A model per fold.
+        # Differs from Kwok 2018: one model per fold of slides, so that every slide is predicted by
+        # a model that did not see it. The paper has a single model (--fold none), and its score
+        # of A01-A10 is in sample.
         tables = []
         for fold in chosen:
             held = np.zeros(len(fold_of), bool) if fold is None else fold_of == fold

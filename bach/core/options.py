@@ -171,6 +171,9 @@ class Training:
         0.25, "largest relative saturation change (Liu et al. 2017)", at_least=0
     )
     value: float = option(0.25, "largest relative brightness change (Liu et al. 2017)", at_least=0)
+    # Differs from Kwok 2018: the statistics of batch normalisation are estimated anew after every
+    # epoch, since moving averages lag behind weights that still change. The paper says nothing
+    # about them; 0 keeps the moving averages.
     bn_patches: int = option(
         1024,
         "patches to estimate batch-normalisation statistics from after an epoch; 0: keep the "

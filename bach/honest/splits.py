@@ -219,6 +219,7 @@ def make_folds(table: pd.DataFrame, k: int, seed: int, unknown: str = "train") -
     if unknown not in ("train", "own"):
         raise ValueError(f"unknown must be 'train' or 'own'. Received: unknown={unknown!r}.")
     require_once(table["image_id"], "the image table")
+    # Differs from Kwok 2018: patients stay whole. The paper says nothing about patients.
     patients = table["patient"].map(patient_key)
     known = patients != ""
     # The first word keeps a patient who is called like an image apart from it.

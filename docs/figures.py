@@ -1,0 +1,226 @@
+"""Draw the figures of the documentation.
+
+    python docs/figures.py            writes docs/safe_against_leaky.svg and docs/structure.svg
+    python docs/figures.py --png DIR  writes them as PNG, to look at
+
+Reads    docs/results/audit_photos.csv, docs/results/audit_toy.csv, the imports of bach/
+"""
+
+import argparse
+import ast
+import sys
+import textwrap
+from pathlib import Path
+
+import matplotlib
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from bach.core.tables import read_table  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results"
+
+# Okabe and Ito 2008: told apart by colour-blind readers, and in grey.
+SAFE, LEAKY, TRUTH = "#0072B2", "#D55E00", "#555555"
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "bach",  # the same picture is the same file
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+# Safe against leaky
+
+
+def safe_against_leaky(figure) -> None:
+    """Accuracies under a patient-safe and under a leaky split, of photos and of trial data."""
+    photos = read_table(RESULTS / "audit_photos.csv").set_index("split").to_dict("index")
+    toy = read_table(RESULTS / "audit_toy.csv").set_index("estimate").to_dict("index")
+    hidden = float(toy["hidden test"]["accuracy"])
+    figure.set_layout_engine("constrained", w_pad=0.12)
+    real, painted = figure.subplots(1, 2, sharey=True)
+    rows = [("patient-safe", SAFE, "o"), ("leaky (random)", LEAKY, "D")]
+    for place, (name, colour, mark) in enumerate(rows):
+        row = photos[name]
+        low, high = float(row["accuracy_low"]), float(row["accuracy_high"])
+        _interval(real, place, float(row["accuracy"]), low, high, colour, mark)
+        # What is known here is the interval of the difference from the hidden test.
+        row = toy[name]
+        low, high = (hidden + float(row[f"minus_hidden_test_{end}"]) for end in ("low", "high"))
+        _interval(painted, place, float(row["accuracy"]), low, high, colour, mark)
+    painted.axvline(hidden, color=TRUTH, linestyle="--", linewidth=1.5, zorder=0)
+    painted.text(
+        hidden - 0.008, 1, f"hidden test\n{hidden:.3f}", color=TRUTH, ha="right", va="center"
+    )
+    real.set_title("Real photos: same images, two splits", loc="left", fontsize=11.5)
+    painted.set_title("Trial data: the hidden test tells", loc="left", fontsize=11.5)
+    for axes in (real, painted):
+        axes.set_xlim(0.38, 0.86)
+        axes.set_ylim(1.5, -0.6)
+        axes.set_xlabel("four-class accuracy")
+        axes.set_yticks([0, 1], ["patient-safe\nsplit", "leaky\n(random) split"])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color="#dddddd", zorder=-1)
+        axes.set_axisbelow(True)
+
+
+def _interval(axes, place, value, low, high, colour, mark) -> None:
+    axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
+    axes.plot(value, place, mark, color=colour, markersize=9)
+    axes.text(value, place - 0.2, f"{value:.3f}", color=colour, ha="center", va="bottom")
+
+
+# Structure
+
+
+# A room of the picture: where its box stands (left, bottom, width, height) and its colour.
+# Whatever stands in no room of its own is on the floor that `room_of` says.
+ROOMS = {
+    "scripts": (0.0, 6.6, 10.0, 0.7, "#f3e6d0"),
+    "commands": (0.0, 5.4, 10.0, 0.7, "#f3e6d0"),
+    "upper floor": (0.0, 4.2, 10.0, 0.7, "#dbe9f4"),
+    "network": (0.0, 2.7, 7.2, 1.0, "#f7d9c8"),
+    "honest": (0.0, 1.5, 7.2, 0.7, "#d5ecdf"),
+    "toy": (7.6, 1.5, 2.4, 0.7, "#eeeeee"),
+    "lower floor": (0.0, 0.3, 10.0, 0.7, "#dbe9f4"),
+    "core": (0.0, -0.9, 10.0, 0.7, "#eeeeee"),
+}
+TITLES = {
+    "scripts": "The four scripts",
+    "commands": "Commands: python -m bach.NAME",
+    "upper floor": "Method, upper floor",
+    "network": "bach/network: all that loads Keras",
+    "honest": "bach/honest",
+    "toy": "bach/toy",
+    "lower floor": "Method, lower floor",
+    "core": "bach/core: imports nothing of ours",
+}
+SCRIPTS = ("train_part_a", "mine_hard_examples", "train_final", "make_heatmap")
+UPPER_FLOOR = {"heatmap", "mining"}
+LOWER_FLOOR = {"annotations", "classes", "data", "labels", "patches", "scores", "slides", "tissue"}
+
+
+def room_of(module: str) -> tuple[str, str]:
+    """The room of a module (`bach.network.dense`, `make_heatmap`), and its name in it."""
+    package, *names = module.split(".")
+    if package != "bach":
+        return "scripts", f"{module}.py"
+    if names[0] in ROOMS:
+        return names[0], ".".join(names[1:])
+    floor = {"upper floor": UPPER_FLOOR, "lower floor": LOWER_FLOOR}
+    return next((room for room, held in floor.items() if names[0] in held), "commands"), names[0]
+
+
+def rooms_and_arrows() -> tuple[dict[str, list[str]], set[tuple[str, str]]]:
+    """What stands in every room, and which room imports from which, function bodies too.
+
+    Returns:
+        {room: modules} and {(room, room it imports from)}; of the latter only those that do
+        not follow from others.
+    """
+    import grimp
+
+    graph = grimp.build_graph("bach", cache_dir=None)
+    imports = {
+        name: graph.find_modules_directly_imported_by(name)
+        for name in sorted(graph.modules)
+        if not graph.find_children(name)
+    }
+    for name in SCRIPTS:
+        tree = ast.walk(ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8")))
+        found = {node.module for node in tree if isinstance(node, ast.ImportFrom) and node.module}
+        imports[name] = {module for module in found if module.startswith("bach.")}
+    rooms: dict[str, list[str]] = {room: [] for room in ROOMS}
+    arrows = set()
+    for module, imported in imports.items():
+        room, name = room_of(module)
+        if name not in ("__main__", *rooms[room]):
+            rooms[room].append(name)
+        # A room's own __init__ holds nothing: what stands in it is named.
+        arrows |= {(room, room_of(other)[0]) for other in imported if other != "bach"}
+    arrows = {(above, below) for above, below in arrows if above != below}
+    implied = {
+        (above, below)
+        for above, below in arrows
+        if any((above, between) in arrows and _leads(arrows, between, below) for between in ROOMS)
+    }
+    return rooms, arrows - implied
+
+
+def _leads(arrows: set[tuple[str, str]], start: str, end: str) -> bool:
+    return (start, end) in arrows or any(
+        _leads(arrows, below, end) for above, below in arrows if above == start
+    )
+
+
+def structure(figure) -> None:
+    """The rooms with their modules, and who imports from whom."""
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(-0.12, 10.12)
+    axes.set_ylim(-1.0, 7.4)
+    rooms, arrows = rooms_and_arrows()
+    for room, (left, bottom, width, height, colour) in ROOMS.items():
+        box = FancyBboxPatch(
+            (left, bottom), width, height, boxstyle="round,pad=0,rounding_size=0.08",
+            facecolor=colour, edgecolor="#666666", linewidth=0.8,
+        )  # fmt: skip
+        axes.add_patch(box)
+        lines = textwrap.wrap(", ".join(rooms[room]), width=round(width * 13))
+        axes.text(left + 0.1, bottom + height - 0.12, TITLES[room], weight="bold", va="top")
+        axes.text(
+            left + 0.1, bottom + height - 0.38, "\n".join(lines), va="top", fontsize=9.5,
+            linespacing=1.25,
+        )  # fmt: skip
+    for above, below in sorted(arrows):
+        arrow = FancyArrowPatch(
+            *_ends(ROOMS[above], ROOMS[below]), arrowstyle="-|>", mutation_scale=13, zorder=0.5,
+            color="#444444", shrinkA=1, shrinkB=1, gid=f"{above} imports from {below}",
+        )  # fmt: skip
+        axes.add_patch(arrow)
+
+
+def _ends(start: tuple, end: tuple) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where an arrow between two boxes begins and ends: straight down where both are."""
+    left, right = max(start[0], end[0]), min(start[0] + start[2], end[0] + end[2])
+    middle = (left + right) / 2
+    return (middle, start[1]), (middle, end[1] + end[3])
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--png", type=Path, default=None, help="folder for PNG files instead")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        for draw, size in ((safe_against_leaky, (9.0, 2.6)), (structure, (9.6, 7.4))):
+            figure = Figure(figsize=size)
+            draw(figure)
+            name = draw.__name__
+            if args.png is not None:
+                figure.savefig(args.png / f"{name}.png", dpi=110, facecolor="white")
+            else:
+                path = ROOT / "docs" / f"{name}.svg"
+                figure.savefig(path, facecolor="white", metadata={"Date": None})
+                print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
