@@ -1,36 +1,34 @@
-"""Do the probabilities mean what they say? Reliability, and one temperature to mend it.
+"""Do the probabilities mean what they say? Reliability, and one temperature to correct it.
 
     python -m bach.calibration runs/part_a
 
 Reads    RUN/predictions.csv (out-of-fold, with the column fold, or --folds)
 Writes   RUN/calibration.json, RUN/reliability.png
 
-A network tends to be too sure. One temperature for all probabilities mends that
+A network tends to be too sure. One temperature for all probabilities corrects that
 without changing any answer. What is reported is honest: the predictions of a fold
 are scaled by the temperature of the other folds. What is stored, for new images, is
 fitted on all. The last line on stdout is the result as JSON.
 """
 
 import argparse
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
-from bach.core.files import to_json, write_json
+from bach.core.files import read_json, to_json, write_json
 from bach.core.log import log
 from bach.core.pictures import write_png
-from bach.core.tables import image_key
-from bach.honest.splits import read_folds
+from bach.core.tables import image_key, read_table
+from bach.core.text import columns, number
+from bach.honest.splits import ALWAYS_TRAIN, read_folds
 from bach.labels import read_labels
+from bach.scores import as_labels, ratio
 
 # Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599),
 # section 2 (reliability, ECE with 15 bins in section 5) and 4.2 (temperature).
@@ -42,6 +40,9 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 # Probabilities of exactly 0 have no logarithm. Softmax in float32 gives them.
 _SMALLEST = 1e-7
+
+# Okabe & Ito 2008, told apart by colour-blind readers.
+_BLUE, _VERMILLION = "#56B4E9", "#D55E00"
 
 
 # Figures
@@ -68,20 +69,15 @@ def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> pd.D
     probs, labels = _checked(probs, labels)
     if bins < 1:
         raise ValueError(f"bins must be 1 or more. Received: bins={bins}.")
-    confidence = probs.max(axis=1) if len(probs) else np.zeros(0)
-    right = probs.argmax(axis=1) == labels if len(probs) else np.zeros(0, bool)
+    confidence = probs.max(axis=1, initial=0.0)
+    right = probs.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
-    number = np.searchsorted(edges[1:-1], confidence, side="left")
-    count = np.bincount(number, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        sums = [np.bincount(number, values, minlength=bins) for values in (confidence, right)]
-        means = [values / count for values in sums]
-    return pd.DataFrame(
-        {
-            "low": edges[:-1], "high": edges[1:], "count": count,
-            "confidence": means[0], "accuracy": means[1],
-        }
-    )  # fmt: skip
+    place = np.searchsorted(edges[1:-1], confidence, side="left")
+    count = np.bincount(place, minlength=bins)
+    sums = (np.bincount(place, values, minlength=bins) for values in (confidence, right))
+    confidence, accuracy = (ratio(values, count) for values in sums)
+    table = {"low": edges[:-1], "high": edges[1:], "count": count}
+    return pd.DataFrame({**table, "confidence": confidence, "accuracy": accuracy})
 
 
 def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
@@ -149,14 +145,8 @@ def stored_temperature(run: str | os.PathLike) -> float:
     Raises:
         InputError: If there is none.
     """
-    file = Path(run) / "calibration.json"
-    try:
-        return float(json.loads(file.read_text())["temperature"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{run} must hold a calibration.json.\nReceived: {error}.\n"
-            f"Run `python -m bach.calibration {run}` first."
-        ) from error
+    remedy = f"Run `python -m bach.calibration {run}` first."
+    return float(read_json(Path(run) / "calibration.json", remedy)["temperature"])
 
 
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
@@ -178,6 +168,9 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
 
     Source: Guo et al. 2017, section 4.2.
     """
+    from scipy.optimize import minimize_scalar  # slow to import
+    from scipy.special import logsumexp
+
     labels = np.asarray(labels)
     if labels.ndim == 2:
         counts = labels.astype(np.float64)
@@ -201,9 +194,10 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
     if min(abs(found.x - ends)) < 1e-3:
         log.warning(
-            "the temperature ran to its limit %.2f: all answers are right, or none better than "
-            "chance; too little to fit one on", np.exp(found.x),
-        )  # fmt: skip
+            "the temperature ran to its limit %.2f: all answers are right, or none is better "
+            "than chance; there is too little to fit one on",
+            np.exp(found.x),
+        )
     return float(np.exp(found.x))
 
 
@@ -244,20 +238,18 @@ def _checked(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
         )
     if not np.isfinite(probs).all() or (probs < 0).any():
         raise ValueError("Probabilities must be finite and not negative. Received others.")
-    if labels.size and not np.isin(labels, range(len(CLASSES))).all():
-        raise ValueError(f"Labels must be 0..3. Received: {np.unique(labels)}.")
-    return probs, labels.astype(int)
+    return probs, as_labels(labels, "labels")
 
 
 # The picture
 
 
-def draw_reliability(tables: dict[str, pd.DataFrame]) -> np.ndarray:
+def draw_reliability(tables: Mapping[str, pd.DataFrame]) -> np.ndarray:
     """Draw reliability tables side by side.
 
-    A bar is the share of right answers in a bin, the thin line on it the mean
-    confidence, the diagonal what a calibrated network would do; the strip below
-    shows how many images a bin holds.
+    Above, a bar is the share of right answers in a bin and the line across it their mean
+    confidence; where a network means what it says, the two meet. Below is how many images
+    a bin holds.
 
     Args:
         tables: {title: table of `reliability`}.
@@ -265,48 +257,34 @@ def draw_reliability(tables: dict[str, pd.DataFrame]) -> np.ndarray:
     Returns:
         uint8 `(height, width, 3)`, RGB.
     """
-    side, margin, strip, gap = 400, 60, 60, 14
-    panels = []
-    for title, table in tables.items():
-        height = margin + side + gap + strip + margin
-        picture = np.full((height, side + 2 * margin, 3), 255, np.uint8)
-        left, bottom = margin, margin + side
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+    from matplotlib.figure import Figure
 
-        def corner(x: float, y: float, left: int = left, bottom: int = bottom) -> tuple[int, int]:
-            return round(left + x * side), round(bottom - y * side)
-
-        base = bottom + gap + strip
-        fullest = max(int(table["count"].max()), 1) if len(table) else 1
-        for row in table[table["count"] > 0].itertuples():
-            cv2.rectangle(
-                picture, corner(row.low, row.accuracy), corner(row.high, 0), (86, 180, 233), -1
-            )
-            cv2.rectangle(
-                picture, corner(row.low, row.accuracy), corner(row.high, 0), (255, 255, 255), 1
-            )
-            cv2.line(
-                picture, corner(row.low, row.confidence), corner(row.high, row.confidence),
-                (190, 30, 45), 2,
-            )  # fmt: skip
-            top = base - max(1, round(strip * row.count / fullest))
-            ends = (corner(row.low, 0)[0] + 1, top), (corner(row.high, 0)[0] - 1, base)
-            cv2.rectangle(picture, *ends, (150, 150, 150), -1)
-        cv2.line(picture, corner(0, 0), corner(1, 1), (90, 90, 90), 1, cv2.LINE_AA)
-        cv2.rectangle(picture, corner(0, 1), corner(1, 0), (0, 0, 0), 1)
-        cv2.line(picture, (left, base), (left + side, base), (0, 0, 0), 1)
-        for tick in (0, 0.25, 0.5, 0.75, 1):
-            _text(picture, f"{tick:g}", (corner(tick, 0)[0] - 12, base + 18))
-            _text(picture, f"{tick:g}", (8, corner(0, tick)[1] + 5))
-        _text(picture, title, (left, 22))
-        _text(picture, "blue: share right   red: confidence   gray: images", (left, 44), 0.42)
-        _text(picture, "largest probability", (left + side // 2 - 70, base + 42))
-        panels.append(picture)
-    return np.hstack(panels)
-
-
-def _text(picture: np.ndarray, text: str, position: tuple[int, int], scale: float = 0.5) -> None:
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    cv2.putText(picture, text, position, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    # Not by pyplot, which keeps figures and may ask for a screen.
+    figure = Figure(figsize=(0.6 + 4.4 * len(tables), 6), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        2, len(tables), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1)
+    )
+    for (above, below), (title, table) in zip(axes.T, tables.items(), strict=True):
+        low, high, count = table["low"], table["high"], table["count"]
+        bars = {"x": low, "width": high - low, "align": "edge", "edgecolor": "white"}
+        above.bar(height=table["accuracy"], color=_BLUE, label="share right", **bars)
+        above.hlines(
+            table["confidence"], low, high, _VERMILLION, label="mean probability", linewidth=3
+        )
+        above.plot([0, 1], [0, 1], "--", color="0.4", linewidth=1, label="calibrated")
+        above.set(title=title, xlim=(0, 1), ylim=(0, 1.02))
+        gray = below.bar(height=count, color="0.7", **bars)
+        below.bar_label(gray, [str(n or "") for n in count], fontsize=7)
+        below.set(xlabel="largest probability of an image")
+        below.margins(y=0.25)
+    axes[0, 0].set_ylabel("share of answers that are right")
+    axes[1, 0].set_ylabel("images")
+    figure.suptitle("Are the answers as often right as the network is sure?")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 # The tool
@@ -331,30 +309,26 @@ def read_predictions(
     """
     path = Path(run) / "predictions.csv"
     labels = read_labels(path, "truth").set_index("key")["label"]
-    table = pd.read_csv(path, dtype={"image_id": str}, encoding="utf-8-sig")
-    if not {"image_id", *PROB_COLUMNS} <= set(table.columns):
-        raise InputError(
-            f"{path} must have the columns image_id, {', '.join(PROB_COLUMNS)}.\n"
-            f"Received: {', '.join(table.columns)}.\nName a run of train_part_a.py."
-        )
+    table = read_table(path, ("image_id", *PROB_COLUMNS))
     keys = table["image_id"].map(image_key)
     if folds is not None:
         known = read_folds(folds)
-        known = dict(zip(known["image_id"].map(image_key), known["fold"], strict=True))
-        fold = np.array([known.get(key, -1) for key in keys], int)
+        fold = keys.map(dict(zip(known["image_id"].map(image_key), known["fold"], strict=True)))
     elif "fold" in table.columns:
-        fold = pd.to_numeric(table["fold"], errors="coerce").fillna(-1).to_numpy(int)
+        fold = pd.to_numeric(table["fold"], errors="coerce")
     else:
         raise InputError(
             f"{path} must have the column fold, to score each fold by the others.\n"
             f"Received: {', '.join(table.columns)}.\n"
             "Name the fold table with --folds, for example folds/part_a.csv."
         )
-    held_out = fold >= 0
-    if len(set(fold[held_out])) < 2:
+    number_of = fold.fillna(ALWAYS_TRAIN).to_numpy(int)
+    held_out = number_of > ALWAYS_TRAIN
+    names = np.unique(number_of[held_out]).tolist()
+    if len(names) < 2:
         raise InputError(
             "There must be predictions of two folds or more.\n"
-            f"Received: {int(held_out.sum())} images of folds {sorted(set(fold[held_out]))}.\n"
+            f"Received: {int(held_out.sum())} images of folds {names}.\n"
             "Train all folds, then calibrate."
         )
     if not held_out.all():
@@ -362,10 +336,9 @@ def read_predictions(
     probs = table[list(PROB_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     if not np.isfinite(probs[held_out]).all():
         raise InputError(
-            f"The probabilities in {path} must be numbers.\nReceived others.\nPredict anew."
+            f"The probabilities in {path} must be numbers.\nReceived others.\nPredict again."
         )
-    truth = labels[keys].to_numpy()
-    return probs[held_out], truth[held_out], fold[held_out]
+    return probs[held_out], labels[keys].to_numpy()[held_out], number_of[held_out]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -416,24 +389,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def format_result(result: dict, before: pd.DataFrame, after: pd.DataFrame) -> str:
     """Lay the figures out to be read."""
+
+    def cells(row) -> list[str]:
+        return [str(row.count), number(row.confidence), number(row.accuracy)]
+
+    bins = [
+        [f"{old.low:.2f} - {old.high:.2f}", *cells(old), *cells(new)]
+        for old, new in zip(before.itertuples(), after.itertuples(), strict=True)
+        if old.count or new.count
+    ]
+    figures = [
+        [title, number(result[f"{key}_before"], 4), number(result[f"{key}_after"], 4)]
+        for title, key in (("calibration error (ECE)", "ece"), ("mean cross-entropy, nats", "nll"))
+    ]
+    used = ", ".join(f"{fold}: {t:.3f}" for fold, t in result["temperature_of_fold"].items())
     lines = [
         f"{result['images']} images, each scaled by the temperature of the other folds",
         "",
-        f"{'largest prob':<14}" + f"{'images':>8}{'sure':>8}{'right':>8}" * 2,
-    ]
-    for old, new in zip(before.itertuples(), after.itertuples(), strict=True):
-        if old.count or new.count:
-            cells = "".join(
-                f"{row.count:>8}{_number(row.confidence):>8}{_number(row.accuracy):>8}"
-                for row in (old, new)
-            )
-            lines.append(f"{f'{old.low:.2f} - {old.high:.2f}':<14}{cells}")
-    used = ", ".join(f"{fold}: {t:.3f}" for fold, t in result["temperature_of_fold"].items())
-    lines += [
+        columns(["largest prob", "before", "sure", "right", "after", "sure", "right"], bins),
         "",
-        f"{'':<28}{'before':>8}{'after':>8}",
-        f"{'calibration error (ECE)':<28}{result['ece_before']:>8.4f}{result['ece_after']:>8.4f}",
-        f"{'mean cross-entropy, nats':<28}{result['nll_before']:>8.4f}{result['nll_after']:>8.4f}",
+        columns(["", "before", "after"], figures),
         f"temperature {result['temperature']:.3f} on all folds, for new images "
         f"(on each fold that of the others: {used})",
     ]
@@ -443,10 +418,6 @@ def format_result(result: dict, before: pd.DataFrame, after: pd.DataFrame) -> st
             "is mostly chance, read the cross-entropy"
         )
     return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
 
 
 if __name__ == "__main__":

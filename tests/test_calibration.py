@@ -202,7 +202,6 @@ def test_the_tool_mends_an_overconfident_run(tmp_path, capsys):
     assert set(result["temperature_of_fold"]) == {"0", "1", "2"}
     picture = cv2.imread(str(run / "reliability.png"))
     assert picture.shape[2] == 3
-    assert picture.std() > 0
 
 
 def test_a_fold_table_leaves_out_what_is_never_held_out(tmp_path):
@@ -230,10 +229,19 @@ def test_a_run_without_folds_or_probabilities_is_refused(tmp_path):
         calibration.main([str(tmp_path)])
 
 
-def test_the_picture_has_a_panel_for_each_table_even_an_empty_one():
-    probs, labels = true_probs(50)
-    table = reliability(probs, labels)
-    one = draw_reliability({"before": table})
-    two = draw_reliability({"before": table, "after": reliability(probs[:0], labels[:0])})
-    assert two.shape == (one.shape[0], 2 * one.shape[1], 3)
-    assert np.array_equal(two[:, : one.shape[1]], one)
+def test_the_picture_has_a_panel_for_each_table_and_bars_as_high_as_the_share_that_is_right():
+    probs = np.tile([0.7, 0.1, 0.1, 0.1], (4, 1))
+
+    def blue(*answers):
+        tables = {str(n): reliability(probs[: len(one)], one) for n, one in enumerate(answers)}
+        picture = draw_reliability(tables)
+        assert picture.dtype == np.uint8
+        return picture.shape[1], (picture == (0x56, 0xB4, 0xE9)).all(axis=-1).sum()
+
+    none, half, right, empty = (np.array(labels) for labels in ([1] * 4, [0, 0, 1, 1], [0] * 4, []))
+    width, legend = blue(none)
+    wide, _ = blue(none, empty.astype(int))
+    assert 1.5 * width < wide <= 2 * width
+    bar = blue(right)[1] - legend
+    assert bar > 1000
+    assert blue(half)[1] - legend == pytest.approx(bar / 2, rel=0.1)
