@@ -13,23 +13,26 @@ all. The last line on stdout is the result as JSON.
 """
 
 import argparse
-import json
+import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from bach.calibration import apply_temperature, fit_temperature
-from bach.classes import CLASSES
+from bach.classes import BENIGN, CLASSES, NORMAL
 from bach.core.errors import InputError, exit_with
 from bach.core.files import to_json, write_json
 from bach.core.log import log, step
 from bach.core.tables import image_key
+from bach.core.text import columns
 from bach.heatmap import THRESHOLDS, cells_to_map, to_classes
-from bach.honest.intervals import bootstrap, format_interval, ratio, score_interval, slide_sums
-from bach.honest.splits import read_folds
+from bach.honest.intervals import bootstrap, format_interval, score_interval, slide_sums
+from bach.honest.records import SlideRecord, read_slides
+from bach.honest.splits import ALWAYS_TRAIN, read_folds
 from bach.labels import read_class_map
-from bach.scores import score_from_counts
+from bach.scores import ERROR, WORST, always, ratio, score_from_counts
 
 QUARTERS = (0.25, 0.5, 0.75)
 
@@ -37,10 +40,8 @@ QUARTERS = (0.25, 0.5, 0.75)
 # of pixels can tell, and every threshold of two to four decimals is one of them.
 SCALE = 10_000
 
-_WORST = np.array([3, 2, 2, 3])  # max(g, 3 - g), the largest possible error
-_ERROR = np.abs(np.arange(4)[:, None] - np.arange(4)[None, :])
-# What the error |p - g| changes by when p goes from j - 1 to j: (3 steps, 4 truths).
-_STEPS = _ERROR[1:] - _ERROR[:-1]
+# What the error |p - g| changes by when p goes from j - 1 to j: (steps, truths).
+_STEPS = np.diff(ERROR, axis=0)
 
 _CHUNK = 1 << 20  # pixels in memory at once
 _COLUMNS = 128  # first thresholds tried at once
@@ -62,7 +63,7 @@ def quantise(values: np.ndarray, scale: int = SCALE) -> np.ndarray:
         scale: Steps from 0 to 1.
 
     Returns:
-        int32 array of the same shape, 0..scale.
+        Integers of the same shape, 0..scale.
 
     Raises:
         ValueError: If a value is outside 0..1.
@@ -72,71 +73,27 @@ def quantise(values: np.ndarray, scale: int = SCALE) -> np.ndarray:
         raise ValueError(
             f"Heatmap values must be 0..1. Received: {values.min()} to {values.max()}."
         )
-    edges = _edges(scale)
-    found = np.minimum((values * np.float32(scale)).astype(np.int32), scale)
-    # The product is rounded: mend by one step where it fell on the wrong side.
-    found += (found < scale) & (values >= edges[np.minimum(found + 1, scale)])
-    found -= values < edges[found]
-    return found
+    return np.searchsorted(_edges(scale), values, side="right") - 1
 
 
 def _edges(scale: int) -> np.ndarray:
     return (np.arange(scale + 1) / scale).astype(np.float32)
 
 
-def histogram(
-    values: np.ndarray,
-    truth: np.ndarray,
-    weights: np.ndarray | None = None,
-    scale: int = SCALE,
-) -> np.ndarray:
+def cell_histogram(cells: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Count pixels by heatmap value and true class: all that thresholds depend on.
 
     Args:
-        values: Heatmap values, 0..1, nan where nothing was predicted, any shape.
-        truth: True classes, integers 0..3, of the same shape.
-        weights: Number of pixels that each value stands for, integers of the same
-            shape; 1 by default.
-        scale: See `quantise`.
+        cells: Heatmap values of cells, `(rows, cols)`, nan where nothing was predicted.
+        counts: True classes of the pixels in each cell, see `count_truth`.
 
     Returns:
-        int64 `(scale + 1, 4)`; rows are the steps reached, columns the true class.
+        int64 `(SCALE + 1, 4)`; rows are the steps reached, columns the true class.
         Counts of several slides add up.
-
-    Raises:
-        ValueError: If shapes differ, or values or classes are out of range.
     """
-    values, truth = np.asarray(values), np.asarray(truth)
-    if values.shape != truth.shape or (weights is not None and values.shape != np.shape(weights)):
-        raise ValueError(
-            "values, truth and weights must have the same shape. Received: "
-            f"values.shape={values.shape}, truth.shape={truth.shape}."
-        )
-    if truth.size and (truth.min() < 0 or truth.max() >= len(CLASSES)):
-        raise ValueError(f"Classes must be 0..3. Received: {truth.min()} to {truth.max()}.")
-    values, truth = values.reshape(-1), truth.reshape(-1)
-    weights = None if weights is None else np.asarray(weights).reshape(-1)
-    counts = np.zeros((scale + 1) * 4, np.int64)
-    for start in range(0, len(values), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        pair = quantise(values[part], scale) * 4 + truth[part].astype(np.int32)
-        many = None if weights is None else weights[part]
-        found = np.bincount(pair, many, minlength=len(counts))
-        counts += np.rint(found).astype(np.int64) if many is not None else found
-    return counts.reshape(-1, 4)
-
-
-def cell_histogram(cells: np.ndarray, counts: np.ndarray, scale: int = SCALE) -> np.ndarray:
-    """As `histogram`, from cells and the true classes of the pixels in each.
-
-    Args:
-        cells: Heatmap values of cells, `(rows, cols)`.
-        counts: See `count_truth`.
-        scale: See `quantise`.
-    """
-    out = np.zeros((scale + 1, 4), np.int64)
-    np.add.at(out, quantise(cells, scale).reshape(-1), counts.reshape(-1, 4))
-    return out
+    result = np.zeros((SCALE + 1, len(CLASSES)), np.int64)
+    np.add.at(result, quantise(cells).reshape(-1), counts.reshape(-1, len(CLASSES)))
+    return result
 
 
 def count_truth(
@@ -159,28 +116,33 @@ def count_truth(
     # The lookup is that of cells_to_map, along one side at a time: no map is made.
     row = cells_to_map(np.arange(rows)[:, None], step, downsample, (height, 1))[:, 0]
     col = cells_to_map(np.arange(cols)[None, :], step, downsample, (1, width))[0]
-    counts = np.zeros(rows * cols * 4, np.int64)
+    counts = np.zeros(rows * cols * len(CLASSES), np.int64)
     high = max(1, _CHUNK // max(width, 1))
     for top in range(0, height, high):
         part = slice(top, top + high)
-        pair = (row[part, None] * cols + col[None, :]) * 4 + truth[part]
+        pair = (row[part, None] * cols + col[None, :]) * len(CLASSES) + truth[part]
         counts += np.bincount(pair.reshape(-1), minlength=len(counts))
-    return counts.reshape(rows, cols, 4)
+    return counts.reshape(rows, cols, len(CLASSES))
 
 
 def counts_of_thresholds(hist: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """Joint counts of true and predicted class under three thresholds.
 
     Args:
-        hist: See `histogram`.
+        hist: See `cell_histogram`.
         thresholds: Ascending multiples of 1 / scale; others act as the next
             multiple above.
 
     Returns:
         int64 (4, 4), rows the true class, as `bach.scores.joint_counts`.
     """
-    predicted = to_classes(_edges(len(hist) - 1), tuple(thresholds))
-    return np.stack([hist[predicted == label].sum(axis=0) for label in range(4)], axis=1)
+    return _joint(hist, to_classes(_edges(len(hist) - 1), tuple(thresholds)))
+
+
+def _joint(counts: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Joint counts (4, 4) where pixels `(..., 4)` by true class are predicted as one class."""
+    by_label = [counts[predicted == label].sum(axis=0) for label in range(len(CLASSES))]
+    return np.stack(by_label, axis=1)
 
 
 # The search
@@ -188,7 +150,7 @@ def counts_of_thresholds(hist: np.ndarray, thresholds: Sequence[float]) -> np.nd
 
 def fit_thresholds(
     hists: Iterable[np.ndarray], pooled: bool = False
-) -> tuple[tuple[float, float, float], float]:
+) -> tuple[tuple[float, ...], float]:
     """Find the thresholds of the best Part B score: exactly, over all of the scale.
 
     With the first threshold given, the denominator of every slide is fixed, since it
@@ -202,7 +164,7 @@ def fit_thresholds(
     A class that never pays begins above 1.
 
     Args:
-        hists: A histogram a slide, see `histogram`, all of one scale.
+        hists: A histogram of each slide, see `cell_histogram`, all of one scale.
         pooled: Maximise the score of all pixels together instead of the mean over
             the slides that have a score.
 
@@ -224,8 +186,9 @@ def fit_thresholds(
     used = np.flatnonzero(stack[:, 1:].any(axis=(0, 2))) + 1
     counts = stack[:, used].astype(np.float64)
     base = stack.sum(axis=1)
-    error = (base @ np.arange(4)).astype(np.float64)  # all Normal
-    worst = (base[:, 1:] @ _WORST[1:])[:, None] + 3.0 * _tail_sums(counts[..., 0])
+    error = (base @ ERROR[NORMAL]).astype(np.float64)  # all Normal
+    lesions = base[:, NORMAL + 1 :] @ WORST[NORMAL + 1 :]
+    worst = lesions[:, None] + WORST[NORMAL] * _tail_sums(counts[..., NORMAL])
     first, second, third = (_tail_sums(counts @ change) for change in _STEPS)
     defined = worst > 0
     number = defined.sum(axis=0)
@@ -290,7 +253,7 @@ def leave_slides_out(
         ValueError: If nothing is left to fit on for some fold.
     """
     thresholds, counts = {}, {}
-    for fold in sorted({folds[slide] for slide in hists} - {-1}):
+    for fold in sorted({folds[slide] for slide in hists} - {ALWAYS_TRAIN}):
         others = [hist for slide, hist in hists.items() if folds[slide] != fold]
         if not others:
             raise ValueError(f"There must be slides of other folds. Received: fold {fold} only.")
@@ -342,52 +305,59 @@ def dinkelbach(probs: np.ndarray, weights: np.ndarray | None = None) -> tuple[np
     """
     probs = np.asarray(probs)
     if probs.ndim < 1 or probs.shape[-1] != len(CLASSES):
-        raise ValueError(f"probs must be (..., 4). Received: shape {probs.shape}.")
-    shape = probs.shape[:-1]
-    flat = probs.reshape(-1, len(CLASSES))
-    weights = np.ones(len(flat)) if weights is None else np.asarray(weights, np.float64)
-    if weights.size != len(flat) or (weights < 0).any():
+        raise ValueError(f"probs must be (..., {len(CLASSES)}). Received: shape {probs.shape}.")
+    shape, kind = probs.shape[:-1], np.float32 if probs.dtype == np.float32 else np.float64
+    weights = np.ones(shape) if weights is None else np.asarray(weights, np.float64)
+    if weights.shape != shape or (weights < 0).any():
         raise ValueError(
             "weights must be of the shape of the pixels and not negative. Received: "
             f"weights.shape={weights.shape}, probs.shape={probs.shape}."
         )
-    weights = weights.reshape(-1)
-    kind = np.float32 if probs.dtype == np.float32 else np.float64
-    best = np.zeros(len(flat), np.uint8)  # the best class above Normal
-    gain = np.zeros(len(flat), kind)  # n(0) - n(q)
-    normal = np.zeros(len(flat), kind)  # 3 P0, out of the denominator
-    error = worst = 0.0
-    for start in range(0, len(flat), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        some = flat[part]
-        there = np.isfinite(some).all(axis=1)
-        some = np.where(there[:, None], some, 0)
-        costs = some @ _ERROR.astype(kind)  # symmetric: (pixels, predicted)
-        best[part] = np.where(there, costs[:, 1:].argmin(axis=1) + 1, 0)
-        least = costs[:, 1:].min(axis=1)
-        gain[part] = costs[:, 0] - least
-        normal[part] = _WORST[0] * some[:, 0]
-        error += float(weights[part] @ least)
-        worst += float(weights[part] @ (some @ _WORST.astype(kind)))
+    weights, probs = weights.reshape(-1), probs.reshape(-1, len(CLASSES)).astype(kind)
+    there = np.isfinite(probs).all(axis=1)
+    probs = np.where(there[:, None], probs, 0)
+    costs = probs @ ERROR.astype(kind)  # n(p), the error is symmetric: (pixels, predicted)
+    least = costs[:, 1:].min(axis=1)
+    best = np.where(there, costs[:, 1:].argmin(axis=1) + 1, NORMAL).astype(np.uint8)
+    gain = costs[:, NORMAL] - least
+    normal = probs[:, NORMAL] * kind(WORST[NORMAL])  # 3 P0, out of the denominator
+    error, worst = float(weights @ least), float(weights @ (probs @ WORST.astype(kind)))
     if not worst > 0:
         return np.zeros(shape, np.uint8), float("nan")
-    ratio, to_normal = error / worst, np.zeros(len(flat), bool)
+    least_ratio, to_normal = error / worst, np.zeros(len(probs), bool)
     while True:
-        trial = gain + kind(ratio) * normal < 0
+        trial = gain + kind(least_ratio) * normal < 0
         below = worst - float(weights @ np.where(trial, normal, 0))
         above = error + float(weights @ np.where(trial, gain, 0))
         # Each round takes a lower ratio or is the last.
-        if not below > _TINY * worst or above / below >= ratio - _TINY:
+        if not below > _TINY * worst or above / below >= least_ratio - _TINY:
             break
-        ratio, to_normal = above / below, trial
-    best[to_normal] = 0
-    return best.reshape(shape), ratio
+        least_ratio, to_normal = above / below, trial
+    best[to_normal] = NORMAL
+    return best.reshape(shape), least_ratio
 
 
 # The tool
 
 
-def read_cells(run: str | Path, folds: str | Path | None = None) -> dict[str, dict]:
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """What a run knows about the cells of an annotated slide.
+
+    Attributes:
+        values: Heatmap, float32 `(rows, cols)`.
+        probs: Probabilities, float32 `(rows, cols, 4)`, nan off tissue.
+        counts: True classes of the pixels, int64 `(rows, cols, 4)`, see `count_truth`.
+        fold: Thresholds fitted on other folds never saw the slide.
+    """
+
+    values: np.ndarray
+    probs: np.ndarray
+    counts: np.ndarray
+    fold: int
+
+
+def read_cells(run: str | os.PathLike, folds: str | os.PathLike | None = None) -> dict[str, Cells]:
     """Read what a `make_heatmap.py` run knows about its annotated slides.
 
     Args:
@@ -396,58 +366,49 @@ def read_cells(run: str | Path, folds: str | Path | None = None) -> dict[str, di
             has none, each slide is a fold of its own.
 
     Returns:
-        {slide: {"values": float32 (rows, cols); "probs": float32 (rows, cols, 4),
-        nan off tissue; "counts": int64 (rows, cols, 4), see `count_truth`; "fold":
-        int}}. Slides that the model was trained on are left out (logged): thresholds
-        for what it knows by heart are none for new slides.
+        {slide: cells}. Slides that the model was trained on are left out (logged):
+        thresholds for what it knows by heart are none for new slides.
 
     Raises:
         InputError: If a file is missing or does not fit, or no slide is left.
     """
     run = Path(run)
-    found, in_sample = {}, []
-    for path in sorted((run / "slides").glob("*.json")):
-        if not (run / "truth" / f"{path.stem}.png").exists():
-            continue
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record.get("in_sample"):
-                in_sample.append(path.stem)
-                continue
-            found[path.stem] = _read_slide(run, path.stem, record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{run} must hold heatmaps, probs, truth and slides of {path.stem} that fit.\n"
-                f"Received: {type(error).__name__}: {error}.\nMake the heatmaps again."
-            ) from error
+    annotated = {name: one for name, one in read_slides(run).items() if one.counts is not None}
+    in_sample = [name for name, record in annotated.items() if record.in_sample]
     if in_sample:
         log.warning("left out, the model was trained on them: %s", ", ".join(in_sample))
-    if not found:
+    records = {name: one for name, one in annotated.items() if not one.in_sample}
+    if not records:
         raise InputError(
             "There must be annotated slides that the model was not trained on.\n"
             f"Received: {run} with {len(in_sample)} slides that it was trained on, no others.\n"
             "Name a run of make_heatmap.py whose models were trained in folds."
         )
-    _assign_folds(found, folds)
-    return found
+    fold_of = _folds_of(records, folds)
+    return {name: _read_cells(run, name, one, fold_of[name]) for name, one in records.items()}
 
 
-def _read_slide(run: Path, slide: str, record: dict) -> dict:
-    values = np.load(run / "heatmaps" / f"{slide}.npy")
-    probs = np.load(run / "probs" / f"{slide}.npy")
-    truth = read_class_map(run / "truth" / f"{slide}.png")
-    downsample = float(record["downsample"])
-    expected = (record["height"] / downsample, record["width"] / downsample)
-    # A map's size is rounded one way or another, so it is known to a pixel.
-    if any(abs(want - have) >= 2 for want, have in zip(expected, truth.shape, strict=True)):
-        raise ValueError(f"truth of shape {truth.shape} where {expected} pixels are expected")
-    if probs.shape != (*values.shape, len(CLASSES)):
-        raise ValueError(f"probs of shape {probs.shape} and a heatmap of shape {values.shape}")
-    counts = count_truth(truth, values.shape, float(record["step"]), downsample)
-    return {"values": values, "probs": probs, "counts": counts, "fold": record.get("fold")}
+def _read_cells(run: Path, slide: str, record: SlideRecord, fold: int) -> Cells:
+    try:
+        values = np.load(run / "heatmaps" / f"{slide}.npy")
+        probs = np.load(run / "probs" / f"{slide}.npy")
+        truth = read_class_map(run / "truth" / f"{slide}.png")
+        expected = record.height / record.downsample, record.width / record.downsample
+        # A map's size is rounded one way or another, so it is known to a pixel.
+        if any(abs(want - have) >= 2 for want, have in zip(expected, truth.shape, strict=True)):
+            raise ValueError(f"truth of shape {truth.shape} where {expected} pixels are expected")
+        if probs.shape != (*values.shape, len(CLASSES)):
+            raise ValueError(f"probs of shape {probs.shape} and a heatmap of shape {values.shape}")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{run} must hold heatmaps, probs, truth and slides of {slide} that fit.\n"
+            f"Received: {type(error).__name__}: {error}.\nMake the heatmaps again."
+        ) from error
+    counts = count_truth(truth, values.shape, record.step, record.downsample)
+    return Cells(values, probs, counts, fold)
 
 
-def _assign_folds(slides: dict[str, dict], folds: str | Path | None) -> None:
+def _folds_of(slides: Mapping[str, SlideRecord], folds: str | os.PathLike | None) -> dict[str, int]:
     if folds is not None:
         table = read_folds(folds)
         known = dict(zip(table["image_id"].map(image_key), table["fold"], strict=True))
@@ -457,15 +418,15 @@ def _assign_folds(slides: dict[str, dict], folds: str | Path | None) -> None:
                 f"Every slide must stand in the fold table.\n"
                 f"Received: --folds={folds} without {', '.join(missing)}.\nAdd them."
             )
-        for slide, record in slides.items():
-            record["fold"] = int(known[image_key(slide)])
-    elif any(record["fold"] is None for record in slides.values()):
-        log.info("slides without a fold: each slide is left out by itself")
-        for number, record in enumerate(slides.values()):
-            record["fold"] = number
+        return {slide: int(known[image_key(slide)]) for slide in slides}
+    stated = {name: record.fold for name, record in slides.items() if record.fold is not None}
+    if len(stated) == len(slides):
+        return stated
+    log.info("slides without a fold: each slide is left out by itself")
+    return {slide: number for number, slide in enumerate(slides)}
 
 
-def apply_rules(slides: Mapping[str, dict]) -> tuple[dict, dict]:
+def apply_rules(slides: Mapping[str, Cells]) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
     """Score every rule on the slides, the fitted ones leave-slides-out.
 
     Args:
@@ -477,19 +438,23 @@ def apply_rules(slides: Mapping[str, dict]) -> tuple[dict, dict]:
         `temperature_of_fold`.
     """
     with step("histograms") as notes:
-        hists = {name: cell_histogram(s["values"], s["counts"]) for name, s in slides.items()}
+        hists = {name: cell_histogram(one.values, one.counts) for name, one in slides.items()}
         notes.append(f"{len(hists)} slides")
-    folds = {name: s["fold"] for name, s in slides.items()}
-    scored = [name for name in slides if folds[name] >= 0]
-    rules: dict[str, dict] = {
-        f"Kwok 2018: {_said(THRESHOLDS)}": _all_counts(hists, scored, THRESHOLDS),
-        f"quarters: {_said(QUARTERS)}": _all_counts(hists, scored, QUARTERS),
+    folds = {name: one.fold for name, one in slides.items()}
+    scored = {name: one for name, one in slides.items() if one.fold != ALWAYS_TRAIN}
+
+    def by(thresholds: Sequence[float]) -> dict[str, np.ndarray]:
+        return {name: counts_of_thresholds(hists[name], thresholds) for name in scored}
+
+    rules = {
+        f"Kwok 2018: {_said(THRESHOLDS)}": by(THRESHOLDS),
+        f"quarters: {_said(QUARTERS)}": by(QUARTERS),
     }
     with step("thresholds") as notes:
         thresholds, _ = fit_thresholds(hists.values())
         notes.append(_said(thresholds))
     fitted: dict = {"thresholds": list(thresholds)}
-    enough = all(any(folds[other] != folds[name] for other in slides) for name in scored)
+    enough = all(set(folds.values()) - {one.fold} for one in scored.values())
     if enough:
         with step("leave slides out") as notes:
             left_out = leave_slides_out(hists, folds)
@@ -497,19 +462,21 @@ def apply_rules(slides: Mapping[str, dict]) -> tuple[dict, dict]:
         rules["fitted on other folds"] = left_out["counts"]
         fitted["thresholds_of_fold"] = {str(k): list(v) for k, v in left_out["thresholds"].items()}
     with step("least expected cost"):
-        rules["least expected cost"] = {
-            name: _decide(slides[name], temperature=1.0) for name in scored
-        }
-        fitted["temperature"] = _temperature(slides, leave=None)
+        rules["least expected cost"] = {name: _decide(one) for name, one in scored.items()}
+        fitted["temperature"] = _temperature(slides.values())
         if enough:
-            left_out = sorted({folds[name] for name in scored})
-            used = {fold: _temperature(slides, leave=fold) for fold in left_out}
-            rules["least expected cost, temperature of other folds"] = {
-                name: _decide(slides[name], used[folds[name]]) for name in scored
+            used = {
+                fold: _temperature(one for one in slides.values() if one.fold != fold)
+                for fold in sorted({one.fold for one in scored.values()})
             }
-            fitted["temperature_of_fold"] = {str(k): v for k, v in used.items()}
-    rules["always Benign"] = {name: _always(hists[name], 1) for name in scored}
-    rules[f"IN SAMPLE, fitted on all: {_said(thresholds)}"] = _all_counts(hists, scored, thresholds)
+            rules["least expected cost, temperature of other folds"] = {
+                name: _decide(one, used[one.fold]) for name, one in scored.items()
+            }
+            fitted["temperature_of_fold"] = {str(fold): value for fold, value in used.items()}
+    rules[f"always {CLASSES[BENIGN]}"] = {
+        name: always(counts, BENIGN) for name, counts in by(QUARTERS).items()
+    }
+    rules[f"IN SAMPLE, fitted on all: {_said(thresholds)}"] = by(thresholds)
     return rules, fitted
 
 
@@ -519,35 +486,24 @@ def _said(thresholds: Sequence[float]) -> str:
     return " / ".join("never" if t > 1 else f"{t:.{digit}f}" for t, digit in pairs)
 
 
-def _all_counts(hists: Mapping, scored: Sequence[str], thresholds: Sequence[float]) -> dict:
-    return {name: counts_of_thresholds(hists[name], thresholds) for name in scored}
-
-
-def _always(hist: np.ndarray, label: int) -> np.ndarray:
-    counts = np.zeros((4, 4), np.int64)
-    counts[:, label] = hist.sum(axis=0)
-    return counts
-
-
-def _decide(slide: dict, temperature: float) -> np.ndarray:
+def _decide(cells: Cells, temperature: float = 1.0) -> np.ndarray:
     """Joint counts of a slide under the rule of least expected cost."""
-    probs = apply_temperature(slide["probs"], temperature)
-    classes, _ = dinkelbach(probs, slide["counts"].sum(axis=-1))
-    return np.stack([slide["counts"][classes == label].sum(axis=0) for label in range(4)], axis=1)
+    probs = apply_temperature(cells.probs, temperature)
+    classes, _ = dinkelbach(probs, cells.counts.sum(axis=-1))
+    return _joint(cells.counts, classes)
 
 
-def _temperature(slides: Mapping[str, dict], leave: int | None) -> float:
-    """Fit a temperature on the predicted cells of the slides of all other folds."""
-    probs, counts = [np.zeros((0, 4))], [np.zeros((0, 4), np.int64)]
-    for slide in slides.values():
-        if leave is None or slide["fold"] != leave:
-            there = np.isfinite(slide["probs"]).all(axis=-1)
-            probs.append(slide["probs"][there])
-            counts.append(slide["counts"][there])
+def _temperature(slides: Iterable[Cells]) -> float:
+    """Fit a temperature on the predicted cells of slides."""
+    probs, counts = [], []
+    for one in slides:
+        there = np.isfinite(one.probs).all(axis=-1)
+        probs.append(one.probs[there])
+        counts.append(one.counts[there])
     return fit_temperature(np.concatenate(probs), np.concatenate(counts))
 
 
-def compare_rules(rules: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
+def compare_rules(rules: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict]:
     """Intervals of the score of every rule, and of its difference from the first."""
     reference = slide_sums(next(iter(rules.values())))
     result = {}
@@ -568,21 +524,13 @@ def compare_rules(rules: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
 
 def format_rules(result: Mapping[str, dict]) -> str:
     """Lay the scores of the rules out to be read."""
-    rows = [("rule", "score, mean over slides", "pooled", "minus the first")]
+    rows = []
     for rule, row in result.items():
-        mean, pooled, apart = (
-            format_interval(row[key], 4) for key in ("score", "pooled", "difference")
-        )
-        rows.append((rule, mean, *(text.rsplit(" (", 1)[0] for text in (pooled, apart))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+        mean, *others = (format_interval(row[key], 4) for key in ("score", "pooled", "difference"))
+        rows.append([rule, mean, *(text.rsplit(" (", 1)[0] for text in others)])
+    table = columns(["rule", "score, mean over slides", "pooled", "minus the first"], rows)
     warning = next(iter(result.values()))["score"]["warning"]
-    if warning:
-        lines.append(f"note: {warning}")
-    return "\n".join(lines)
+    return f"{table}\nnote: {warning}" if warning else table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -591,9 +539,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("run_dir", help="run folder of make_heatmap.py")
     parser.add_argument(
-        "--folds", default=None,
+        "--folds",
         help="fold table of slides (default: the folds of the models; else slide by slide)",
-    )  # fmt: skip
+    )
     return parser.parse_args(argv)
 
 
@@ -610,7 +558,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # 3. What is kept for new slides.
     stored = {**fitted, "fitted_on": list(slides), "scale": SCALE, "scores": result}
-    write_json(Path(args.run_dir) / "thresholds.json", json.loads(to_json(stored)))
+    write_json(Path(args.run_dir) / "thresholds.json", stored)
     print(to_json({**fitted, "scores": result}))
     return 0
 

@@ -3,18 +3,19 @@ import json
 
 import numpy as np
 import pytest
+from made_up import slide_record
 
 from bach import labels, thresholds
 from bach.core.errors import InputError
 from bach.heatmap import cells_to_map, to_classes, to_heatmap
-from bach.scores import joint_counts, part_b_score, part_b_terms, score_from_counts
+from bach.honest.records import write_slide
+from bach.scores import joint_counts, part_b_score, score_from_counts
 from bach.thresholds import (
     cell_histogram,
     count_truth,
     counts_of_thresholds,
     dinkelbach,
     fit_thresholds,
-    histogram,
     leave_slides_out,
     quantise,
 )
@@ -30,6 +31,11 @@ def slide(seed, size=(60, 80), noise=0.2):
     heatmap = np.clip(truth / 3 + rng.normal(0.05, noise, size), 0, 1).astype(np.float32)
     heatmap[:, :10], truth[:, :10] = 0, 0
     return heatmap, truth
+
+
+def histogram(values, truth):
+    """Of pixels: each is a cell of its own."""
+    return cell_histogram(np.asarray(values), np.eye(4, dtype=np.int64)[truth])
 
 
 def mean_score(hists, triple):
@@ -74,27 +80,13 @@ def test_quantised_values_and_thresholds_compare_as_the_class_map_does():
 def test_values_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"0\.\.1"):
         quantise(np.array([0.5, 1.5]))
-    with pytest.raises(ValueError, match="shape"):
-        histogram(np.zeros(3), np.zeros(4, int))
-    with pytest.raises(ValueError, match="Classes"):
-        histogram(np.zeros(3), np.array([0, 1, 4]))
 
 
 @pytest.mark.parametrize("triple", [(0.35, 0.7, 0.75), (0.25, 0.5, 0.75), (0.1, 0.1, 1.0001)])
-def test_the_histogram_scores_as_the_class_map_does(triple, monkeypatch):
-    monkeypatch.setattr(thresholds, "_CHUNK", 1000)  # several chunks
+def test_the_histogram_scores_as_the_class_map_does(triple):
     heatmap, truth = slide(0)
     counts = counts_of_thresholds(histogram(heatmap, truth), triple)
     assert np.array_equal(counts, joint_counts(to_classes(heatmap, triple), truth))
-
-
-def test_weights_count_as_so_many_pixels():
-    values, truth = np.array([0.2, 0.8]), np.array([1, 3])
-    weighted = histogram(values, truth, np.array([5, 2]), scale=10)
-    repeated = histogram(np.repeat(values, [5, 2]), np.repeat(truth, [5, 2]), scale=10)
-    assert np.array_equal(weighted, repeated)
-    assert weighted[2, 1] == 5
-    assert histogram(np.zeros(0), np.zeros(0, int), scale=10).sum() == 0
 
 
 def test_counting_by_cells_is_counting_on_the_map(monkeypatch):
@@ -251,8 +243,7 @@ def test_under_two_thirds_even_the_surely_normal_is_better_called_benign():
     assert (classes[10:] == 1).all()
 
 
-def test_cells_without_prediction_stay_normal_and_take_no_part(monkeypatch):
-    monkeypatch.setattr(thresholds, "_CHUNK", 7)
+def test_cells_without_prediction_stay_normal_and_take_no_part():
     rng = np.random.default_rng(0)
     probs = rng.dirichlet([0.3] * 4, (6, 8)).astype(np.float32)
     holed = probs.copy()
@@ -316,12 +307,18 @@ def heatmap_run(folder, count=4, in_sample=(), folds=True):
         np.save(folder / "heatmaps" / f"{name}.npy", to_heatmap(probs))
         truth = cells_to_map(cells, step, downsample, shape).astype(np.uint8)
         labels.write_class_map(folder / "truth" / f"{name}.png", truth)
-        record = {
-            "width": 1200, "height": 960, "step": step, "downsample": downsample,
-            "fold": number % 2 if folds else None, "in_sample": name in in_sample,
-        }  # fmt: skip
-        (folder / "slides" / f"{name}.json").write_text(json.dumps(record))
-    (folder / "slides" / "unlabelled.json").write_text(json.dumps({"width": 10}))
+        record = slide_record(
+            name,
+            width=1200,
+            height=960,
+            step=step,
+            downsample=downsample,
+            fold=number % 2 if folds else None,
+            in_sample=name in in_sample,
+            counts=np.zeros((4, 4), int),
+        )
+        write_slide(folder / "slides" / f"{name}.json", record)
+    write_slide(folder / "slides" / "unlabelled.json", slide_record("unlabelled"))
     return folder
 
 
@@ -356,11 +353,11 @@ def test_the_tool_scores_every_rule_and_keeps_thresholds_for_new_slides(tmp_path
 def test_a_fold_table_decides_before_the_run_and_without_any_slides_stand_alone(tmp_path):
     run = heatmap_run(tmp_path / "run", folds=False)
     alone = thresholds.read_cells(run)
-    assert [slide["fold"] for slide in alone.values()] == [0, 1, 2, 3]
+    assert [slide.fold for slide in alone.values()] == [0, 1, 2, 3]
     folds = tmp_path / "folds.csv"
     folds.write_text("image_id,fold\na00.svs,1\nA01,1\nA02,0\nA03,-1\n")
     named = thresholds.read_cells(run, folds)
-    assert [slide["fold"] for slide in named.values()] == [1, 1, 0, -1]
+    assert [slide.fold for slide in named.values()] == [1, 1, 0, -1]
     rules, _ = thresholds.apply_rules(named)
     assert all(list(counts) == ["A00", "A01", "A02"] for counts in rules.values())
     folds.write_text("image_id,fold\nA00,1\n")
@@ -394,13 +391,3 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     (run / "probs" / "A02.npy").unlink()
     with pytest.raises(InputError, match=r"A02\.npy"):
         thresholds.read_cells(run)
-
-
-def test_the_parts_of_the_score_are_those_of_the_metrics():
-    # The weights of the search are the formula's: compare with all 16 pairs.
-    for truth, predicted in itertools.product(range(4), repeat=2):
-        counts = np.zeros((4, 4), np.int64)
-        counts[truth, predicted] = 1
-        error, worst = part_b_terms(counts)
-        assert error == thresholds._ERROR[predicted, truth]
-        assert worst == thresholds._WORST[truth] * (predicted > 0 or truth > 0)
