@@ -175,12 +175,12 @@ def test_a_submission_is_calibrated_and_averaged_if_asked_for(toy, runs, tmp_pat
 
 def test_each_fold_of_a_run_starts_from_that_fold_of_another(toy, runs, tmp_path):
     words = part_a_words(toy, tmp_path / "more", "--limit", "3", "--fold", "0")
-    train_part_a.main([*words, "--weights", f"{runs}/part_a", "--learning-rate", "0"])
+    train_part_a.main([*words, "--weights", f"{runs}/part_a", "--learning-rate", "1e-12"])
     before, after = (
         load_model(x / "fold_0/model.keras") for x in (runs / "part_a", tmp_path / "more")
     )
     pairs = zip(before.trainable_variables, after.trainable_variables, strict=True)
-    assert all(np.array_equal(one, other) for one, other in pairs)
+    assert all(np.allclose(one, other, atol=1e-9) for one, other in pairs)
 
 
 def test_weights_that_have_seen_what_is_held_out_are_refused(toy, runs, tmp_path):
@@ -378,7 +378,7 @@ def test_a_slide_that_fails_leaves_the_others_done(red_model, tmp_path, capsys):
     write_slide(tmp_path / "white.svs", np.full((1600, 1600, 3), 255, np.uint8))
     names = [str(tmp_path / f"{n}.svs") for n in ("noscale", "broken", "good", "white")]
     command = ["--slides", *names, "--model-dir", str(red_model), "--run-dir"]
-    with pytest.raises(InputError, match=r"2 of 4 slides failed[\s\S]*--mpp[\s\S]*unreadable"):
+    with pytest.raises(InputError, match=r"2 of 4 slides failed[\s\S]*--mpp[\s\S]*broken"):
         make_heatmap.main([*command, str(tmp_path / "run")])
     assert (tmp_path / "run/class_maps/good.png").exists()
     assert not read_class_map(tmp_path / "run/class_maps/white.png").any()
