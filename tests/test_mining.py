@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bach.core.log import log
 from bach.mining import add_difficulty, difficulty, draw_evenly, hardest
 
 
@@ -24,9 +25,14 @@ def test_difficulty_refuses_what_is_out_of_range(arguments):
 
 def test_difficulty_of_a_table_uses_the_predicted_class():
     table = pd.DataFrame(
-        {"label": [3, 0], "prob_normal": [0.1, 0.7], "prob_benign": [0.6, 0.1],
-         "prob_insitu": [0.2, 0.1], "prob_invasive": [0.1, 0.1]}
-    )  # fmt: skip
+        {
+            "label": [3, 0],
+            "prob_normal": [0.1, 0.7],
+            "prob_benign": [0.6, 0.1],
+            "prob_insitu": [0.2, 0.1],
+            "prob_invasive": [0.1, 0.1],
+        }
+    )
     result = add_difficulty(table)
     assert result["predicted"].tolist() == [1, 0]
     assert result["difficulty"].tolist() == pytest.approx([1.2, 0])
@@ -40,12 +46,16 @@ def test_the_hardest_40_percent_are_taken_over_all_slides_together():
     assert chosen.equals(hardest(table, 0.4))
 
 
-def test_the_draw_takes_a_quarter_of_each_class_and_all_of_a_rare_one(caplog):
+def test_the_draw_takes_a_quarter_of_each_class_and_all_of_a_rare_one_and_says_so(
+    caplog, monkeypatch
+):
+    monkeypatch.setattr(log, "propagate", True)  # what caplog hears
     labels = [0] * 50 + [1] * 40 + [2] * 3 + [3] * 30
     table = pd.DataFrame(
         {"image_id": "A", "x": range(len(labels)), "y": 0, "label": labels, "difficulty": 1.0}
     )
     drawn = draw_evenly(table, 40, seed=1)
+    assert caplog.messages == ["InSitu: only 3 candidates for 10 hard examples"]
     assert drawn["label"].value_counts().to_dict() == {0: 10, 1: 10, 2: 3, 3: 10}
     assert not drawn.duplicated().any()
     assert drawn.equals(draw_evenly(table, 40, seed=1))
