@@ -83,12 +83,12 @@ def _interval(axes, place, value, low, high, colour, mark) -> None:
 # A room of the picture: where its box stands (left, bottom, width, height) and its colour.
 # Whatever stands in no room of its own is on the floor that `room_of` says.
 ROOMS = {
-    "scripts": (0.0, 6.6, 10.0, 0.7, "#f3e6d0"),
-    "commands": (0.0, 5.4, 10.0, 0.7, "#f3e6d0"),
-    "upper floor": (0.0, 4.2, 10.0, 0.7, "#dbe9f4"),
-    "network": (0.0, 2.7, 7.2, 1.0, "#f7d9c8"),
-    "honest": (0.0, 1.5, 7.2, 0.7, "#d5ecdf"),
-    "toy": (7.6, 1.5, 2.4, 0.7, "#eeeeee"),
+    "scripts": (0.0, 6.85, 10.0, 0.7, "#f3e6d0"),
+    "commands": (0.0, 5.65, 10.0, 0.7, "#f3e6d0"),
+    "upper floor": (0.0, 4.45, 10.0, 0.7, "#dbe9f4"),
+    "network": (0.0, 2.95, 7.2, 1.0, "#f7d9c8"),
+    "honest": (0.0, 1.5, 7.2, 0.95, "#d5ecdf"),
+    "toy": (7.6, 1.5, 2.4, 0.95, "#eeeeee"),
     "lower floor": (0.0, 0.3, 10.0, 0.7, "#dbe9f4"),
     "core": (0.0, -0.9, 10.0, 0.7, "#eeeeee"),
 }
@@ -167,7 +167,7 @@ def structure(figure) -> None:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(-0.12, 10.12)
-    axes.set_ylim(-1.0, 7.4)
+    axes.set_ylim(-1.0, 7.65)
     rooms, arrows = rooms_and_arrows()
     for room, (left, bottom, width, height, colour) in ROOMS.items():
         box = FancyBboxPatch(
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        for draw, size in ((safe_against_leaky, (9.0, 2.6)), (structure, (9.6, 7.4))):
+        for draw, size in ((safe_against_leaky, (9.0, 2.6)), (structure, (9.6, 7.6))):
             figure = Figure(figsize=size)
             draw(figure)
             name = draw.__name__

@@ -8,7 +8,7 @@ from bach.core.errors import exit_with
 from bach.toy.dataset import Recipe, make_data_set
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bach.toy", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="new or empty folder to write to")
     parser.add_argument(
@@ -18,7 +18,11 @@ def main(argv: list[str] | None = None) -> None:
         help="processes; the data do not depend on it (default: %(default)s)",
     )
     options.add(parser, Recipe)
-    values = vars(parser.parse_args(argv))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    values = vars(parse_args(argv))
     directory, workers = values.pop("dir"), values.pop("workers")
     print(make_data_set(directory, Recipe(**values), workers))
 
