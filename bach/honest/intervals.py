@@ -87,16 +87,21 @@ def bootstrap(
     if len(values) < samples / 2:
         result["warning"] = f"no interval: undefined in {samples - len(values)} of {samples} draws"
         return result
-    from scipy.special import ndtr, stdtrit  # not at the top, which takes its time
-
-    tail = float(ndtr(np.sqrt(count / (count - 1)) * stdtrit(count - 1, (1 - level) / 2)))
-    low, high = np.quantile(values, [tail, 1 - tail])
-    result["low"], result["high"] = float(low), float(high)
+    low, high = result["low"], result["high"] = _expanded_percentiles(values, count, level)
     if count < FEW_UNITS:
         result["warning"] = f"only {count} {unit}: the interval is a rough guess"
     elif low == high:
         result["warning"] = f"all {unit} agree, which a bootstrap takes for certainty"
     return result
+
+
+def _expanded_percentiles(values: np.ndarray, count: int, level: float) -> tuple[float, float]:
+    """Ends of the interval of resampled values of `count` units; see `bootstrap`."""
+    from scipy.special import ndtr, stdtrit  # not at the top, which takes its time
+
+    tail = float(ndtr(np.sqrt(count / (count - 1)) * stdtrit(count - 1, (1 - level) / 2)))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _resample(
