@@ -117,17 +117,7 @@ class Run:
             setup_logging()
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.path / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise InputError(
-                f"Another process is at work in {self.path}.\n"
-                f"Received: --run-dir={self.path}.\n"
-                "Wait until it has ended, or end it; then run the same command with --resume."
-            ) from error
-        with lock:
+        with locked(self.path, "the same command with --resume"):
             setup_logging(self.path / "log.txt")
             if self._starts:
                 log.info("resuming %s", self.path)
@@ -153,14 +143,6 @@ class Run:
         self._write_status("finished")
         write_json(self.path / "metrics.json", metrics)
         log.info("finished in %s", duration(time.monotonic() - self._began))
-
-    def _read_record(self) -> dict | None:
-        file = self.path / "run.json"
-        return (
-            read_json(file, "Name another --run-dir, or delete this one.")
-            if file.exists()
-            else None
-        )
 
     def _describe(self, device: dict) -> dict:
         """What is recorded of a start."""
@@ -203,6 +185,30 @@ def patch_folder(run: str | os.PathLike) -> Path:
     record = read_record(run) or {}
     shared = record.get("arguments", {}).get("patches_dir")
     return own if own.exists() or shared is None else Path(record.get("folder", "."), shared)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, again: str) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if it is not there.
+
+    Args:
+        folder: The folder; processes that do not ask for its lock are not kept out.
+        again: What to run once the other process has ended, for the error.
+
+    Raises:
+        InputError: If another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = filelock.FileLock(folder / _LOCK).acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(
+            f"Another process is at work in {folder}.\n"
+            f"Received: --run-dir={folder}.\n"
+            f"Wait until it has ended, or end it; then run {again}."
+        ) from error
+    with held:
+        yield
 
 
 def _now() -> str:
