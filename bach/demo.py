@@ -7,201 +7,190 @@ interruption, it goes on where it stopped.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from bach.core.errors import InputError, exit_with
-from bach.core.text import duration
+from bach.classes import CLASSES
+from bach.core.commands import ROOT, require_checkout, run_command
+from bach.core.errors import exit_with
+from bach.core.files import read_json
+from bach.core.text import columns, duration, number
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = Path("data/toy")
 RUNS = Path("runs/demo")
-REAL_SLIDE = Path("docs/slides/cmu-1-small-region.svs")
+AGAIN = "`make demo`"
+
+TOY = f"-m bach.toy {DATA} --patients 32 --images 20"
 
 # A small network and small batches, so that a CPU gets somewhere in minutes; wider
 # colour augmentation than the default, for nothing is pretrained and the stain of 32
 # painted patients is quickly learned by heart.
-NETWORK = [
-    *("--backbone", "small", "--batch-size", "16", "--learning-rate", "0.02"),
-    *("--hue", "0.08", "--saturation", "0.4", "--value", "0.3"),
-]
+_NETWORK = (
+    "--backbone small --batch-size 16 --learning-rate 0.02 --hue 0.08 --saturation 0.4 --value 0.3"
+)
+_DENSE = "--mode dense --rule least-cost"
 
 
-def commands() -> list[list[str]]:
-    """Every command of the demo, in order, as words after `python`."""
-    folds_a, folds_b = DATA / "part_a_folds.csv", DATA / "part_b_folds.csv"
-    data = ["--data-dir", DATA]
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command of the demo.
 
-    def make_folds(part: str, folds: int, out: Path, *more) -> list:
-        words = ["-m", "bach.folds", "make", *data, "--part", part, "--folds", folds, "--out", out]
-        return [*words, *more]
+    Attributes:
+        command: Its words after `python`.
+        done: What it leaves; where that exists, the step is left out.
+        resumed: Its run folder; where that exists, it gets `--resume`.
+        result: Name under which the last line of its output goes into the table.
+    """
 
-    part_a = ["--run-dir", RUNS / "part_a"]
-    steps = [
-        ["-m", "bach.toy", DATA, "--patients", 32, "--images", 20],
-        ["-m", "bach.data", DATA],
-        make_folds("a", 3, folds_a, "--patients", DATA / "patients.csv"),
-        ["-m", "bach.folds", "check", folds_a, "--patients", DATA / "patients.csv"],
-        make_folds("b", 2, folds_b),
-        ["train_part_a.py", *data, *part_a, "--folds", folds_a, *NETWORK,
-         "--weights", "none", "--epochs", 8],
-        [
-            "mine_hard_examples.py", *data, "--run-dir", RUNS / "hard_examples",
-            "--model-dir", RUNS / "part_a", "--hard-examples", 1200, "--mode", "dense",
-            "--stride-um", 67.2,
-        ],
-        [
-            "train_final.py", *data, "--run-dir", RUNS / "final", "--part-a-dir", RUNS / "part_a",
-            "--hard-examples-dir", RUNS / "hard_examples", "--folds", folds_b, *NETWORK,
-            "--weights", RUNS / "part_a/fold_0/model.keras", "--epochs", 5,
-        ],
-        [
-            "make_heatmap.py", *data, "--run-dir", RUNS / "heatmaps",
-            "--model-dir", RUNS / "final", "--mode", "dense", "--rule", "least-cost",
-        ],
-        ["-m", "bach.thresholds", RUNS / "heatmaps"],
-        [
-            "-m", "bach.submission", "part-a", *data, "--model-dir", RUNS / "part_a",
-            "--out", RUNS / "submission_part_a.csv",
-        ],
-        ["-m", "bach.submission", "part-b", "--run-dir", RUNS / "heatmaps", "--out",
-         RUNS / "submission_part_b"],
-        [
-            "-m", "bach.metrics", "part-a", "--predictions", RUNS / "submission_part_a.csv",
-            "--truth", DATA / "truth/part_a.csv",
-        ],
-        [
-            "-m", "bach.metrics", "part-b", "--predicted", RUNS / "submission_part_b",
-            "--truth", DATA / "truth/part_b",
-        ],
-        [
-            "make_heatmap.py", "--slides", REAL_SLIDE, "--run-dir", RUNS / "heatmaps_real",
-            "--model-dir", RUNS / "final", "--mode", "dense", "--rule", "least-cost",
-        ],
-    ]  # fmt: skip
-    return [[str(word) for word in words] for words in steps]
+    command: str
+    done: Path | None = None
+    resumed: Path | None = None
+    result: str | None = None
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+STEPS = (
+    Step(f"-m bach.data {DATA}"),
+    Step(
+        f"-m bach.folds make --data-dir {DATA} --part a --folds 3 --out {DATA}/part_a_folds.csv "
+        f"--patients {DATA}/patients.csv",
+        done=DATA / "part_a_folds.csv",
+    ),
+    Step(f"-m bach.folds check {DATA}/part_a_folds.csv --patients {DATA}/patients.csv"),
+    Step(
+        f"-m bach.folds make --data-dir {DATA} --part b --folds 2 --out {DATA}/part_b_folds.csv",
+        done=DATA / "part_b_folds.csv",
+    ),
+    Step(
+        f"train_part_a.py --data-dir {DATA} --run-dir {RUNS}/part_a "
+        f"--folds {DATA}/part_a_folds.csv {_NETWORK} --weights none --epochs 8",
+        resumed=RUNS / "part_a",
+    ),
+    Step(
+        f"mine_hard_examples.py --data-dir {DATA} --run-dir {RUNS}/hard_examples "
+        f"--model-dir {RUNS}/part_a --hard-examples 1200 --mode dense --stride-um 67.2",
+        resumed=RUNS / "hard_examples",
+    ),
+    Step(
+        f"train_final.py --data-dir {DATA} --run-dir {RUNS}/final --part-a-dir {RUNS}/part_a "
+        f"--hard-examples-dir {RUNS}/hard_examples --folds {DATA}/part_b_folds.csv {_NETWORK} "
+        f"--weights {RUNS}/part_a/fold_0/model.keras --epochs 5",
+        resumed=RUNS / "final",
+    ),
+    Step(
+        f"make_heatmap.py --data-dir {DATA} --run-dir {RUNS}/heatmaps --model-dir {RUNS}/final "
+        f"{_DENSE}",
+        resumed=RUNS / "heatmaps",
+    ),
+    Step(f"-m bach.thresholds {RUNS}/heatmaps", result="thresholds"),
+    Step(
+        f"-m bach.submission part-a --data-dir {DATA} --model-dir {RUNS}/part_a "
+        f"--out {RUNS}/submission_part_a.csv",
+        done=RUNS / "submission_part_a.csv",
+    ),
+    Step(
+        f"-m bach.submission part-b --run-dir {RUNS}/heatmaps --out {RUNS}/submission_part_b",
+        done=RUNS / "submission_part_b",
+    ),
+    Step(
+        f"-m bach.metrics part-a --predictions {RUNS}/submission_part_a.csv "
+        f"--truth {DATA}/truth/part_a.csv",
+        result="part_a",
+    ),
+    Step(
+        f"-m bach.metrics part-b --predicted {RUNS}/submission_part_b --truth {DATA}/truth/part_b",
+        result="part_b",
+    ),
+    Step(
+        f"make_heatmap.py --slides docs/slides/cmu-1-small-region.svs "
+        f"--run-dir {RUNS}/heatmaps_real --model-dir {RUNS}/final {_DENSE}",
+        resumed=RUNS / "heatmaps_real",
+    ),
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bach.demo", description="Run the whole pipeline on trial data."
     )
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parse_args(argv)
+    require_checkout()
     start = time.monotonic()
     os.chdir(ROOT)
-    outputs = {}
-    for words in commands():
-        name = words[1] if words[0] == "-m" else words[0]
-        if name == "bach.toy":
-            make_toy(words)
-            continue
-        if (
-            words[:3] == ["-m", "bach.folds", "make"]
-            and Path(words[words.index("--out") + 1]).exists()
-        ):
-            continue
-        if name.endswith(".py"):
-            words = (
-                [*words, "--resume"]
-                if Path(words[words.index("--run-dir") + 1]).exists()
-                else words
-            )
-        if name == "bach.submission" and Path(words[-1]).exists():
-            continue
-        outputs[" ".join(words[1:3])] = call(words)
-    table(outputs, time.monotonic() - start)
+    make_data()
+    results = run_steps(STEPS)
+    print(f"\n{table(results)}")
+    print(
+        f"\nLook at {RUNS}/part_a/fold_0/batch.png, {RUNS}/hard_examples/slides/*.png,\n"
+        f"{RUNS}/heatmaps/overlays/*.png and {RUNS}/heatmaps_real/overlays/*.png.\n"
+        f"Demo finished in {duration(time.monotonic() - start)}.\n{RUNS}"
+    )
 
 
-def make_toy(words: list[str]) -> None:
-    """Write the trial data beside and rename, so that a killed demo starts over."""
+def run_steps(steps: Sequence[Step]) -> dict[str, dict]:
+    """Run what is not done yet; return what the steps with a `result` printed."""
+    results = {}
+    for step in steps:
+        if step.done is not None and step.done.exists():
+            continue
+        words = step.command.split()
+        if step.resumed is not None and step.resumed.exists():
+            words.append("--resume")
+        last = run_command(words, AGAIN)
+        if step.result is not None:
+            results[step.result] = json.loads(last)
+    return results
+
+
+def make_data() -> None:
+    """Write the trial data beside and rename them, so that a killed demo starts over."""
     if DATA.exists():
         print(f"# {DATA} is there already", flush=True)
         return
     partial = DATA.with_name("toy.partial")
     if partial.exists():
         shutil.rmtree(partial)
-    call([str(partial) if word == str(DATA) else word for word in words], shown=words)
+    words = TOY.split()
+    beside = [str(partial) if word == str(DATA) else word for word in words]
+    run_command(beside, AGAIN, shown=words)
     partial.rename(DATA)
 
 
-def call(
-    words: list[str],
-    shown: list[str] | None = None,
-    again: str = "`make demo`",
-    pass_fds: tuple[int, ...] = (),
-) -> str:
-    """Print a command, run it, and return the last line of its output.
+def table(results: dict[str, dict]) -> str:
+    """What came out, beside chance and baseline.
 
     Args:
-        words: The command, after `python`.
-        shown: What to print instead of it.
-        again: What goes on from there, for the error.
-        pass_fds: File descriptors that the command inherits.
-
-    Raises:
-        InputError: If it fails. If we are interrupted, it is ended too.
+        results: What the steps with a `result` printed.
     """
-    print(f"\n$ python {' '.join(shown or words)}", flush=True)
-    with subprocess.Popen(
-        [sys.executable, *words],
-        stdout=subprocess.PIPE, text=True, encoding="utf-8", pass_fds=pass_fds,
-    ) as process:  # fmt: skip
-        last = ""
-        try:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                last = line.strip() or last
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode != 0:
-        raise InputError(
-            f"The command above ended with exit code {process.returncode}.\n"
-            f"Its last lines say why; {again} goes on from there."
-        )
-    return last
-
-
-def table(outputs: dict[str, str], seconds: float) -> None:
-    """Print what came out, beside chance and baseline."""
-
-    def metrics(run: str) -> dict:
-        return json.loads((RUNS / run / "metrics.json").read_text())
-
-    part_a, heatmaps = metrics("part_a"), metrics("heatmaps")
-    test_a = json.loads(outputs["bach.metrics part-a"])
-    test_b = json.loads(outputs["bach.metrics part-b"])
-    rules = json.loads(outputs["bach.thresholds runs/demo/heatmaps"])["scores"]
-    paper = next(rule for name, rule in rules.items() if name.startswith("Kwok"))
+    part_a, heatmaps = (
+        read_json(RUNS / run / "metrics.json", f"Delete {RUNS / run}, and run {AGAIN} again.")
+        for run in ("part_a", "heatmaps")
+    )
+    hidden_a, hidden_b = results["part_a"], results["part_b"]
+    paper = next(
+        rule for name, rule in results["thresholds"]["scores"].items() if name.startswith("Kwok")
+    )
+    chance = f"chance {1 / len(CLASSES):.2f}"
     benign = f"always benign {heatmaps['baseline']:.3f}"
+    hidden_benign = f"always benign {hidden_b['baseline']['score']:.3f}"
     rows = [
-        ("Part A, out of fold, four-class accuracy", part_a["accuracy"], "chance 0.25"),
+        ("Part A, out of fold, four-class accuracy", part_a["accuracy"], chance),
         ("Part A, out of fold, carcinoma or not", part_a["binary_accuracy"], "chance 0.50"),
-        ("Part A, hidden test set, four-class accuracy", test_a["accuracy"], "chance 0.25"),
+        ("Part A, hidden test set, four-class accuracy", hidden_a["accuracy"], chance),
         ("Part B, slides held out, score", heatmaps["score"], benign),
         ("  the same by the paper's thresholds", paper["score"]["value"], benign),
-        (
-            "Part B, hidden test set, score",
-            test_b["score"],
-            f"always benign {test_b['baseline']['score']:.3f}",
-        ),
+        ("Part B, hidden test set, score", hidden_b["score"], hidden_benign),
     ]
-    print(f"\n{'':47}{'result':>8}   beside")
-    for name, value, beside in rows:
-        print(f"{name:47}{value:8.3f}   {beside}")
-    print(
-        f"\nLook at {RUNS}/part_a/fold_0/batch.png, {RUNS}/hard_examples/slides/*.png,\n"
-        f"{RUNS}/heatmaps/overlays/*.png and {RUNS}/heatmaps_real/overlays/*.png.\n"
-        f"Demo finished in {duration(seconds)}.\n{RUNS}"
+    return columns(
+        ["", "result", "beside"], [(name, number(value), beside) for name, value, beside in rows]
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.honest.comparison import ALWAYS_BENIGN
 from bach.honest.records import SlideRecord, write_slide
-from bach.paper import PAPER_TISSUE_BENIGN
+from bach.reproduce.kwok2018 import ALWAYS_BENIGN_TISSUE
 
 
 def made_up(patients=20, images=8, seed=0, own=0.0, true=0.0):
@@ -83,7 +83,7 @@ def slides_of_the_paper(**changes):
             "cells": 20_000,
             "pixels": 10_000_000,
             "benign": list(ALWAYS_BENIGN.values()),
-            "benign_tissue": list(PAPER_TISSUE_BENIGN.values()),
+            "benign_tissue": list(ALWAYS_BENIGN_TISSUE.values()),
         }
     )
     for name, value in changes.items():
