@@ -24,7 +24,7 @@ from bach.core.errors import InputError, exit_with
 from bach.core.files import read_json, to_json, write_json
 from bach.core.log import log
 from bach.core.pictures import write_png
-from bach.core.tables import image_key, read_table
+from bach.core.tables import as_numbers, image_key, read_table
 from bach.core.text import columns, number
 from bach.honest.splits import ALWAYS_TRAIN, read_folds
 from bach.labels import read_labels
@@ -333,12 +333,8 @@ def read_predictions(
         )
     if not held_out.all():
         log.warning("left out, of no fold: %d images", int((~held_out).sum()))
-    probs = table[list(PROB_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    if not np.isfinite(probs[held_out]).all():
-        raise InputError(
-            f"The probabilities in {path} must be numbers.\nReceived others.\nPredict again."
-        )
-    return probs[held_out], labels[keys].to_numpy()[held_out], number_of[held_out]
+    probs = as_numbers(table[held_out], PROB_COLUMNS, path).to_numpy()
+    return probs, labels[keys[held_out]].to_numpy(), number_of[held_out]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -6,7 +6,7 @@
 `mistakes` reads the out-of-fold predictions of a `train_part_a.py` run and the photos,
 and writes into the run folder (or `--out`):
 
-    errors.csv                      one row a mistake, worst first, with empty columns to tick
+    errors.csv                      one row per mistake, worst first, with empty columns to tick
     errors/Benign_as_Invasive.png   a sheet for each pair (true, predicted), worst first
     errors/overview.png             all pairs at once: the worst image of each, and counts
 
@@ -22,8 +22,9 @@ the categories mean is said in `CATEGORIES`.
 
 import argparse
 import concurrent.futures
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -31,13 +32,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.classes import CLASSES, COLORS, PROB_COLUMNS, parse_label
+from bach.classes import CHOICES, CLASSES, COLORS, PROB_COLUMNS, parse_label
 from bach.core.errors import InputError, exit_with
 from bach.core.files import to_json
 from bach.core.log import log, step
 from bach.core.pictures import contact_sheet, legend, write_png
-from bach.core.tables import write_csv
-from bach.core.text import listed
+from bach.core.tables import as_numbers, read_table, write_csv
+from bach.core.text import columns, listed
 from bach.data import list_images, natural_key, read_photo
 from bach.mining import add_difficulty
 from bach.scores import joint_counts
@@ -56,14 +57,13 @@ CATEGORIES = {
 }
 
 COLUMNS = (
-    "image_id", "patient", "fold", "label", "predicted", "difficulty", *PROB_COLUMNS, "patches",
-    "patches_wrong",
-)  # fmt: skip
+    *("image_id", "patient", "fold", "label", "predicted", "difficulty"),
+    *PROB_COLUMNS,
+    *("patches", "patches_wrong"),
+)
 NOTE = "note"
 
 _PAIR = ("label", "predicted")
-_PREDICTIONS = ("image_id", "label", *PROB_COLUMNS, "patient", "fold")
-_PATCHES = ("image_id", "x", "y", "label", *PROB_COLUMNS)
 
 # Sizes on the sheets in px.
 WIDTH, HEIGHT = 294, 220  # of a photo; the width divides by the 7 columns of patches
@@ -89,34 +89,21 @@ def read_run(run: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises:
         InputError: If one of them is missing or has other columns.
     """
-    images = _read(Path(run) / "predictions.csv", _PREDICTIONS)
-    patches = _read(Path(run) / "patch_predictions.csv", _PATCHES)
+    images = _read(Path(run) / "predictions.csv", ("fold", "label"), ("image_id", "patient"))
+    patches = _read(Path(run) / "patch_predictions.csv", ("x", "y", "label"), ("image_id",))
     without = sorted(set(images["image_id"]) - set(patches["image_id"]), key=natural_key)
     if without:
         raise InputError(
             "Every image of predictions.csv must have its patches in patch_predictions.csv.\n"
             f"Received: none of {listed(without)}.\nFinish the run with --resume."
         )
-    images["patient"] = images["patient"].fillna("")
     return add_difficulty(images), add_difficulty(patches)
 
 
-def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype={"image_id": str, "patient": str})
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(
-            f"{path} must be a readable CSV file.\nReceived: {error}.\n"
-            "Name the folder of a finished run of train_part_a.py."
-        ) from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise InputError(
-            f"{path} must have the columns {', '.join(columns)}.\n"
-            f"Received: {', '.join(map(str, table.columns))}.\n"
-            "Name the folder of a finished run of train_part_a.py."
-        )
-    return table
+def _read(path: Path, whole: Sequence[str], text: Sequence[str]) -> pd.DataFrame:
+    table = read_table(path, (*text, *whole, *PROB_COLUMNS))
+    numbers = as_numbers(table, (*whole, *PROB_COLUMNS), path)
+    return table[list(text)].join(numbers.astype(dict.fromkeys(whole, int)))
 
 
 def mistakes(images: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
@@ -159,22 +146,17 @@ def format_counts(images: pd.DataFrame) -> str:
             unknown), a row an image.
     """
     counts = joint_counts(images["predicted"].to_numpy(int), images["label"].to_numpy(int))
-    lines = [f"{'true, predicted':18}" + "".join(f"{name:>10}" for name in CLASSES) + "   wrong"]
-    for label, name in enumerate(CLASSES):
-        total, right = counts[label].sum(), counts[label, label]
-        cells = "".join(f"{count:10}" for count in counts[label])
-        lines.append(f"{name:18}{cells}{f'{total - right} of {total}':>12}")
-    wrong = images["predicted"] != images["label"]
-    of_patient = wrong.groupby(images["patient"])
-    table = pd.DataFrame({"images": of_patient.size(), "wrong": of_patient.sum()})
-    unknown = table.loc[table.index == ""]
-    table = table[table.index != ""].sort_values(
-        ["wrong", "images"], ascending=[False, True], kind="stable"
-    )
-    lines += ["", f"{'patient':18}{'images':>10}{'wrong':>10}"]
-    lines += [f"{row.Index:18}{row.images:10}{row.wrong:10}" for row in table.itertuples()]
-    lines += [f"{'(unknown)':18}{row.images:10}{row.wrong:10}" for row in unknown.itertuples()]
-    return "\n".join(lines)
+    pairs = [
+        [name, *row, f"{row.sum() - row[label]} of {row.sum()}"]
+        for label, (name, row) in enumerate(zip(CLASSES, counts, strict=True))
+    ]
+    wrong = (images["predicted"] != images["label"]).groupby(images["patient"])
+    table = pd.DataFrame({"images": wrong.size(), "wrong": wrong.sum()})
+    table = table.sort_values(["wrong", "images"], ascending=[False, True], kind="stable")
+    table = pd.concat([table[table.index != ""], table[table.index == ""]])
+    patients = [[one.Index or "(unknown)", one.images, one.wrong] for one in table.itertuples()]
+    by_pair = columns(["true, predicted", *CLASSES, "wrong"], pairs)
+    return f"{by_pair}\n\n{columns(['patient', 'images', 'wrong'], patients)}"
 
 
 # Sheets
@@ -250,7 +232,7 @@ def pair_sheet(cards: Sequence[np.ndarray], wrong: pd.DataFrame, columns: int = 
 
 
 def overview(
-    images: pd.DataFrame, worst: dict[tuple[int, int], tuple[str, np.ndarray]]
+    images: pd.DataFrame, worst: Mapping[tuple[int, ...], tuple[str, np.ndarray]]
 ) -> np.ndarray:
     """Lay all pairs out as a 4 x 4 table: rows the true class, columns the predicted.
 
@@ -320,17 +302,15 @@ def write_report(
     with step("mistakes") as notes:
         groups = dict(list(patches.groupby("image_id")))
         pairs = dict(list(wrong.groupby(list(_PAIR))))
-        worst = {}
-        for label in range(len(CLASSES)):
-            for predicted in range(len(CLASSES)):
-                pair = label, predicted
-                picture = out / "errors" / f"{pair_name(*pair)}.png"
-                if pair not in pairs:
-                    picture.unlink(missing_ok=True)  # of an earlier state of the run
-                    continue
-                cards = _cards(pairs[pair].head(limit), groups, paths, picture.stem)
-                worst[pair] = pairs[pair]["image_id"].iloc[0], cards[0]
-                write_png(picture, pair_sheet(cards, pairs[pair]))
+        worst: dict[tuple[int, ...], tuple[str, np.ndarray]] = {}
+        for pair in itertools.product(range(len(CLASSES)), repeat=2):
+            picture = out / "errors" / f"{pair_name(*pair)}.png"
+            if pair not in pairs:
+                picture.unlink(missing_ok=True)  # of an earlier state of the run
+                continue
+            cards = _cards(pairs[pair].head(limit), groups, paths, picture.stem)
+            worst[pair] = pairs[pair]["image_id"].iloc[0], cards[0]
+            write_png(picture, pair_sheet(cards, pairs[pair]))
         write_png(out / "errors/overview.png", overview(images, worst))
         write_csv(to_tick(wrong), file)
         notes.append(f"{len(wrong)} of {len(images)} images, {len(worst)} sheets")
@@ -372,8 +352,7 @@ def read_ticks(path: str | os.PathLike) -> pd.DataFrame:
     """Read a filled-in `errors.csv`, as any spreadsheet saves it.
 
     Args:
-        path: CSV with commas, semicolons or tabs, with `label` and `predicted` (names
-            or 0..3), and columns with ticks.
+        path: CSV with `label` and `predicted` (names or 0..3), and columns with ticks.
 
     Returns:
         The table as text, `label` and `predicted` as 0..3.
@@ -381,53 +360,32 @@ def read_ticks(path: str | os.PathLike) -> pd.DataFrame:
     Raises:
         InputError: If the file or a class in it cannot be read.
     """
-    path = Path(path)
-    try:
-        first = path.read_bytes().splitlines()[:1]
-        separator = max(",;\t", key=(first[0] if first else b"").decode("latin-1").count)
-        # Letters of other encodings can stand in notes only, which nobody counts.
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig",
-            encoding_errors="replace",
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
-        ) from error
-    table.columns = [str(name).strip() for name in table.columns]
-    missing = [name for name in _PAIR if name not in table.columns]
-    if missing:
-        raise InputError(
-            f"{path} must have the columns label and predicted.\n"
-            f"Received: {', '.join(table.columns)}.\n"
-            "Fill in an errors.csv written by `python -m bach.report mistakes`."
-        )
+    # Letters of other encodings can stand in notes only, which nobody counts.
+    table = read_table(path, _PAIR, errors="replace")
     for name in _PAIR:
         labels = [_label(text) for text in table[name]]
         bad = [repr(t) for t, label in zip(table[name], labels, strict=True) if label is None]
         if bad:
             raise InputError(
-                f"Every {name} in {path} must be a class: {', '.join(CLASSES)}.\n"
-                f"Received: {listed(bad)}.\nMend these rows."
+                f"Every {name} in {path} must be a class: {CHOICES}.\n"
+                f"Received: {listed(bad)}.\nCorrect these rows."
             )
         table[name] = np.array(labels, int)
     return table
 
 
 def _label(text: str) -> int | None:
-    text = text.strip()
-    return int(text) if text in ("0", "1", "2", "3") else parse_label(text)
+    numbers = [str(label) for label in range(len(CLASSES))]
+    return numbers.index(text) if text in numbers else parse_label(text)
 
 
 def _ticks(table: pd.DataFrame) -> pd.DataFrame:
-    """Which cells of the category columns are ticked: bool, a column a category."""
-    names = [name for name in table.columns if name not in (*COLUMNS, NOTE)]
-    ticked = pd.DataFrame({name: table[name].str.strip() != "" for name in names})
-    # Columns without a heading come of commas too many.
-    unnamed = [name for name in names if not name or name.startswith("Unnamed: ")]
-    if ticked[unnamed].to_numpy().any():
+    """Which cells of the category columns are ticked: bool, a column per category."""
+    ticked = table.drop(columns=[*COLUMNS, NOTE], errors="ignore") != ""
+    unnamed = ticked.columns == ""  # they come of separators too many
+    if ticked.loc[:, unnamed].to_numpy().any():
         log.warning("ticks in a column without a name are not counted")
-    return ticked.drop(columns=unnamed)
+    return ticked.loc[:, ~unnamed]
 
 
 def total_ticks(table: pd.DataFrame) -> dict:
@@ -461,24 +419,17 @@ def _sums(ticked: pd.DataFrame) -> dict[str, int]:
 
 
 def format_totals(result: dict) -> str:
-    """Lay the result of `total_ticks` out to be read: a column a category, most first."""
+    """Lay the result of `total_ticks` out to be read: a column per category, most first."""
     total, counts = result["mistakes"], result["categories"]
     names = sorted(counts, key=lambda name: -counts[name])
-    widths = {name: max(len(name), 4) + 2 for name in names}
-    shares = {name: f"{counts[name] / total:.0%}" if total else "-" for name in names}
-
-    def line(title: str, mistakes: object, cells: dict) -> str:
-        ticked = "".join(f"{cells[name]:>{widths[name]}}" for name in names)
-        return f"{title:24}{mistakes:>10}{ticked}"
-
-    lines = [
-        f"{result['ticked']} of {total} mistakes ticked", "",
-        line("", "mistakes", {name: name for name in names}),
-        line("all", total, counts),
-        line("share of mistakes", "", shares),
-    ]  # fmt: skip
-    lines += [line(pair, cells["mistakes"], cells) for pair, cells in result["pairs"].items()]
-    return "\n".join(lines)
+    rows = [
+        ["all", total, *(counts[name] for name in names)],
+        ["share of mistakes", "", *(f"{counts[n] / total:.0%}" if total else "-" for n in names)],
+    ]
+    for pair, cells in result["pairs"].items():
+        rows.append([pair, cells["mistakes"], *(cells[name] for name in names)])
+    table = columns(["", "mistakes", *names], rows)
+    return f"{result['ticked']} of {total} mistakes ticked\n\n{table}"
 
 
 # The tool

@@ -52,7 +52,14 @@ from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import atomic_path, read_json
 from bach.core.log import log, step
-from bach.core.tables import image_key, read_table, require_columns, require_once, write_csv
+from bach.core.tables import (
+    as_numbers,
+    image_key,
+    read_table,
+    require_columns,
+    require_once,
+    write_csv,
+)
 from bach.data import list_images, natural_key
 from bach.honest.records import read_slides
 from bach.labels import read_class_map, same_proportions
@@ -496,7 +503,7 @@ def write_part_a(
     """
     path = Path(path)
     require_columns(predictions, ("image_id", *PROB_COLUMNS), "the predictions")
-    table = predictions[list(PROB_COLUMNS)].apply(pd.to_numeric, errors="coerce").astype(float)
+    table = predictions[list(PROB_COLUMNS)].astype(float)
     table.insert(0, "image_id", predictions["image_id"].map(_stem))
     table.insert(1, "predicted", table[list(PROB_COLUMNS)].to_numpy().argmax(axis=1))
     table = table.sort_values("image_id", key=lambda ids: ids.map(natural_key), kind="stable")
@@ -649,18 +656,17 @@ def read_ids(path: str | os.PathLike) -> dict[str, Size | None]:
         table = read_table(path)
     else:
         table = table.rename(columns={0: "image_id"})
-    sizes = table.reindex(columns=["width", "height"]).apply(pd.to_numeric, errors="coerce")
-    if table.empty or ("width" in table and not (sizes >= 1).all(axis=None)):
+    if table.empty:
         raise InputError(
-            f"--ids must name images, or slides and their sizes in whole px.\n"
-            f"Received: --ids={path}, which does not.\n"
+            f"--ids must name every image once.\nReceived: --ids={path} with no id.\n"
             "Write one id per line, or a table with the columns image_id,width,height."
         )
     require_once(table["image_id"], path)
     ids = table["image_id"].map(_stem)
-    if "width" not in table:
+    if "width" not in table.columns:
         return dict.fromkeys(ids)
-    return dict(zip(ids, sizes.astype(int).itertuples(index=False, name=None), strict=True))
+    sizes = as_numbers(table, ("width", "height"), path).astype(int)
+    return dict(zip(ids, sizes.itertuples(index=False, name=None), strict=True))
 
 
 def read_heatmap_run(run_dir: str | os.PathLike) -> tuple[dict[str, Path], dict[str, Size | None]]:
@@ -829,6 +835,7 @@ def _write_part_a(args: argparse.Namespace, out: Path) -> None:
         table = predict_part_a(args.data_dir, args.model_dir, args.tta, args.calibrated)
     else:
         table = read_table(given, ("image_id", *PROB_COLUMNS))
+        table[list(PROB_COLUMNS)] = as_numbers(table, PROB_COLUMNS, args.predictions)
     with step(f"part a -> {out}") as notes:
         write_part_a(table, out, args.dialect, ids, store=predictions_path(out).resolve() != given)
         notes.append(f"{len(table)} images, dialect {args.dialect}")

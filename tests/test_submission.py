@@ -516,10 +516,10 @@ def test_a_file_of_ids_may_be_a_table_with_sizes(tmp_path):
     path.write_text("T01\n")
     assert submission.read_ids(path) == {"T01": None}
     for text, reason in (
-        ("", "must name images"),
+        ("", "no id"),
         ("T1\nT1.svs\n", "more than once: t1"),
         ("image_id,width,height\nT1", "as many cells"),
-        ("image_id,width,height\nT1,48,high", "in whole px"),
+        ("image_id,width,height\nT1,48,high", "must be numbers"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=reason):

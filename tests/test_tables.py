@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from bach.core.errors import InputError
-from bach.core.tables import image_key, patient_key, read_table, write_csv
+from bach.core.tables import as_numbers, image_key, patient_key, read_table, write_csv
 
 
 def test_a_table_that_was_written_is_read_as_it_was(tmp_path):
@@ -69,3 +69,19 @@ def test_an_image_has_one_key_however_it_is_written(text, key):
 
 def test_an_unknown_patient_has_the_empty_key():
     assert [patient_key(x) for x in (" P11 ", " ", None, float("nan"))] == ["P11", "", "", ""]
+
+
+def test_columns_of_text_become_numbers_or_their_rows_are_named(tmp_path):
+    table = pd.DataFrame({"x": ["1", "2.5", "-3e2"], "name": ["a", "b", "c"]})
+    assert as_numbers(table, ["x"], "a.csv")["x"].tolist() == [1, 2.5, -300]
+    table["y"] = ["1", "", "inf"]
+    with pytest.raises(InputError, match=r"(?s)x, y of a.csv must be numbers.*rows 2, 3"):
+        as_numbers(table, ["x", "y"], "a.csv")
+
+
+def test_bytes_that_are_not_utf_8_are_refused_unless_it_is_said_what_becomes_of_them(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("image_id,note\na,caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(InputError, match="readable"):
+        read_table(path)
+    assert read_table(path, errors="replace")["note"].tolist() == ["caf\ufffd"]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from bach.core.errors import InputError
@@ -53,6 +54,7 @@ def read_table(
     needed: Collection[str] = (),
     key: str | None = None,
     header: bool = True,
+    errors: str = "strict",
 ) -> pd.DataFrame:
     """Read a CSV file, ours or of anyone else, as text.
 
@@ -63,6 +65,7 @@ def read_table(
         needed: Columns that must be there.
         key: Column of images, each of which may stand in the table once (by `image_key`).
         header: Whether the first line names the columns; else they are numbered from 0.
+        errors: What becomes of bytes that are not UTF-8, see `bytes.decode`.
 
     Returns:
         Table of str, in the order of the file; an empty cell is the empty string.
@@ -71,7 +74,7 @@ def read_table(
         InputError: If the file is missing or ragged, or a column is missing, or an image
             comes twice; all offending rows are named.
     """
-    lines = [line for line in _read_text(path).splitlines() if line.strip()]
+    lines = [line for line in _read_text(path, errors).splitlines() if line.strip()]
     separator = max(",;\t", key=lines[0].count) if lines else ","
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=separator)
     try:
@@ -126,15 +129,31 @@ def require_once(ids: pd.Series, path: object) -> None:
         )
 
 
+def as_numbers(table: pd.DataFrame, names: Sequence[str], path: object) -> pd.DataFrame:
+    """The columns `names` of a table of text as float64.
+
+    Raises:
+        InputError: If a cell is no finite number; the rows are named.
+    """
+    numbers = table[list(names)].apply(pd.to_numeric, errors="coerce").astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"The columns {', '.join(names)} of {path} must be numbers.\n"
+            f"Received something else in table rows {listed(bad + 1)}.\nCorrect these rows."
+        )
+    return numbers
+
+
 def write_csv(table: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write a pandas table without its index, whole or not at all."""
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
 
 
-def _read_text(path: str | os.PathLike) -> str:
+def _read_text(path: str | os.PathLike, errors: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8-sig", errors=errors)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
