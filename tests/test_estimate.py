@@ -7,13 +7,15 @@ import pandas as pd
 import pytest
 from made_up import slides_of_the_paper
 
+from bach.annotations import Region
+from bach.classes import BENIGN
 from bach.core.commands import ROOT
 from bach.core.errors import InputError
 from bach.honest.splits import read_folds
 from bach.patches import NETWORK_SIZE
 from bach.reproduce import estimate
 from bach.reproduce.plan import Options
-from bach.toy.dataset import write_annotation_xml, write_slide
+from bach.toy.aperio import write_annotation_xml, write_slide
 
 
 def test_the_work_is_that_of_the_papers_epochs_on_the_committed_folds():
@@ -89,7 +91,7 @@ def test_a_disk_that_is_too_small_is_refused_but_for_what_lies_there_already(tmp
 
 def test_always_benign_needs_the_annotation_alone():
     truth = np.repeat(np.arange(4, dtype=np.uint8), 100).reshape(20, 20)
-    tissue = truth == 1
+    tissue = truth == BENIGN
     scores = estimate.benign_scores(truth, tissue)
     assert scores["benign"] == pytest.approx(0.6)  # classes equally likely
     assert scores["benign_tissue"] == 1
@@ -103,8 +105,8 @@ def test_the_survey_counts_what_mining_and_heatmaps_predict(tmp_path):
     pixels[:, :1600] = (190, 90, 160)  # stained
     for name in ("A01", "A02"):
         write_slide(folder / f"{name}.svs", pixels)
-    corners = np.array([(0, 0), (1600, 0), (1600, 3200), (0, 3200)])
-    write_annotation_xml(folder / "A01.xml", [{"label": 1, "points": corners}])
+    corners = np.array([(0, 0), (1600, 0), (1600, 3200), (0, 3200)], float)
+    write_annotation_xml(folder / "A01.xml", [Region(BENIGN, corners)])
     args = Options(data_dir=str(tmp_path), stride_um=320 * 0.467, step_um=800 * 0.467)
     table = estimate.survey(args).set_index("image_id")
     # Patches of 1,345 px: their left edges at 0, 320 and 640 px have 70% tissue.
