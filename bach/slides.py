@@ -8,16 +8,19 @@ import concurrent.futures
 import itertools
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import openslide
-import scipy.sparse
-import tifffile
 
 from bach.core.errors import InputError
 from bach.core.pictures import read_rgb
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 # Part A photos carry no usable scale; the challenge states it (Aresta et al. 2018).
 PART_A_MPP = 0.42
@@ -26,10 +29,12 @@ PART_A_MPP = 0.42
 # (72 dpi of an exported picture, mm for um) and would silently scale everything.
 MPP_RANGE = (0.05, 5.0)
 
-SLIDE_SUFFIXES = (
-    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm",
-)  # fmt: skip
+SLIDE_SUFFIXES: tuple[str, ...] = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn")
+SLIDE_SUFFIXES += (".vms", ".vmu", ".bif", ".svslide", ".dcm")
 PHOTO_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+
+# um in a unit of TIFF's resolution.
+_UNITS = {"centimeter": 1e4, "inch": 2.54e4}
 
 # Reading shrinks block by block, so that a slide without a pyramid needs no more
 # memory than one with it. 1 Mpx is 4 MB of RGBA, and ten times that while it shrinks.
@@ -77,31 +82,30 @@ class Slide:
         self._openslide: openslide.OpenSlide | None = None
         self._image: np.ndarray | None = None
         try:
-            self._openslide = openslide.OpenSlide(self.path)
+            self._openslide = slide = openslide.OpenSlide(self.path)
         except openslide.OpenSlideError as error:
+            size = f"{self.path.stat().st_size:,} bytes"
             if openslide.OpenSlide.detect_format(self.path) is not None:
                 raise InputError(
-                    f"The slide {self.path} is damaged or truncated: {error}.\n"
-                    f"Received: {self.path.stat().st_size:,} bytes.\n"
+                    f"The slide {self.path} is damaged or truncated.\n"
+                    f"Received: {size}; {error}.\n"
                     "Copy or download it again and compare the size."
                 ) from error
-            self._image = read_rgb(
+            self._image = image = read_rgb(
                 self.path,
-                f"OpenSlide does not read it either ({self.path.stat().st_size:,} bytes). Copy or "
-                "download it again; a picture that is too large must be converted to a tiled "
-                "pyramidal TIFF.",
+                f"OpenSlide does not read it either ({size}). Copy or download it again; a picture "
+                "that is too large must be converted to a tiled pyramidal TIFF.",
             )
-        if self._openslide is not None:
-            self._openslide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
-            self.width, self.height = self._openslide.dimensions
-            l_sizes = self._openslide.level_dimensions
-            self.properties = dict(self._openslide.properties)
-        else:
-            self.height, self.width = self._image.shape[:2]
-            l_sizes = [(self.width, self.height)]
+            self.height, self.width = image.shape[:2]
+            self._l_sizes: Sequence[tuple[int, int]] = [(self.width, self.height)]
             self.properties = _tiff_properties(self.path)
-        self._downsamples = [_downsample((self.width, self.height), size) for size in l_sizes]
-        self._l_sizes = l_sizes
+        else:
+            slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+            self.width, self.height = slide.dimensions
+            self._l_sizes = slide.level_dimensions
+            self.properties = dict(slide.properties)
+        whole = (self.width, self.height)
+        self._downsamples = [_downsample(whole, l_size) for l_size in self._l_sizes]
         try:
             self.mpp, self.mpp_source = _find_mpp(self.path, self.properties, mpp)
         except InputError:
@@ -240,8 +244,9 @@ class Slide:
             region = self._openslide.read_region(location, level, (x1 - x0, y1 - y0))
         except openslide.OpenSlideError as error:
             raise InputError(
-                f"The slide {self.path} cannot be read at x={location[0]}, y={location[1]} "
-                f"(level-0 px), pyramid level {level}: {error}.\n"
+                f"The slide {self.path} cannot be read everywhere.\n"
+                f"Received: at x={location[0]}, y={location[1]} (level-0 px), pyramid level "
+                f"{level}: {error}.\n"
                 "The file is damaged or truncated: copy or download it again."
             ) from error
         rgba = np.asarray(region)
@@ -270,22 +275,20 @@ def _downsample(l0_size: tuple[int, int], l_size: tuple[int, int]) -> float:
 
 def _find_mpp(path: Path, properties: dict[str, str], given: float | None) -> tuple[float, str]:
     """Find um per level-0 px: given, OpenSlide's, the Aperio header's, TIFF tags'."""
+    low, high = MPP_RANGE
     rejected = []
 
-    def plausible(value: object, source: str) -> float | None:
-        try:
-            mpp = float(value)
-        except (TypeError, ValueError):
-            return None
-        if MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
+    def plausible(text: object, source: str) -> float | None:
+        mpp = _number(text)
+        if mpp is None or low <= mpp <= high:
             return mpp
         rejected.append(f"{source} says {mpp:g} um/px")
         return None
 
     if given is not None:
-        if plausible(given, "--mpp") is None:
+        if not low <= given <= high:
             raise InputError(
-                f"--mpp must lie between {MPP_RANGE[0]} and {MPP_RANGE[1]} um per pixel.\n"
+                f"--mpp must lie between {low} and {high} um per pixel.\n"
                 f"Received: --mpp={given}.\n"
                 "20x is about 0.5, 40x about 0.25."
             )
@@ -295,16 +298,15 @@ def _find_mpp(path: Path, properties: dict[str, str], given: float | None) -> tu
     if x is not None:
         if y is not None and abs(x - y) > 0.02 * x:
             raise InputError(
-                f"The pixels of {path} are not square: {x} x {y} um.\n"
+                f"The pixels of {path} must be square.\n"
+                f"Received: {x} x {y} um.\n"
                 "Convert the slide, or state one scale with --mpp."
             )
         return x if y is None else (x + y) / 2, "openslide"
     aperio = plausible(properties.get("aperio.MPP"), "the Aperio header")
     if aperio is not None:
         return aperio, "aperio"
-    unit = {"centimeter": 1e4, "inch": 2.54e4}.get(
-        properties.get("tiff.ResolutionUnit", "").lower()
-    )
+    unit = _UNITS.get(properties.get("tiff.ResolutionUnit", "").lower())
     resolution = _number(properties.get("tiff.XResolution"))
     if unit and resolution:
         tagged = plausible(unit / resolution, "the TIFF resolution tag")
@@ -312,23 +314,26 @@ def _find_mpp(path: Path, properties: dict[str, str], given: float | None) -> tu
             return tagged, "tiff"
     because = f" ({'; '.join(rejected)}, which is no microscope's)" if rejected else ""
     raise InputError(
-        f"The slide {path} is readable but states no usable scale{because}.\n"
+        f"The slide {path} is readable but must also state its scale.\n"
+        f"Received: no usable scale{because}.\n"
         "State it with --mpp in um per pixel (20x is about 0.5, 40x about 0.25)."
     )
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: object) -> float | None:
     try:
-        return float(text)
-    except (TypeError, ValueError):
+        return float(str(text))
+    except ValueError:
         return None
 
 
 def _tiff_properties(path: Path) -> dict[str, str]:
     """The resolution tags of a TIFF that OpenSlide does not read."""
+    import tifffile  # slow, and rarely needed
+
     try:
         with tifffile.TiffFile(path) as tiff:
-            tags = tiff.pages[0].tags
+            tags = tiff.pages.first.tags
             resolution, unit = tags.get("XResolution"), tags.get("ResolutionUnit")
             if resolution is None or unit is None or not resolution.value[1]:
                 return {}
@@ -340,8 +345,10 @@ def _tiff_properties(path: Path) -> dict[str, str]:
         return {}
 
 
-def _weights(offset: float, count: int, factor: float, length: int) -> scipy.sparse.csr_array:
+def _weights(offset: float, count: int, factor: float, length: int) -> "scipy.sparse.csr_array":
     """Area weights `(count, length)`: pixel i is the mean over offset + factor*[i, i+1)."""
+    import scipy.sparse  # slow to import
+
     start = offset + factor * np.arange(count)
     span = math.ceil(factor) + 1
     source = np.floor(start).astype(np.int64)[:, None] + np.arange(span)

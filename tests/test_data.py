@@ -91,7 +91,7 @@ def test_slides_without_scale_and_bad_annotations_are_problems(toy, tmp_path):
     write_slide(folder / "A03.svs", np.zeros((300, 300, 3), np.uint8))
     (folder / "A03.xml").write_text("<Annotations><Annotation></Annotations>")
     _, problems = data.check_data(tmp_path)
-    assert "A01.svs is readable but states no usable scale" in problems[0]
+    assert "A01.svs is readable but must also state its scale" in problems[0]
     assert "A02.svs must be a readable picture" in problems[1]
     assert "A03.xml" in problems[2]
     assert len(problems) == 3
