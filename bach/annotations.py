@@ -8,20 +8,20 @@ import itertools
 import json
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from bach.classes import CLASSES, parse_label
+from bach.classes import BENIGN, CLASSES, NORMAL, parse_label
 from bach.core.errors import InputError
 from bach.core.log import log
 
-_NORMAL = CLASSES.index("Normal")
 # ImageScope layers of the challenge, where a region itself names no class.
-_LAYER_LABELS = {"1": 1, "2": 2, "3": 3}
-_NAMES = ", ".join(CLASSES)
+_LAYER_LABELS = {str(label): label for label in range(BENIGN, len(CLASSES))}
+_LAYERS = ", ".join(f"{layer} for {CLASSES[label]}" for layer, label in _LAYER_LABELS.items())
+_FORMATS = "Aperio ImageScope XML, ASAP XML or QuPath GeoJSON"
 
 
 class Region(NamedTuple):
@@ -91,10 +91,8 @@ def read_regions(path: str | os.PathLike) -> list[Region]:
         regions = list(_geojson(path, content))
     open_lines = sum(len(region.points) < 3 for region in regions)
     if open_lines:
-        log.warning(
-            "%s: %d of %d regions have fewer than 3 vertices and enclose nothing",
-            path, open_lines, len(regions),
-        )  # fmt: skip
+        message = "%s: %d of %d regions have fewer than 3 vertices and enclose nothing"
+        log.warning(message, path, open_lines, len(regions))
     return sorted(regions, key=lambda region: (region.layer, region.is_hole))
 
 
@@ -121,7 +119,7 @@ def annotation_mpp(path: str | os.PathLike) -> float | None:
     if not 0 <= value < np.inf:
         raise InputError(
             f"MicronsPerPixel in {path} must be a number of um per pixel.\n"
-            f"Received: {text!r}.\nMend it, or take the attribute away."
+            f"Received: {text!r}.\nCorrect it, or take the attribute away."
         )
     return value or None
 
@@ -133,18 +131,19 @@ def _read(path: Path) -> ET.Element | dict | list:
         raise InputError(
             f"{path} must be a readable annotation file.\nReceived: {error}.\nCheck the path."
         ) from error
-    start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    is_json = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
     try:
-        if start in (b"{", b"["):
-            return json.loads(data.decode("utf-8-sig"))
-        return ET.fromstring(data)
+        return json.loads(data.decode("utf-8-sig")) if is_json else ET.fromstring(data)
     except (ET.ParseError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} must be Aperio ImageScope XML, ASAP XML or QuPath GeoJSON.\n"
-            f"Received: {'JSON' if start in (b'{', b'[') else 'XML'} that is broken or cut short "
+            f"{path} must be {_FORMATS}.\n"
+            f"Received: {'JSON' if is_json else 'XML'} that is broken or cut short "
             f"({len(data):,} bytes; {error}).\n"
             "Export or download it again."
         ) from error
+
+
+# In what follows, `where` names a region and its file for messages.
 
 
 def _is_asap(root: ET.Element) -> bool:
@@ -155,157 +154,147 @@ def _aperio(path: Path, root: ET.Element) -> Iterator[Region]:
     layers = [root] if root.tag == "Annotation" else root.findall(".//Annotation")
     if not layers and root.tag != "Annotations":
         raise InputError(
-            f"{path} must be Aperio ImageScope XML, ASAP XML or QuPath GeoJSON.\n"
+            f"{path} must be {_FORMATS}.\n"
             f"Received: XML of another kind (<{root.tag}> without <Annotation>).\n"
             "Export the annotations in one of these formats."
         )
     for number, layer in enumerate(layers):
         for region in layer.iterfind("./Regions/Region"):
-            where = f"region {region.get('Id', '?')} of layer {layer.get('Id', '?')}"
-            points = _points(path, where, region.iterfind("./Vertices/Vertex"))
+            where = f"region {region.get('Id', '?')} of layer {layer.get('Id', '?')} in {path}"
+            vertices = region.iterfind("./Vertices/Vertex")
+            points = _points(where, [(one.get("X"), one.get("Y")) for one in vertices])
             is_hole = region.get("NegativeROA", "0").strip() == "1"
-            label = _NORMAL if is_hole else _aperio_label(path, where, layer, region)
+            label = NORMAL if is_hole else _aperio_label(where, layer, region)
             yield Region(label, points, is_hole, number)
 
 
-def _aperio_label(path: Path, where: str, layer: ET.Element, region: ET.Element) -> int:
+def _aperio_label(where: str, layer: ET.Element, region: ET.Element) -> int:
     texts = [part.get("Value", "") for part in region.iterfind("./Attributes/Attribute")]
     texts.append(region.get("Text", ""))
     texts = [text.strip() for text in texts if text.strip()]
-    labels = [label for label in map(parse_label, texts) if label is not None]
+    found = [parse_label(text) for text in texts]
     if not texts:
-        label = parse_label(layer.get("Name", ""))
-        if label is None:
-            label = _LAYER_LABELS.get(layer.get("Id", "").strip())
-        labels = [] if label is None else [label]
+        by_name = parse_label(layer.get("Name", ""))
+        by_number = _LAYER_LABELS.get(layer.get("Id", "").strip())
+        found = [by_number if by_name is None else by_name]
+    labels = [label for label in found if label is not None]
     if not labels:
         received = ", ".join(map(repr, texts)) or (
             f"no text, in a layer with Id={layer.get('Id')!r}, Name={layer.get('Name')!r}"
         )
-        raise InputError(
-            f"The class of {where} in {path} must be one of {_NAMES}.\n"
-            f"Received: {received}.\n"
-            "Name the class in the region's text in ImageScope, or put the region into layer "
-            "1 (Benign), 2 (InSitu) or 3 (Invasive)."
+        raise _no_class(
+            f"class of {where}",
+            received,
+            "Name the class in the region's text in ImageScope, or put the region into the layer "
+            f"of its class ({_LAYERS}).",
         )
     if len(set(labels)) > 1:
-        log.warning(
-            "%s: %s names several classes (%s); taken: %s",
-            path, where, ", ".join(texts), CLASSES[labels[0]],
-        )  # fmt: skip
+        message = "%s names several classes (%s); taken: %s"
+        log.warning(message, where, ", ".join(texts), CLASSES[labels[0]])
     return labels[0]
 
 
 def _asap(path: Path, root: ET.Element) -> Iterator[Region]:
     for number, item in enumerate(root.iterfind(".//Annotation")):
-        where = f"annotation {number} ({item.get('Name', 'without name')})"
+        where = f"annotation {number} ({item.get('Name', 'without name')}) in {path}"
         group = item.get("PartOfGroup", "").strip()
         label = parse_label(group)
         if label is None:
-            raise InputError(
-                f"The group of {where} in {path} must be one of {_NAMES}.\n"
-                f"Received: PartOfGroup={group!r}.\n"
-                "Move it in ASAP into a group of one of these names."
-            )
+            remedy = "Move it in ASAP into a group of one of these names."
+            raise _no_class(f"group of {where}", f"PartOfGroup={group!r}", remedy)
         vertices = item.findall("./Coordinates/Coordinate")
         try:
             vertices.sort(key=lambda vertex: float(vertex.get("Order", "0")))
         except ValueError as error:
             raise InputError(
-                f"The Order of the vertices of {where} in {path} must be numbers.\n"
+                f"The Order of the vertices of {where} must be numbers.\n"
                 f"Received: {error}.\nExport the file again."
             ) from error
-        yield Region(label, _points(path, where, vertices), False, number)
-
-
-def _points(path: Path, where: str, vertices) -> np.ndarray:
-    rows = [(vertex.get("X"), vertex.get("Y")) for vertex in vertices]
-    return _as_points(path, where, rows)
-
-
-def _as_points(path: Path, where: str, rows: Sequence) -> np.ndarray:
-    try:
-        # QuPath may add a z; x and y come first.
-        points = np.array([(float(row[0]), float(row[1])) for row in rows], float).reshape(-1, 2)
-    except (TypeError, ValueError, IndexError, KeyError) as error:
-        raise InputError(
-            f"The vertices of {where} in {path} must be numbers x, y.\n"
-            f"Received: {error}.\nExport the file again."
-        ) from error
-    if not np.isfinite(points).all():
-        raise InputError(
-            f"The vertices of {where} in {path} must be finite.\n"
-            f"Received: {points[~np.isfinite(points).all(axis=1)][0].tolist()}.\n"
-            "Export the file again."
-        )
-    return points
+        points = _points(where, [(one.get("X"), one.get("Y")) for one in vertices])
+        yield Region(label, points, False, number)
 
 
 def _geojson(path: Path, content: dict | list) -> Iterator[Region]:
-    features = content
+    features: object = content
     if isinstance(content, dict):
         features = content.get("features") if content.get("type") != "Feature" else [content]
     if not isinstance(features, list) or not all(isinstance(one, dict) for one in features):
         raise InputError(
             f"{path} must be a GeoJSON FeatureCollection, as QuPath exports it.\n"
-            f"Received: JSON without a list of features.\n"
+            "Received: JSON without a list of features.\n"
             "Export the annotations from QuPath with File > Export objects as GeoJSON."
         )
     skipped = 0
     # Each polygon is a layer of its own, so that a hole does not cut an island in it.
     layer = itertools.count()
     for number, feature in enumerate(features):
-        where = f"feature {number}"
-        polygons, others = _polygons(path, where, feature.get("geometry"))
+        where = f"feature {number} in {path}"
+        polygons, others = _polygons(where, feature.get("geometry"))
         skipped += others
         if not polygons:
             continue
-        label = _geojson_label(path, where, feature)
+        label = _geojson_label(where, feature)
         for rings in polygons:
             own = next(layer)
             for ring, vertices in enumerate(rings):
-                points = _as_points(path, where, vertices)
-                yield Region(_NORMAL if ring else label, points, ring > 0, own)
+                yield Region(NORMAL if ring else label, _points(where, vertices), ring > 0, own)
     if skipped:
         log.warning("%s: %d points or lines have no area and are left out", path, skipped)
 
 
-def _polygons(path: Path, where: str, geometry: dict | None) -> tuple[list, int]:
+def _polygons(where: str, geometry: object) -> tuple[list, int]:
     """Lists of rings, the outer one first, and the number of shapes without area."""
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    shape = geometry if isinstance(geometry, dict) else {}
+    kind = shape.get("type")
     if kind in ("Point", "MultiPoint", "LineString", "MultiLineString"):
         return [], 1
-    collection = kind == "GeometryCollection"
-    parts = geometry.get("geometries" if collection else "coordinates") if kind else None
-    if isinstance(parts, list) and kind == "Polygon":
-        return [parts], 0
-    if isinstance(parts, list) and kind == "MultiPolygon" and all(map(_is_list, parts)):
-        return parts, 0
-    if isinstance(parts, list) and collection:
-        found = [_polygons(path, where, part) for part in parts]
-        return [rings for some, _ in found for rings in some], sum(count for _, count in found)
+    parts = shape.get("geometries" if kind == "GeometryCollection" else "coordinates")
+    if isinstance(parts, list):
+        if kind == "Polygon":
+            return [parts], 0
+        if kind == "MultiPolygon" and all(isinstance(part, list) for part in parts):
+            return parts, 0
+        if kind == "GeometryCollection":
+            found = [_polygons(where, part) for part in parts]
+            return [rings for some, _ in found for rings in some], sum(count for _, count in found)
     raise InputError(
-        f"The geometry of {where} in {path} must be a Polygon or MultiPolygon.\n"
+        f"The geometry of {where} must be a Polygon or MultiPolygon.\n"
         f"Received: {kind or 'none'}.\nExport the annotations from QuPath again."
     )
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
-
-
-def _geojson_label(path: Path, where: str, feature: dict) -> int:
-    properties = feature.get("properties") or {}
-    classification = properties.get("classification")
+def _geojson_label(where: str, feature: dict) -> int:
+    classification = (feature.get("properties") or {}).get("classification")
     name = classification.get("name") if isinstance(classification, dict) else classification
     label = parse_label(name) if isinstance(name, str) else None
     if label is None:
-        raise InputError(
-            f"The classification of {where} in {path} must be one of {_NAMES}.\n"
-            f"Received: {'no classification' if name is None else repr(name)}.\n"
-            "Set the class in QuPath and export again."
-        )
+        received = "no classification" if name is None else repr(name)
+        remedy = "Set the class in QuPath and export again."
+        raise _no_class(f"classification of {where}", received, remedy)
     return label
+
+
+def _no_class(what: str, received: str, remedy: str) -> InputError:
+    names = ", ".join(CLASSES)
+    return InputError(f"The {what} must be one of {names}.\nReceived: {received}.\n{remedy}")
+
+
+def _points(where: str, rows: Iterable[Sequence]) -> np.ndarray:
+    try:
+        # QuPath may add a z; x and y come first.
+        points = np.array([(float(row[0]), float(row[1])) for row in rows], float).reshape(-1, 2)
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        raise InputError(
+            f"The vertices of {where} must be numbers x, y.\n"
+            f"Received: {error}.\nExport the file again."
+        ) from error
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"The vertices of {where} must be finite.\n"
+            f"Received: {points[~finite][0].tolist()}.\nExport the file again."
+        )
+    return points
 
 
 def label_mask(regions: Sequence[Region], width: int, height: int, downsample: float) -> np.ndarray:
@@ -345,6 +334,9 @@ def label_mask(regions: Sequence[Region], width: int, height: int, downsample: f
             "Width, height and downsample must be above 0. "
             f"Received: width={width}, height={height}, downsample={downsample}."
         )
+    # Differs from Kwok 2018: the paper does not say how regions are painted. Here the later
+    # one wins where two overlap, a hole cuts its own layer alone, and a pixel belongs to the
+    # region of its centre.
     # A quotient like 3000 / (3000 / 7) is a whole number but for rounding.
     rows, columns = (int(np.ceil(side / downsample - 1e-6)) for side in (height, width))
     mask = np.zeros((max(rows, 1), max(columns, 1)), np.uint8)
