@@ -334,12 +334,12 @@ def label_mask(regions: Sequence[Region], width: int, height: int, downsample: f
             "Width, height and downsample must be above 0. "
             f"Received: width={width}, height={height}, downsample={downsample}."
         )
-    # Differs from Kwok 2018: the paper does not say how regions are painted. Here the later
-    # one wins where two overlap, a hole cuts its own layer alone, and a pixel belongs to the
-    # region of its centre.
     # A quotient like 3000 / (3000 / 7) is a whole number but for rounding.
     rows, columns = (int(np.ceil(side / downsample - 1e-6)) for side in (height, width))
     mask = np.zeros((max(rows, 1), max(columns, 1)), np.uint8)
+    # Differs from Kwok 2018: the paper does not say how annotations are painted. Later regions
+    # paint over earlier ones, a hole cuts the regions of its own layer only, and a pixel belongs
+    # to the region that its centre lies in.
     for _, layer in itertools.groupby(regions, key=lambda region: region.layer):
         members = list(layer)
         below = mask.copy() if any(region.is_hole for region in members) else mask

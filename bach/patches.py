@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from bach.slides import PART_A_MPP
 
@@ -22,7 +23,8 @@ NETWORK_SIZE = 299
 PATCH_UM = PATCH_SIZE * PART_A_MPP  # 627.9
 NETWORK_MPP = PATCH_UM / NETWORK_SIZE  # 2.1
 
-# A fifth of the field: gives candidates of the number the paper reports.
+# Differs from Kwok 2018: the paper does not state the step on slides. A fifth of the field
+# gives candidates of the number that it reports.
 SLIDE_STRIDE_UM = PATCH_UM / 5  # 125.58
 
 # Step of dense prediction: a stride of 32 network px.
@@ -85,6 +87,8 @@ def grid(width: float, height: float, size: float, stride: float) -> np.ndarray:
         if not value > 0:
             raise ValueError(f"{name} must be positive. Received: {name}={value}.")
 
+    # Differs from Kwok 2018: the step alone gives 6 patches per photo. That the last row and
+    # column are flush with the edge is our reading of the 14 that the paper reports.
     def starts(length: float) -> np.ndarray:
         last = max(length - size, 0)
         steps = np.arange(0, last, stride)
@@ -140,6 +144,9 @@ def slide_patches(maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM) -> pd.Dat
 
     Source: Kwok 2018, sections 4.3 and 4.4.
     """
+    # Differs from Kwok 2018: the paper does not say how patches of slides were scaled. Here they
+    # span the same um as those of photos (1344.5 level-0 px at 0.467 um per px), and their
+    # coordinates are not rounded.
     size = PATCH_UM / maps.mpp
     corners = grid(maps.width, maps.height, size, stride_um / maps.mpp).astype(np.float64)
     return _measured(maps, corners, size)
@@ -172,52 +179,31 @@ def grid_shape(width: int, height: int, step: float) -> tuple[int, int]:
     return max(1, math.ceil(height / step - 1e-6)), max(1, math.ceil(width / step - 1e-6))
 
 
-def region_means(
-    values: np.ndarray, corners: np.ndarray, size: float, downsample: float
-) -> np.ndarray:
-    """Mean of a low-resolution map over square regions given in level-0 px.
-
-    Args:
-        values: Map `(rows, cols)` that covers the whole slide.
-        corners: Array `(n, 2)` of x, y in level-0 px.
-        size: Side of the regions in level-0 px.
-        downsample: Level-0 px per px of the map. Given, not derived from the sizes:
-            a map's last row and column reach beyond the slide by a part of a pixel.
-
-    Returns:
-        float64 array `(n,)`. Area beyond the slide counts as 0.
-    """
-    return box_means(
-        values, corners[:, 0] / downsample, corners[:, 1] / downsample, size / downsample
-    )
-
-
 def _measured(maps: SlideMaps, corners: np.ndarray, size: float) -> pd.DataFrame:
     """Patch table with the shares of tissue and the labels looked up."""
-    share = region_means(maps.tissue, corners, size, maps.downsample)
+    # By the maps' scale, not by their sizes: the last row and column of a map reach beyond
+    # the slide by a part of a pixel.
+    x, y = (corners / maps.downsample).T
+    side = size / maps.downsample
     label = np.full(len(corners), -1)
     if maps.labels is not None:
-        label = np.floor(region_means(maps.labels, corners, size, maps.downsample) + 0.5).astype(
-            int
-        )
-    return _table(maps.name, corners, size, share, label)
+        label = np.floor(box_means(maps.labels, x, y, side) + 0.5).astype(int)
+    return _table(maps.name, corners, size, box_means(maps.tissue, x, y, side), label)
 
 
-def _table(image_id, corners, size, tissue, label) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "image_id": image_id,
-            "x": corners[:, 0],
-            "y": corners[:, 1],
-            "size": size,
-            "tissue": tissue,
-            "label": label,
-        },
-        columns=COLUMNS,
-    )
+def _table(
+    image_id: str,
+    corners: np.ndarray,
+    size: float,
+    tissue: np.ndarray | float,
+    label: np.ndarray | int,
+) -> pd.DataFrame:
+    x, y = corners.T
+    columns = (image_id, x, y, size, tissue, label)
+    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
-def box_means(values: np.ndarray, x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
+def box_means(values: ArrayLike, x: ArrayLike, y: ArrayLike, size: ArrayLike) -> np.ndarray:
     """Mean of a map over many square boxes with fractional edges.
 
     Every pixel counts with the area of it that lies in the box, so a patch of 21.3

@@ -59,6 +59,9 @@ def tissue_mask(
 
     Source: Kwok 2018, section 4: a* more than 10% above its mean.
     """
+    # Differs from Kwok 2018: the paper names no scale of a*. Here it is CIELAB in floats with its
+    # sign (8-bit a* of OpenCV is offset by 128, and 110% of its mean is another rule), and a
+    # picture whose mean is not pink has no tissue.
     a = _lab(rgb, "a")
     pen = pen_mask(rgb) if exclude_pen else None
     used = a if pen is None else a[~pen]

@@ -102,7 +102,9 @@ def write_png(path: str | os.PathLike, rgb: np.ndarray) -> None:
     """Write a uint8 `(height, width, 3)` RGB picture as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         # OpenCV only encodes: its own writer does not say why it could not write.
-        temporary.write_bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1])
+        temporary.write_bytes(
+            cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+        )
 
 
 def write_indexed(path: str | os.PathLike, values: np.ndarray, colors: Sequence[Color]) -> None:
