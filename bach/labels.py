@@ -12,7 +12,7 @@ from bach.classes import CHOICES, CLASSES, COLORS, NUMBERED, parse_label
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.pictures import read_indexed, write_indexed
-from bach.core.tables import image_key, read_table, require_once
+from bach.core.tables import as_numbers, image_key, read_table, require_once
 from bach.core.text import listed
 from bach.scores import as_labels
 
@@ -79,7 +79,7 @@ def _read_named(path: str | os.PathLike) -> pd.DataFrame:
             "Write it as CSV, for example `test0.tif,Benign`."
         )
     first = [str(cell).lower() for cell in table.iloc[0]]
-    if first[0] not in _ID_COLUMNS and _read_class(first[1], first=0) is not None:
+    if first[0] not in _ID_COLUMNS and read_class(first[1]) is not None:
         return table.set_axis([f"column {number + 1}" for number in table.columns], axis=1)
     known = {*_ID_COLUMNS, *_TRUTH_COLUMNS, *_PREDICTED_COLUMNS}
     if not known & set(first) and _prob_columns(first) is None:
@@ -121,7 +121,7 @@ def _find_labels(
         if column is None:
             column = _second_column(path, names, id_column, kind)
         first = 1 if challenge and column == "class" else 0
-        labels = [_read_class(text, first) for text in table[column]]
+        labels = [read_class(text, first) for text in table[column]]
         source = f"column '{column}'" + (" (numbers are 1..4)" if first else "")
     log.info("%s: %d images from %s, %s", kind, len(table), path, source)
     if probs is not None:
@@ -130,7 +130,7 @@ def _find_labels(
         if challenge:
             other, against = _largest(path, table[probs]), "the largest P(...)"
         elif "predicted" in names:
-            other = [_read_class(text, first=0) for text in table["predicted"]]
+            other = [read_class(text) for text in table["predicted"]]
             against = "column 'predicted'"
         else:
             return column, labels
@@ -172,18 +172,10 @@ def _prob_columns(names: list[str]) -> list[str] | None:
 
 
 def _largest(path: str | os.PathLike, cells: pd.DataFrame) -> list[int]:
-    values = cells.apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(bad):
-        raise InputError(
-            f"The columns {', '.join(cells.columns)} of {path} must be numbers.\n"
-            f"Received something else in table rows {listed(bad + 1)}.\n"
-            "Mend these rows, or take the columns out to use the column 'predicted'."
-        )
-    return values.argmax(axis=1).tolist()
+    return as_numbers(cells, list(cells), path).to_numpy().argmax(axis=1).tolist()
 
 
-def _read_class(text: str, first: int) -> int | None:
+def read_class(text: str, first: int = 0) -> int | None:
     """A class name, or a number counted from `first`; None if it is neither."""
     label = parse_label(text)
     if label is None and re.fullmatch(r"\d+(\.0*)?", text):

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.classes import CHOICES, CLASSES, COLORS, PROB_COLUMNS, parse_label
+from bach.classes import CHOICES, CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import to_json
 from bach.core.log import log, step
@@ -40,6 +40,7 @@ from bach.core.pictures import contact_sheet, legend, write_png
 from bach.core.tables import as_numbers, read_table, write_csv
 from bach.core.text import columns, listed
 from bach.data import list_images, natural_key, read_photo
+from bach.labels import read_class
 from bach.mining import add_difficulty
 from bach.scores import joint_counts
 
@@ -363,7 +364,7 @@ def read_ticks(path: str | os.PathLike) -> pd.DataFrame:
     # Letters of other encodings can stand in notes only, which nobody counts.
     table = read_table(path, _PAIR, errors="replace")
     for name in _PAIR:
-        labels = [_label(text) for text in table[name]]
+        labels = [read_class(text) for text in table[name]]
         bad = [repr(t) for t, label in zip(table[name], labels, strict=True) if label is None]
         if bad:
             raise InputError(
@@ -372,11 +373,6 @@ def read_ticks(path: str | os.PathLike) -> pd.DataFrame:
             )
         table[name] = np.array(labels, int)
     return table
-
-
-def _label(text: str) -> int | None:
-    numbers = [str(label) for label in range(len(CLASSES))]
-    return numbers.index(text) if text in numbers else parse_label(text)
 
 
 def _ticks(table: pd.DataFrame) -> pd.DataFrame:
