@@ -260,14 +260,10 @@ class Template:
         return self.name.replace("{slide}", slide)
 
     def map_size(self, class_map: Size, slide: Size | None) -> Size:
-        """Size of the map to send.
-
-        Args:
-            class_map: Size of the class map in px.
-            slide: Size of the slide in level-0 px; None if unknown.
+        """Size in px of the map to send, from those of the class map and of the slide.
 
         Raises:
-            InputError: If the template needs the size of the slide.
+            InputError: If the size of the slide is needed and is not known (None).
         """
         if self.size is not None:
             return self.size[0], self.size[1]
@@ -393,7 +389,7 @@ def _map_faults(
             counts = np.array(image.histogram()[:256])
     except UnidentifiedImageError:
         return ["unreadable, no image"]
-    except Exception as error:  # whatever Pillow makes of damage, it is a fault of the file
+    except Exception as error:  # whatever Pillow makes of the damage, it is a fault of the file
         return [*faults, f"unreadable PNG ({error})"]
     values = np.flatnonzero(counts).tolist()
     wrong = [value for value in values if value not in template.values]
@@ -443,7 +439,7 @@ def _open_submission(path: Path) -> tuple[list[Member], list[str]]:
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
-        except Exception as error:  # as in _content
+        except Exception as error:  # see _content
             return [], [f"archive: cannot be read ({error})"]
         members = [(one.filename, functools.partial(_read_member, path, one)) for one in infos]
     else:
@@ -456,7 +452,8 @@ def _open_submission(path: Path) -> tuple[list[Member], list[str]]:
         elif base.startswith("."):
             faults.append(f"{name}: hidden file, must not be sent")
         else:
-            faults += [f"{name}: nested in a folder, the files must lie flat"] * bool(folders)
+            if folders:
+                faults.append(f"{name}: nested in a folder, the files must lie flat")
             kept.append((name, read))
     return kept, faults
 
@@ -471,7 +468,7 @@ def _content(member: Member, faults: list[str]) -> bytes | None:
     name, read = member
     try:
         return read()
-    except Exception as error:  # whatever zipfile makes of damage, it is a fault of the file
+    except Exception as error:  # whatever zipfile makes of the damage, it is a fault of the file
         faults.append(f"{name}: cannot be read ({error})")
         return None
 
@@ -663,7 +660,7 @@ def read_ids(path: str | os.PathLike) -> dict[str, Size | None]:
         )
     require_once(table["image_id"], path)
     ids = table["image_id"].map(_stem)
-    if "width" not in table.columns:
+    if not {"width", "height"} <= set(table.columns):
         return dict.fromkeys(ids)
     sizes = as_numbers(table, ("width", "height"), path).astype(int)
     return dict(zip(ids, sizes.itertuples(index=False, name=None), strict=True))

@@ -513,8 +513,9 @@ def test_a_file_of_ids_may_be_a_table_with_sizes(tmp_path):
     path = tmp_path / "ids.csv"
     path.write_text("image_id,width,height\nT01.svs,48,32\nT2.svs,10,20\n")
     assert submission.read_ids(path) == {"T01": (48, 32), "T2": (10, 20)}
-    path.write_text("T01\n")
-    assert submission.read_ids(path) == {"T01": None}
+    for text in ("T01\n", "image_id,width\nT01,48\n"):
+        path.write_text(text)
+        assert submission.read_ids(path) == {"T01": None}
     for text, reason in (
         ("", "no id"),
         ("T1\nT1.svs\n", "more than once: t1"),
