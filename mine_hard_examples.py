@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         print(run.path)
         return
     from bach.network import backend  # loads the framework, which --help must not
-    from bach.network.batches import cut_slides
     from bach.network.predictor import Predictor
+    from bach.network.stores import cut_slides
 
     # 1. The Part A models; their mean is what is mined with.
     # Differs from Kwok 2018: the mean of the models of all folds; the paper has a single model.

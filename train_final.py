@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         print(run.path)
         return
     from bach.network import backend, training  # load the framework, which --help must not
-    from bach.network.batches import PatchStore, take_rows
     from bach.network.patch_network import build_model
+    from bach.network.stores import PatchStore, take_rows
 
     # 1. Both sets of patches, and the folds of slides.
     part_a = PatchStore(patch_folder(args.part_a_dir))

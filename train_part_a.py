@@ -95,8 +95,9 @@ def main(argv: list[str] | None = None) -> None:
     if run.finished:
         print(run.path)
         return
-    from bach.network import backend, training  # load the framework, which --help must not
-    from bach.network.batches import cut_photos, store_photos
+    # These load the framework, which --help must not.
+    from bach.network import backend, processes, training
+    from bach.network.stores import cut_photos, store_photos
 
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
@@ -107,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
             args.patches_dir or run.path / "patches",
             View(args.margin, args.magnifications),
         )
-        with backend.first_process_first("patches"):
+        with processes.first_process_first("patches"):
             if args.image_network is None:
                 store = cut_photos(images, folder, view)
             else:

@@ -50,12 +50,6 @@ class View(NamedTuple):
         """Side of the network's input in px."""
         return (NETWORK_SIZE + 2 * self.margin) * self.zoom
 
-    @classmethod
-    def of_side(cls, side: int) -> "View":
-        """The view that has an input of this side, which is odd if it is not zoomed."""
-        zoom = 1 if side % 2 else 2
-        return cls((side // zoom - NETWORK_SIZE) // 2, zoom)
-
 
 PLAIN_VIEW = View()
 

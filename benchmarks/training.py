@@ -51,8 +51,9 @@ from bach.core.files import to_json
 from bach.core.log import log, setup_logging
 from bach.network import backend, training
 from bach.network.augment import Augmentation
-from bach.network.batches import Batches, PatchStore, cut_photos
+from bach.network.batches import Batches
 from bach.network.patch_network import build_model
+from bach.network.stores import PatchStore, cut_photos
 from bach.toy.dataset import Recipe, make_data_set
 
 

@@ -10,6 +10,7 @@ import pytest
 from tiny_training import SIDE, tiny_model
 
 from bach.core.errors import InputError
+from bach.core.options import Training
 from bach.network import backend, callbacks, training
 from bach.network.augment import Augmentation, with_augmentation
 from bach.network.batches import Batches
@@ -35,14 +36,10 @@ def _batches(patches, augmentation=None, seed=0):
 def _train(patches, folder, epochs, **settings):
     keras.utils.set_random_seed(1)
     model = build_model("small", "none")
-    settings = training.Settings(
-        epochs=epochs, learning_rate=0.01, bn_patches=16,
-        augmentation=Augmentation(0.02, 0.1, 0.1), **settings,
-    )  # fmt: skip
+    settings = Training(epochs=epochs, learning_rate=0.01, bn_patches=16, **settings)
     images = np.array([f"i{index // 2}" for index in range(16)])
-    history = training.train(
-        model, _batches(patches, settings.augmentation), _batches(patches), images, settings, folder
-    )
+    seen = _batches(patches, Augmentation(0.02, 0.1, 0.1))
+    history = training.train(model, seen, _batches(patches), images, settings, folder)
     return model, history
 
 
@@ -89,10 +86,10 @@ def _tiny(folder, **settings):
     labels = np.arange(16) % 4
     patches = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 3), np.uint8)
     model = tiny_model()
-    settings = training.Settings(**{"epochs": 3, "learning_rate": 0.1, "bn_patches": 0, **settings})
+    settings = Training(**{"epochs": 3, "learning_rate": 0.1, "bn_patches": 0, **settings})
     seen, held = (
         Batches([patches], [labels], [np.arange(16)], 16, 0, augmentation)
-        for augmentation in (settings.augmentation, None)
+        for augmentation in (Augmentation(), None)
     )
     images = np.array([f"i{index}" for index in range(16)])
     return model, training.train(model, seen, held, images, settings, folder)
@@ -125,12 +122,12 @@ def test_models_are_kept_every_so_many_epochs(tmp_path):
 
 
 def _rates(steps, batch_size=64, **settings):
-    rate = training.learning_rate(training.Settings(**settings), batch_size, 10)
+    rate = training.learning_rate(Training(**settings), batch_size, 10)
     return [float(rate(step)) for step in steps]
 
 
 def test_the_learning_rate_is_a_plain_number_unless_asked_for_more():
-    assert training.learning_rate(training.Settings(), 256, 10) == 0.001
+    assert training.learning_rate(Training(), 256, 10) == 0.001
 
 
 def test_the_learning_rate_grows_with_the_batch_and_is_warmed_up_from_that_of_a_small_one():
@@ -151,12 +148,12 @@ def test_a_rate_that_is_not_scaled_is_warmed_up_from_0():
 
 def test_a_warm_up_as_long_as_the_training_is_refused():
     with pytest.raises(InputError, match="shorter"):
-        _rates([0], epochs=2, warmup_epochs=2)
+        training.check_settings(Training(epochs=2, warmup_epochs=2))
 
 
 def test_adamw_decays_kernels_and_nothing_else():
     model = tiny_model()
-    training._compile(model, training.Settings(optimizer="adamw"), 0.5)
+    training.compile_learner(model, Training(optimizer="adamw"), 0.5)
     for variable in model.trainable_variables:
         variable.assign(np.ones(variable.shape))
     model.optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables])
@@ -167,7 +164,7 @@ def test_adamw_decays_kernels_and_nothing_else():
 
 def test_label_smoothing_spreads_a_share_of_the_label():
     model = tiny_model()
-    training._compile(model, training.Settings(label_smoothing=0.2), 0.1)
+    training.compile_learner(model, Training(label_smoothing=0.2), 0.1)
     probs = np.array([[0.7, 0.1, 0.1, 0.1]], np.float32)
     loss = float(model.loss(np.array([[1, 0, 0, 0]], np.float32), probs))
     assert loss == pytest.approx(-0.85 * np.log(0.7) - 3 * 0.05 * np.log(0.1), rel=1e-5)
@@ -175,7 +172,7 @@ def test_label_smoothing_spreads_a_share_of_the_label():
 
 def test_a_metric_that_is_not_in_the_history_cannot_be_monitored(tmp_path):
     with pytest.raises(InputError, match=r"heldout_acuracy. Use one of .*heldout_accuracy"):
-        _tiny(tmp_path, monitor="heldout_acuracy", mode="max")
+        _tiny(tmp_path, monitor="heldout_acuracy", monitor_mode="max")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
@@ -208,7 +205,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_good_checkpoint(room, tmp_p
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     checkpoint = callbacks.Checkpoint(model, tmp_path, "heldout_loss")
     learner = with_augmentation(model)
-    training._compile(learner, training.Settings(), 0.1)
+    training.compile_learner(learner, Training(), 0.1)
     checkpoint.restore(learner)
     checkpoint.set_model(learner)
     with _room(room), pytest.raises(InputError, match=r"room for .*last.keras[\s\S]*Make room"):

@@ -23,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach.core.log import setup_logging
+from bach.core.options import Training
 from bach.network import backend, training
 from bach.network.augment import Augmentation
 from bach.network.batches import Batches
@@ -75,10 +76,16 @@ def train(folder: Path, hold: int | None) -> None:
     ground = np.array([[220, 120, 170], [120, 220, 170], [170, 120, 220], [220, 220, 100]])
     noise = rng.integers(-80, 80, (112, SIDE, SIDE, 3))
     patches = np.clip(ground[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
-    settings = training.Settings(
-        epochs=EPOCHS, learning_rate=0.1, scale_learning_rate=64, warmup_epochs=1,
-        schedule="cosine", label_smoothing=0.1, ema=0.8, bn_patches=16, seed=1,
-    )  # fmt: skip
+    settings = Training(
+        epochs=EPOCHS,
+        learning_rate=0.1,
+        scale_learning_rate=64,
+        warmup_epochs=1,
+        schedule="cosine",
+        label_smoothing=0.1,
+        ema=0.8,
+        bn_patches=16,
+    )
 
     def batches(rows: np.ndarray, augmentation: Augmentation | None = None) -> HeldBatches:
         return HeldBatches([patches], [labels], [rows], BATCH, 1, augmentation)
@@ -88,7 +95,7 @@ def train(folder: Path, hold: int | None) -> None:
         model = tiny_model()
     if keras.backend.backend() == "jax":
         print(f"weights on {len(model.weights[0].value.sharding.device_set)} devices")
-    seen, held = batches(np.arange(96), settings.augmentation), batches(np.arange(96, 112))
+    seen, held = batches(np.arange(96), Augmentation()), batches(np.arange(96, 112))
     seen.hold = hold
     images = np.array([f"image {row % 8}" for row in range(16)])
     training.train(model, seen, held, images, settings, folder)

@@ -1,5 +1,6 @@
 """Files that are whole or not there, JSON, and the one fingerprint of what a result rests on."""
 
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
@@ -115,7 +116,9 @@ def fingerprint(
     Raises:
         InputError: If a file cannot be read.
     """
-    found = {part: _digest(path) for part, path in files.items()}
+    workers = min(8, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=workers) as pool:
+        found = dict(zip(files, pool.map(_digest, files.values()), strict=True))
     if settings is not None:
         found["settings"] = hashlib.sha256(_dump(settings, sort=True).encode()).hexdigest()
     return found

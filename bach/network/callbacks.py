@@ -1,5 +1,6 @@
 """What happens at the end of an epoch, in this order: averaged weights, statistics of
-batch normalisation, held-out scores, checkpoints that survive anything, a line of log.
+batch normalisation (see `bach.network.batch_norm`), held-out scores, checkpoints that
+survive anything, a line of log.
 """
 
 import json
@@ -143,28 +144,6 @@ class UseAverages(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         swap_averages(self.model)
-
-
-class RefreshBatchNorm(keras.callbacks.Callback):
-    """Estimates batch-normalisation statistics anew at the end of every epoch.
-
-    Args:
-        network: Whose statistics.
-        training: What they are estimated from.
-        count: Patches an estimate.
-        seed: With the epoch, decides which patches.
-    """
-
-    def __init__(self, network: keras.Model, training: Batches, count: int, seed: int):
-        super().__init__()
-        self._network = network
-        self._training = training
-        self._count = count
-        self._seed = seed
-
-    def on_epoch_end(self, epoch, logs=None):
-        sample = self._training.sample(self._count, self._seed + epoch)
-        backend.refresh_batch_norm(self._network, sample)
 
 
 class EvaluateHeldOut(keras.callbacks.Callback):

@@ -27,7 +27,8 @@ from bach.core.errors import InputError
 from bach.network import backend
 from bach.network.augment import ORIENTATIONS, orient, orient_back
 from bach.network.fold_norms import fast_clone
-from bach.network.patch_network import probabilities, view_of
+from bach.network.memory import release_memory
+from bach.network.patch_network import STRIDES, probabilities, view_of
 from bach.network.predict import ReadAhead
 from bach.patches import NETWORK_MPP, NETWORK_SIZE
 from bach.slides import Slide
@@ -210,12 +211,12 @@ def _one_pass(
     ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
     before = model.window - 1
     mosaics = [_Mosaic(before) for _ in models]
-    backend.release_memory()  # what finding tissue took
+    release_memory()  # what finding tissue took
     with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
         for region, seen in zip(regions, ahead, strict=True):
             for one, mosaic in zip(models, mosaics, strict=True):
                 features = one.features(seen, orientation)
-                backend.release_memory()  # before more is asked for
+                release_memory()  # before more is asked for
                 strip = mosaic.join(region, features)
                 first_cell = (region.band[0] - before, region.col - before)
                 _add_probs(one, strip, first_cell, cells, total)
@@ -379,7 +380,7 @@ def _find_stride(features: keras.Model, window: int, name: str) -> int:
     def length(side: int) -> int:
         return features.compute_output_shape((1, side, side, 3))[1]
 
-    for stride in (32, 16, 64, 8):
+    for stride in STRIDES:
         if all(length(NETWORK_SIZE + n * stride) == window + n for n in (1, 2, 5)):
             return stride
     raise InputError(

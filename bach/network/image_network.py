@@ -19,14 +19,10 @@ from keras import layers
 from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.network.fold_norms import resized_clone
-from bach.network.patch_network import probabilities, view_of
+from bach.network.patch_network import STRIDES, probabilities, view_of
 from bach.patches import NETWORK_SIZE, PATCH_SIZE
 
 SHRINK = PATCH_SIZE // NETWORK_SIZE  # photo px per network px
-
-# The input is a patch and a multiple of so many network px more, the stride of the
-# networks of keras.applications: unpadded ones would drop what is over at one side.
-STEP = 32
 
 POOL = 5  # features
 HIDDEN = 16
@@ -62,8 +58,10 @@ def build_image_network(patch_network: keras.Model, width: int, height: int) -> 
         )
 
     def side(length: int) -> int:
-        steps = max(0, math.ceil((length / SHRINK - NETWORK_SIZE) / STEP))
-        return NETWORK_SIZE + steps * STEP + 2 * view.margin
+        # A patch and whole strides more: unpadded networks would drop what is over at
+        # one side.
+        strides = max(0, math.ceil((length / SHRINK - NETWORK_SIZE) / STRIDES[0]))
+        return NETWORK_SIZE + strides * STRIDES[0] + 2 * view.margin
 
     clone = resized_clone(patch_network, side(height), side(width))
     features = clone.get_layer("pool").input

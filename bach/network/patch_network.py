@@ -21,6 +21,10 @@ from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
 DENSE_UNITS = 2048
 DROPOUT = 0.5
 
+# Network px between neighbouring features, as they occur; the first is that of most
+# networks of keras.applications.
+STRIDES = (32, 16, 64, 8)
+
 
 def build_model(
     backbone: str = "InceptionResNetV2",
@@ -155,8 +159,30 @@ def probabilities(outputs: keras.KerasTensor, last: layers.Dense) -> keras.Keras
 
 
 def view_of(model: keras.Model) -> View:
-    """What a model of patches sees."""
-    return View.of_side(model.input_shape[1])
+    """What a patch classifier sees, as its layers state it.
+
+    One that sees surroundings cuts their features off in a layer `context`, one of two
+    magnifications shrinks its input in a layer `far`; all others see the patch alone.
+
+    Raises:
+        InputError: If the model's input is not the one of that view.
+    """
+    named = {layer.name: layer for layer in model.layers}
+    far, context = named.get("far"), named.get("context")
+    rows, cols = model.input_shape[1:3]
+    zoom = far.pool_size[0] if isinstance(far, layers.AveragePooling2D) else 1
+    margin = 0
+    if isinstance(context, layers.Cropping2D) and rows is not None:
+        margin = (rows - NETWORK_SIZE) // 2
+    view = View(margin, zoom)
+    if (rows, cols) != (view.side, view.side):
+        raise InputError(
+            f"A patch classifier must take {NETWORK_SIZE}x{NETWORK_SIZE} px, or state by its "
+            "layers what more it sees.\n"
+            f"Received: {model.name}, which takes {cols}x{rows} px; by its layers it should be "
+            f"{view.side}x{view.side}.\nTrain it with train_part_a.py."
+        )
+    return view
 
 
 def _margin_features(features: keras.KerasTensor, backbone: str, margin: int) -> int:
@@ -167,9 +193,9 @@ def _margin_features(features: keras.KerasTensor, backbone: str, margin: int) ->
         window = _features(keras.Input((NETWORK_SIZE, NETWORK_SIZE, 3)), backbone, "none").shape[1]
     crop, rest = divmod(features.shape[1] - window, 2)
     stride = margin / crop if crop else 0
-    if margin < 0 or rest or crop < 1 or stride not in (8, 16, 32, 64):
+    if margin < 0 or rest or crop < 1 or stride not in STRIDES:
         raise InputError(
-            f"The margin must be a multiple of the network's stride, 32 px for most.\n"
+            f"The margin must be a multiple of the network's stride, {STRIDES[0]} px for most.\n"
             f"Received: --margin={margin}, --backbone={backbone}."
         )
     return crop

@@ -4,11 +4,12 @@ import collections
 import concurrent.futures
 import gc
 import itertools
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,22 +21,25 @@ from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.text import duration
 from bach.data import read_photo
-from bach.network import backend
+from bach.network import backend, processes
 from bach.network.augment import orient, orientations
-from bach.network.batches import fill_up, photo_to_patches, read_patch
+from bach.network.batches import feed, fill_up
 from bach.network.fold_norms import fast_clone
 from bach.network.image_network import is_image_network, photo_input
 from bach.network.patch_network import load_model, view_of
-from bach.patches import View, photo_patches
+from bach.network.stores import photo_to_patches, read_patch
+from bach.patches import PLAIN_VIEW, View, photo_patches
 from bach.slides import Slide
+
+_FILL = 8  # patches of a photo go through the network in multiples of so many
 
 
 def load_models(
     run_dir: str | os.PathLike,
     folds: Sequence[int] | None = None,
-    ready: Callable[[keras.Model], object] | None = None,
+    ready: Callable[[keras.Model], Any] | None = None,
     whole_photos: bool = False,
-) -> dict:
+) -> dict[int, Any]:
     """Load the models of a training run.
 
     Args:
@@ -53,36 +57,43 @@ def load_models(
         InputError: If there is no finished model, a fold is missing, or a model is of
             the wrong kind.
     """
-
-    def load(file: Path):
-        model = load_model(file)
-        if is_image_network(model) and not whole_photos:
-            raise InputError(
-                "Slides are predicted by patch networks; this one judges whole photos.\n"
-                f"Received: {file}. Name the run that it was made from."
-            )
-        made = (ready or prepare)(model)
-        del model
-        gc.collect()  # a Keras model refers to itself: its weights would stay
-        return made
-
-    run_dir = Path(run_dir)
-    if run_dir.suffix == ".keras":
-        return {-1: load(run_dir)}
-    found = {}
-    for path in sorted(run_dir.glob("fold_*/model.keras")):
-        name = path.parent.name.removeprefix("fold_")
-        found[-1 if name == "none" else int(name)] = path
-    wanted = sorted(found) if folds is None else list(folds)
-    missing = [fold for fold in wanted if fold not in found]
-    if missing or not found:
+    files = model_files(run_dir)
+    wanted = sorted(files) if folds is None else list(folds)
+    missing = [fold for fold in wanted if fold not in files]
+    if missing or not files:
         raise InputError(
-            f"{run_dir} holds no finished model"
-            + (f" of fold {', '.join(map(str, missing))}" if found else "")
-            + ".\nTrain it first (or finish it with --resume)."
+            f"{run_dir} must hold finished models"
+            + (f" of fold {', '.join(map(str, missing))}" if files else "")
+            + f".\nReceived: {len(files)} finished.\nTrain first (or finish it with --resume)."
         )
     log.info("models: %s of %s", ", ".join(f"fold {fold}" for fold in wanted), run_dir)
-    return {fold: load(found[fold]) for fold in wanted}
+    loaded = {}
+    for fold in wanted:
+        model = load_model(files[fold])
+        if not is_image_network(model):
+            view_of(model)  # refuses what is no patch classifier before anything is read
+        elif not whole_photos:
+            raise InputError(
+                "Slides are predicted by patch networks; this one judges whole photos.\n"
+                f"Received: {files[fold]}. Name the run that it was made from."
+            )
+        loaded[fold] = (ready or prepare)(model)
+        del model
+        gc.collect()  # a Keras model refers to itself: its weights would stay
+    return loaded
+
+
+def model_files(run_dir: str | os.PathLike) -> dict[int, Path]:
+    """Files of the finished models of a run, by their key in `load_models`."""
+    run_dir = Path(run_dir)
+    if run_dir.suffix == ".keras":
+        return {-1: run_dir}
+    found = {}
+    for path in run_dir.glob("fold_*/model.keras"):
+        name = path.parent.name.removeprefix("fold_")
+        if name == "none" or name.isdigit():
+            found[-1 if name == "none" else int(name)] = path
+    return dict(sorted(found.items()))
 
 
 def model_file(run_dir: str | os.PathLike, fold: int) -> Path:
@@ -93,18 +104,8 @@ def model_file(run_dir: str | os.PathLike, fold: int) -> Path:
     return run_dir / f"fold_{'none' if fold == -1 else fold}" / "model.keras"
 
 
-def trained_slides(file: Path) -> frozenset[str]:
-    """Names of the slides a model was trained on; empty for models of photos alone.
-
-    Args:
-        file: The model's file; the list lies beside it.
-    """
-    listed = file.parent / "slides.json"
-    return frozenset(json.loads(listed.read_text())["trained_on"] if listed.exists() else ())
-
-
 def prepare(model: keras.Model, precision: str = "float32") -> keras.Model:
-    """Copy a model for prediction, see `inference.fast_clone`, and compile it."""
+    """Copy a model for prediction, see `fold_norms.fast_clone`, and compile it."""
     model = fast_clone(model, precision=precision)
     model.compile(jit_compile=backend.jit())
     return model
@@ -129,7 +130,9 @@ def predict_patches(model: keras.Model, patches: np.ndarray, tta: bool = False) 
 
 def predict_batches(model: keras.Model, batches: keras.utils.PyDataset, count: int) -> np.ndarray:
     """Probabilities of `count` patches: float32 `(count, 4)`; what fills up is dropped."""
-    return backend.predict(model, batches)[:count]
+    if processes.count() > 1:
+        return processes.predict(model, batches)[:count]
+    return np.asarray(model.predict(feed(batches), verbose=0))[:count]
 
 
 def predict_slide(
@@ -205,8 +208,8 @@ def predict_photos(
     Source: Kwok 2018, section 4.3: no augmentation at inference.
     """
     rows = []
-    view = common_view(models)
     whole = is_image_network(models[0])
+    view = PLAIN_VIEW if whole else common_view(models)
     for image in tqdm(images.itertuples(), total=len(images), desc="photos", disable=None):
         photo = read_photo(image.path)
         if whole:
@@ -214,8 +217,9 @@ def predict_photos(
         else:
             table = photo_patches(image.image_id, photo.shape[1], photo.shape[0], None)
             patches = photo_to_patches(photo, table, view)
-        # Filled up to a multiple of 8, so that it splits over as many devices.
-        filled = fill_up(patches, -(-len(patches) // 8) * 8)
+        # Filled up, for photos of other sizes have other numbers of patches, and the network
+        # is compiled anew for each.
+        filled = fill_up(patches, math.ceil(len(patches) / _FILL) * _FILL)
         probs = np.mean(
             [predict_patches(model, filled, tta)[: len(patches)] for model in models],
             axis=(0, 1),
@@ -279,8 +283,8 @@ class ReadAhead:
     def log_rate(self, name: str, count: int, unit: str) -> None:
         """Log how fast it went and who waited for whom."""
         seconds = max(time.monotonic() - self._start, 1e-9)
+        rate, waiting = count / seconds, self.waited / seconds
         log.info(
-            "%s: %s %s in %s (%.3g/s), of which the network waited %.0f%% for reading",
-            name, f"{count:,}", unit, duration(seconds), count / seconds,
-            100 * self.waited / seconds,
-        )  # fmt: skip
+            f"{name}: {count:,} {unit} in {duration(seconds)} ({rate:.3g}/s), of which the "
+            f"network waited {waiting:.0%} for reading"
+        )

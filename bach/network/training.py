@@ -20,19 +20,20 @@ from bach.core.files import atomic_path, first_process, write_array
 from bach.core.log import log
 from bach.core.options import Training, TrainingScript
 from bach.core.pictures import contact_sheet, write_png
-from bach.network import backend
+from bach.network import backend, processes
 from bach.network.augment import Augmentation, with_augmentation
-from bach.network.batches import Batches, PatchStore
+from bach.network.batch_norm import RefreshBatchNorm
+from bach.network.batches import Batches, feed
 from bach.network.callbacks import (
     Checkpoint,
     EvaluateHeldOut,
     LogEpoch,
     Progress,
-    RefreshBatchNorm,
     UseAverages,
 )
 from bach.network.patch_network import check_backbone, load_model
 from bach.network.predict import predict_batches, prepare
+from bach.network.stores import PatchStore
 from bach.patches import View
 
 MOMENTUM = 0.9  # Kwok 2018, section 4.2
@@ -72,7 +73,7 @@ def train(
     with backend.scope():
         model.compile(jit_compile=backend.jit())
         learner = with_augmentation(model)
-    _compile(learner, settings, learning_rate(settings, training.batch_size, len(training)))
+    compile_learner(learner, settings, learning_rate(settings, training.batch_size, len(training)))
     checkpoint = Checkpoint(
         model, folder, settings.monitor, settings.monitor_mode, settings.keep_every
     )
@@ -80,7 +81,7 @@ def train(
     done = len(history)
     if done:
         log.info("going on after epoch %d of %d", done, settings.epochs)
-    elif backend.processes() == 1:
+    elif processes.count() == 1:
         _check_untrained_loss(model, training)
     training.start_epoch(done)
     _draw_batch(learner, training, folder / "batch.png")
@@ -92,7 +93,7 @@ def train(
     ours += [checkpoint, LogEpoch(settings.epochs)]
     if done < settings.epochs:
         learner.fit(
-            backend.feed(training),
+            feed(training),
             initial_epoch=done,
             epochs=settings.epochs,
             callbacks=[*ours, *callbacks],
@@ -158,7 +159,7 @@ def train_fold(
     train(model, batches(parts, augmentation), held, images, args, folder)
     kept = folder / ("last.keras" if held is None else f"{args.keep}.keras")
     with (
-        backend.first_process_first(f"model of {folder.name}"),
+        processes.first_process_first(f"model of {folder.name}"),
         atomic_path(folder / "model.keras") as temporary,
     ):
         shutil.copyfile(kept, temporary)
@@ -241,7 +242,7 @@ def learning_rate(
     return peak
 
 
-def _compile(model: keras.Model, settings: Training, rate) -> None:
+def compile_learner(model: keras.Model, settings: Training, rate) -> None:
     average = {"use_ema": settings.ema > 0, "ema_momentum": settings.ema}
     with backend.scope():
         if settings.optimizer == "adamw":
@@ -257,7 +258,20 @@ def _compile(model: keras.Model, settings: Training, rate) -> None:
             jit_compile=backend.jit(),
         )
         model.optimizer.build(model.trainable_variables)
-        backend.build_metrics(model)
+        _build_metrics(model)
+
+
+def _build_metrics(model: keras.Model) -> None:
+    """Build loss and metrics of a compiled model before `fit` does.
+
+    On JAX `fit` would read a first batch to build them, and the batches that its threads
+    had read ahead by then would come again in the next epoch.
+    """
+    if keras.backend.backend() != "tensorflow":
+        example = np.full((1, *model.output_shape[1:]), 1 / model.output_shape[-1], np.float32)
+        model.compute_loss(y=example, y_pred=example)
+        model.compute_metrics(None, example, example)
+        model.reset_metrics()
 
 
 def _check_untrained_loss(model: keras.Model, training: Batches) -> None:

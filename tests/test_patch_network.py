@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from bach.core.errors import InputError
-from bach.network import backend
 from bach.network.fold_norms import fast_clone
 from bach.network.patch_network import build_model, load_model, view_of
 from bach.patches import View
@@ -81,6 +80,19 @@ def test_a_margin_that_is_no_multiple_of_the_stride_is_refused():
             build_model("small", "none", view=View(margin))
 
 
+def _foreign(side):
+    inputs = keras.Input((side, side, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    return keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(x), name="foreign")
+
+
+def test_a_model_states_its_view_by_its_layers_and_not_by_its_size():
+    for side in (224, 363, 598):
+        with pytest.raises(InputError, match=f"foreign, which takes {side}x{side} px"):
+            view_of(_foreign(side))
+    assert view_of(_foreign(299)) == View()
+
+
 def test_a_saved_model_opens_without_this_package(small, patches, tmp_path):
     small.save(tmp_path / "model.keras")
     np.save(tmp_path / "patches.npy", patches)
@@ -129,25 +141,6 @@ def test_errors_say_what_to_do(tmp_path):
     (tmp_path / "bad.keras").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be loaded"):
         load_model(tmp_path / "bad.keras")
-
-
-def test_refreshed_statistics_are_those_of_the_training_patches():
-    inputs = keras.Input((4,))
-    norm = keras.layers.BatchNormalization(momentum=0.9)
-    dropped = keras.layers.Dropout(0.5)
-    model = keras.Model(inputs, dropped(norm(inputs)))
-    rng = np.random.default_rng(0)
-    batches = [rng.normal(5, 2, (32, 4)).astype(np.float32) for _ in range(7)]
-    state = keras.ops.convert_to_numpy(dropped.non_trainable_variables[0])
-    backend.refresh_batch_norm(model, batches)
-    decay = 0.9 ** np.arange(6, -1, -1)
-    share = decay / decay.sum()
-    expected = sum(w * batch.mean(axis=0) for w, batch in zip(share, batches, strict=True))
-    assert np.allclose(norm.moving_mean, expected, atol=1e-5)
-    expected = sum(w * batch.var(axis=0) for w, batch in zip(share, batches, strict=True))
-    assert np.allclose(norm.moving_variance, expected, rtol=1e-4)
-    # Nothing else has moved: the random stream of training goes on undisturbed.
-    assert np.array_equal(state, dropped.non_trainable_variables[0])
 
 
 def test_two_magnifications_see_the_whole_patch_and_its_middle_enlarged(patches):
