@@ -58,8 +58,8 @@ def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> pd.D
             probability is above `low` and up to `high`.
 
     Returns:
-        Table of `low, high, count, confidence, accuracy`, a row a bin; the last two
-        are nan in an empty bin.
+        Table of `low, high, count, confidence, accuracy`, one row per bin; the last
+        two are nan in an empty bin.
 
     Raises:
         ValueError: If shapes do not fit, or a value is not finite.
@@ -182,7 +182,7 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     if not weights.sum():
         return 1.0
     logits = np.log(np.maximum(probs, _SMALLEST))
-    # The part of the true classes is linear in 1/T; only the norm is computed anew.
+    # The part of the true classes is linear in 1/T; only the norm must be computed again.
     true_part = float((counts * logits).sum())
 
     def loss(log_temperature: float) -> float:
@@ -322,9 +322,9 @@ def read_predictions(
             f"Received: {', '.join(table.columns)}.\n"
             "Name the fold table with --folds, for example folds/part_a.csv."
         )
-    number_of = fold.fillna(ALWAYS_TRAIN).to_numpy(int)
-    held_out = number_of > ALWAYS_TRAIN
-    names = np.unique(number_of[held_out]).tolist()
+    fold_of = fold.fillna(ALWAYS_TRAIN).to_numpy(int)
+    held_out = fold_of > ALWAYS_TRAIN
+    names = np.unique(fold_of[held_out]).tolist()
     if len(names) < 2:
         raise InputError(
             "There must be predictions of two folds or more.\n"
@@ -334,7 +334,7 @@ def read_predictions(
     if not held_out.all():
         log.warning("left out, of no fold: %d images", int((~held_out).sum()))
     probs = as_numbers(table[held_out], PROB_COLUMNS, path).to_numpy()
-    return probs, labels[keys[held_out]].to_numpy(), number_of[held_out]
+    return probs, labels[keys[held_out]].to_numpy(), fold_of[held_out]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -144,7 +144,7 @@ def format_counts(images: pd.DataFrame) -> str:
 
     Args:
         images: Table of `label`, `predicted` (0..3) and `patient` (empty where
-            unknown), a row an image.
+            unknown), one row per image.
     """
     counts = joint_counts(images["predicted"].to_numpy(int), images["label"].to_numpy(int))
     pairs = [

@@ -377,7 +377,7 @@ def _map_faults(
             if image.format != "PNG":
                 return [f"is a {image.format} file, must be PNG"]
             mode, size = image.mode, image.size
-            image.verify()  # checksums of all chunks; the image must be opened anew
+            image.verify()  # checksums of all chunks; the image must be opened again
         faults += _size_faults(size, template, l0_size)
         if mode != template.mode:
             faults.append(f"mode is {mode}, must be {template.mode}")

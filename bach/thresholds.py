@@ -175,6 +175,8 @@ def fit_thresholds(
     Raises:
         ValueError: If there is no slide.
     """
+    # Differs from Kwok 2018: an exact search instead of trial and error, and no slide is scored
+    # with thresholds that saw it (the paper's three are the default of make_heatmap.py).
     stack = np.array(list(hists))
     if stack.ndim != 3 or not len(stack):
         raise ValueError("There must be a histogram of a slide or more. Received none.")
@@ -303,6 +305,8 @@ def dinkelbach(probs: np.ndarray, weights: np.ndarray | None = None) -> tuple[np
     Source: Dinkelbach, "On Nonlinear Fractional Programming", Management Science 13
     (1967).
     """
+    # Differs from Kwok 2018: the probabilities themselves decide, not thresholds on the expected
+    # class; only with --rule least-cost.
     probs = np.asarray(probs)
     if probs.ndim < 1 or probs.shape[-1] != len(CLASSES):
         raise ValueError(f"probs must be (..., {len(CLASSES)}). Received: shape {probs.shape}.")

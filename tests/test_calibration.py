@@ -125,7 +125,7 @@ def test_a_temperature_keeps_sums_answers_types_zeros_and_holes():
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_the_fit_finds_the_temperature_that_was_put_in(temperature):
     probs, labels = true_probs(20_000)
-    # Made too sure by 1 / T, mended by T.
+    # Made too sure by 1 / T, corrected by T.
     distorted = apply_temperature(probs, 1 / temperature)
     assert fit_temperature(distorted, labels) == pytest.approx(temperature, rel=0.04)
 
@@ -189,7 +189,7 @@ def run_folder(folder, fold=True, size=300):
     return folder
 
 
-def test_the_tool_mends_an_overconfident_run(tmp_path, capsys):
+def test_the_tool_corrects_an_overconfident_run(tmp_path, capsys):
     run = run_folder(tmp_path / "run")
     assert calibration.main([str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -163,7 +163,7 @@ def test_ticks_are_totalled_by_category_and_class_pair(run, capsys):
 
 def test_a_table_with_ticks_is_not_overwritten(run, tmp_path):
     _write(run)
-    _write(run)  # without ticks it may be written anew
+    _write(run)  # without ticks it may be written again
     table = pd.read_csv(run / "errors.csv", dtype=str, keep_default_na=False)
     table.loc[3, "stain"] = "x"
     table.to_csv(run / "errors.csv", index=False)
