@@ -2,16 +2,16 @@
 
     python -m bach.data data/BACH
 
-prints counts a class and every problem found, and exits with 1 if there is any.
+prints counts per class and every problem found, and exits with 1 if there is any.
 """
 
 import argparse
 import concurrent.futures
-import csv
 import hashlib
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,8 +21,9 @@ from tqdm import tqdm
 from bach.annotations import annotation_mpp, annotation_path, read_regions
 from bach.classes import CLASSES, PREFIXES, parse_label
 from bach.core.errors import InputError, exit_with
-from bach.core.log import log
 from bach.core.pictures import read_header, read_rgb
+from bach.core.tables import image_key, read_table
+from bach.core.text import columns, listed
 from bach.slides import PART_A_MPP, PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide
 
 TRAIN_FOLDER = "ICIAR2018_BACH_Challenge"
@@ -65,11 +66,11 @@ def find_data(data_dir: str | os.PathLike) -> pd.DataFrame:
             "trial data set."
         )
     train, test = _roots(data_dir)
-    rows = []
+    rows: list[tuple[Path, str, int]] = []
     if train is not None:
-        for label, name in enumerate(CLASSES):
-            for path in _files(_child(train / "Photos", name), PHOTO_SUFFIXES):
-                rows.append((path, "A", label))
+        for label in range(len(CLASSES)):
+            folder = _class_folder(train / "Photos", label)
+            rows += [(path, "A", label) for path in _files(folder, PHOTO_SUFFIXES)]
         rows += [(path, "B", -1) for path in _files(train / "WSI", SLIDE_SUFFIXES)]
     if test is not None:
         rows += [(path, "A-test", -1) for path in _files(test / "Photos", PHOTO_SUFFIXES)]
@@ -91,12 +92,15 @@ def find_data(data_dir: str | os.PathLike) -> pd.DataFrame:
 
 
 def list_images(data_dir: str | os.PathLike, name: str, limit: int | None = None) -> pd.DataFrame:
-    """The images of one part, naturally sorted; the first `limit` a class, if given.
+    """List the images of one part, sorted as people count.
 
     Args:
         data_dir: As in `find_data`.
         name: "A", "B", "A-test" or "B-test". "B" lists annotated slides only.
-        limit: Images a class to keep, or slides.
+        limit: How many images per class to keep, or slides: the first ones.
+
+    Returns:
+        Table of images, as `find_data` has it.
 
     Raises:
         InputError: If the part is missing, or an image id occurs twice.
@@ -114,7 +118,8 @@ def list_images(data_dir: str | os.PathLike, name: str, limit: int | None = None
     doubled = sorted(table.loc[table["image_id"].duplicated(), "image_id"])
     if doubled:
         raise InputError(
-            f"Image ids must be unique. Received twice: {', '.join(doubled[:10])}.\n"
+            f"The names of images in {data_dir} must be unique.\n"
+            f"Received twice: {listed(doubled)}.\n"
             "Remove or rename the copies."
         )
     if limit is not None:
@@ -144,58 +149,46 @@ def check_data(data_dir: str | os.PathLike) -> tuple[pd.DataFrame, list[str]]:
         InputError: If there is no challenge data in the folder.
     """
     table = find_data(data_dir)
-    problems = []
-    photos = table[table["part"].isin(["A", "A-test"])]
+    paths = table.loc[table["part"].isin(["A", "A-test"]), "path"].tolist()
     with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
-        results = list(
-            tqdm(
-                pool.map(_check_photo, photos["path"]),
-                total=len(photos), desc="photos", disable=None,
-            )
-        )  # fmt: skip
-    for _, _, problem in results:
-        problems += problem
-    problems += _label_problems(data_dir, table)
-    problems += _duplicates(photos["path"].tolist(), results)
-    slides = table[table["part"].isin(["B", "B-test"])]
-    for row in tqdm(slides.itertuples(), total=len(slides), desc="slides", disable=None):
-        problems += _check_slide(row.path)
+        checked = pool.map(_check_photo, paths)
+        photos = list(tqdm(checked, total=len(paths), desc="photos", disable=None))
+    problems = [problem for photo in photos for problem in photo.problems]
+    problems += _label_problems(Path(data_dir), table[table["part"] == "A"])
+    problems += _duplicates(photos)
+    slides = table.loc[table["part"].isin(["B", "B-test"]), "path"]
+    for path in tqdm(slides, desc="slides", disable=None):
+        problems += _check_slide(path)
     doubled = table[table["image_id"].duplicated(keep=False)].groupby("image_id")["path"]
-    for image_id, paths in doubled:
-        problems.append(f"image id {image_id} stands for several files: {', '.join(paths)}")
+    for image_id, copies in doubled:
+        problems.append(f"image id {image_id} stands for several files: {', '.join(copies)}")
     return table, problems
 
 
 def _roots(data_dir: Path) -> tuple[Path | None, Path | None]:
     """The folders of the training and the test set, each None if absent."""
+    if data_dir.name == TEST_FOLDER:
+        return None, data_dir  # asked for the test set alone
 
-    def find(name: str, inside: tuple[str, ...]) -> Path | None:
-        candidates = [data_dir] if data_dir.name == name else []
-        candidates += [data_dir / name, data_dir / name / name, data_dir.parent / name]
-        # data_dir may be the challenge folder under another name.
-        if any((data_dir / child).is_dir() for child in inside):
-            candidates.append(data_dir)
-        return next((path for path in candidates if path.is_dir()), None)
+    def inside(name: str) -> Path | None:
+        # An archive that is unpacked into a folder of its name makes two.
+        return next((p for p in (data_dir / name / name, data_dir / name) if p.is_dir()), None)
 
-    train = find(TRAIN_FOLDER, (f"Photos/{CLASSES[0]}", "WSI"))
-    beside = train is not None and train == data_dir
-    test = find(TEST_FOLDER, ()) if beside or data_dir.name == TEST_FOLDER else None
-    test = test or next(
-        (p for p in (data_dir / TEST_FOLDER, data_dir / TEST_FOLDER / TEST_FOLDER) if p.is_dir()),
-        None,
-    )
-    if train is not None and data_dir.name == TEST_FOLDER and train != data_dir:
-        train = None  # asked for the test set alone
+    train, test = inside(TRAIN_FOLDER), inside(TEST_FOLDER)
+    own = data_dir.name == TRAIN_FOLDER
+    own = own or any((data_dir / child).is_dir() for child in (f"Photos/{CLASSES[0]}", "WSI"))
+    if train is None and own:
+        train = data_dir  # perhaps under another name; then the test set lies beside
+        beside = data_dir.parent / TEST_FOLDER
+        test = test or (beside if beside.is_dir() else None)
     return train, test
 
 
-def _child(folder: Path, name: str) -> Path:
+def _class_folder(photos: Path, label: int) -> Path:
     """A class folder, whatever the case and spelling of its name."""
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() and parse_label(path.name) == CLASSES.index(name):
-                return path
-    return folder / name
+    folders = sorted(photos.iterdir()) if photos.is_dir() else []
+    named = (path for path in folders if path.is_dir() and parse_label(path.name) == label)
+    return next(named, photos / CLASSES[label])
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -223,81 +216,96 @@ def _photo_size(path: Path) -> tuple[int, int]:
     return header.width, header.height
 
 
-def _check_photo(path: str) -> tuple[str | None, np.ndarray | None, list[str]]:
-    """A hash of the pixels, a 32x24 brightness raster, and the problems of a photo."""
+class _Photo(NamedTuple):
+    """What a look at a photo gives: a hash of its pixels and a 32x24 brightness raster.
+
+    The raster has mean 0 and norm 1; None where the photo cannot be read.
+    """
+
+    path: str
+    problems: list[str]
+    digest: str = ""
+    raster: np.ndarray | None = None
+
+
+def _check_photo(path: str) -> _Photo:
     try:
         pixels = read_photo(path)
+        mode = read_header(path, _REMEDY).mode
     except InputError as error:
-        return None, None, [str(error).replace("\n", " ")]
+        return _Photo(path, [_in_a_line(error)])
     problems = []
     height, width = pixels.shape[:2]
     if (width, height) != (PHOTO_WIDTH, PHOTO_HEIGHT):
         problems.append(
             f"{path}: {width}x{height} px instead of {PHOTO_WIDTH}x{PHOTO_HEIGHT}; "
-            "if it was resized, its scale is no longer 0.42 um/px"
+            f"if it was resized, its scale is no longer {PART_A_MPP} um/px"
         )
-    mode = read_header(path, _REMEDY).mode
     if mode != "RGB":
         problems.append(f"{path}: mode {mode} instead of 8-bit RGB")
-    gray = Image.fromarray(pixels).convert("L")
-    raster = np.asarray(gray.resize((32, 24), Image.Resampling.BOX), np.float32)
+    gray = Image.fromarray(pixels).convert("L").resize((32, 24), Image.Resampling.BOX)
+    raster = np.asarray(gray, np.float32)
     raster = raster - raster.mean()
     if raster.std() < 1:
         problems.append(f"{path}: the image is blank")
     raster /= np.linalg.norm(raster) + 1e-6
-    return hashlib.sha256(pixels.tobytes()).hexdigest(), raster.ravel(), problems
+    return _Photo(path, problems, hashlib.sha256(pixels.tobytes()).hexdigest(), raster.ravel())
 
 
-def _label_problems(data_dir, table: pd.DataFrame) -> list[str]:
-    photos = table[table["part"] == "A"]
+def _label_problems(data_dir: Path, photos: pd.DataFrame) -> list[str]:
+    """Where folder, file name and ground truth disagree about the class of a photo."""
     problems = []
     for row in photos.itertuples():
-        prefix = re.match(r"[a-z]*", row.image_id.lower()).group()
+        prefix = re.split("[^a-z]", row.image_id.lower())[0]
         if prefix in PREFIXES and PREFIXES.index(prefix) != row.label:
-            problems.append(
-                f"{row.path}: the name says {CLASSES[PREFIXES.index(prefix)]}, "
-                f"the folder {CLASSES[row.label]}"
-            )
-    train, _ = _roots(Path(data_dir))
+            named = CLASSES[PREFIXES.index(prefix)]
+            problems.append(f"{row.path}: the name says {named}, the folder {CLASSES[row.label]}")
+    train, _ = _roots(data_dir)
     if train is None or photos.empty:
         return problems
     file = train / "Photos" / GROUND_TRUTH
     if not file.exists():
         return [*problems, f"{file}: missing; labels are those of the folders"]
-    stated = {}
-    with file.open(newline="") as lines:
-        for number, line in enumerate(csv.reader(lines), start=1):
-            if not line or (number == 1 and len(line) > 1 and parse_label(line[1]) is None):
-                continue  # an empty line, or a header
-            label = parse_label(line[1]) if len(line) > 1 else None
-            if label is None:
-                problems.append(f"{file}, line {number}: no class in {','.join(line)!r}")
-            else:
-                stated[Path(line[0]).stem] = label
-    for row in photos.itertuples():
-        if row.image_id not in stated:
-            problems.append(f"{row.path}: not in {GROUND_TRUTH}")
-        elif stated[row.image_id] != row.label:
-            problems.append(
-                f"{row.path}: {GROUND_TRUTH} says {CLASSES[stated[row.image_id]]}, "
-                f"the folder {CLASSES[row.label]}"
-            )
-    for image_id in sorted(stated.keys() - set(photos["image_id"])):
-        problems.append(f"{GROUND_TRUTH} lists {image_id}, which is not on disk")
-    return problems
+    try:
+        stated, unread = _read_ground_truth(file)
+    except InputError as error:
+        return [*problems, _in_a_line(error)]
+    problems += unread
+    ids = photos["image_id"].map(image_key)
+    for key, path, label in zip(ids, photos["path"], photos["label"], strict=True):
+        if key not in stated:
+            problems.append(f"{path}: not in {GROUND_TRUTH}")
+        elif stated[key] != label:
+            said = CLASSES[stated[key]]
+            problems.append(f"{path}: {GROUND_TRUTH} says {said}, the folder {CLASSES[label]}")
+    absent = sorted(stated.keys() - set(ids))
+    return problems + [f"{GROUND_TRUTH} lists {key}, which is not on disk" for key in absent]
 
 
-def _duplicates(paths: list[str], results: list) -> list[str]:
-    known = [(path, *result[:2]) for path, result in zip(paths, results, strict=True) if result[0]]
+def _read_ground_truth(file: Path) -> tuple[dict[str, int], list[str]]:
+    """Labels by `image_key`, and the rows that name no class."""
+    stated, problems = {}, []
+    for number, cells in enumerate(read_table(file, header=False).to_numpy().tolist(), start=1):
+        label = parse_label(cells[1]) if len(cells) > 1 else None
+        if label is not None:
+            stated[image_key(cells[0])] = label
+        elif number > 1 or len(cells) < 2:  # the first row may be a header
+            problems.append(f"{file}, row {number}: no class in {','.join(cells)!r}")
+    return stated, problems
+
+
+def _duplicates(photos: list[_Photo]) -> list[str]:
+    known = [(photo, photo.raster) for photo in photos if photo.raster is not None]
     if len(known) < 2:
         return []
-    rasters = np.stack([raster for _, _, raster in known])
+    rasters = np.stack([raster for _, raster in known])
     alike = np.triu(rasters @ rasters.T, k=1)
     problems = []
     for i, j in np.argwhere(alike > _NEAR_DUPLICATE):
-        same = known[i][1] == known[j][1]
+        one, other = known[i][0], known[j][0]
+        same = one.digest == other.digest
         kind = "exact duplicates" if same else f"near duplicates (correlation {alike[i, j]:.3f})"
-        problems.append(f"{kind}: {known[i][0]} and {known[j][0]}")
+        problems.append(f"{kind}: {one.path} and {other.path}")
     return problems
 
 
@@ -309,7 +317,7 @@ def _check_slide(path: str) -> list[str]:
             slide.check()
             mpp = slide.mpp
     except InputError as error:
-        problems.append(str(error).replace("\n", " "))
+        problems.append(_in_a_line(error))
     annotation = annotation_path(path)
     if annotation is not None:
         try:
@@ -320,13 +328,17 @@ def _check_slide(path: str) -> list[str]:
             if stated and mpp and abs(stated - mpp) > 0.02 * mpp:
                 problems.append(f"{annotation}: made at {stated} um/px, the slide has {mpp}")
         except InputError as error:
-            problems.append(str(error).replace("\n", " "))
+            problems.append(_in_a_line(error))
     return problems
+
+
+def _in_a_line(error: InputError) -> str:
+    return str(error).replace("\n", " ")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m bach.data", description=__doc__.splitlines()[0]
+        prog="python -m bach.data", description="Find the challenge data on disk and check it."
     )
     parser.add_argument("data_dir", help="folder of the challenge data")
     return parser.parse_args(argv)
@@ -335,18 +347,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     table, problems = check_data(args.data_dir)
-    print(f"{'part':8}{'class':10}{'images':>7}")
-    for name, group in table.groupby("part"):
-        if name == "A":
-            for label, images in group.groupby("label"):
-                print(f"{name:8}{CLASSES[label]:10}{len(images):7}")
+    rows = []
+    for part, images in table.groupby("part"):
+        if part == "A":
+            counts = images["label"].value_counts(sort=False).sort_index()
+            rows += [(part, CLASSES[label], count) for label, count in counts.items()]
         else:
-            annotated = sum(annotation_path(path) is not None for path in group["path"])
-            note = f"{annotated} annotated" if name == "B" else ""
-            print(f"{name:8}{note or '-':10}{len(group):7}")
+            annotated = sum(annotation_path(path) is not None for path in images["path"])
+            rows.append((part, f"{annotated} annotated" if part == "B" else "-", len(images)))
+    print(columns(("part", "class", "images"), rows))
     for problem in problems:
         print(f"problem: {problem}")
-    log.info("%d files, %d problems", len(table), len(problems))
     print(f"{len(table)} files, {len(problems)} problems")
     return 1 if problems else 0
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from skimage.color import rgb2lab
 
 from bach.annotations import annotation_path, label_mask, read_regions
 from bach.core.log import log
@@ -112,6 +111,8 @@ def _lab(rgb: np.ndarray, channel: str) -> np.ndarray:
             "A thumbnail must be uint8 (height, width, 3). "
             f"Received: rgb.dtype={rgb.dtype}, rgb.shape={rgb.shape}. Convert it to RGB first."
         )
+    from skimage.color import rgb2lab  # slow to import
+
     height, width = rgb.shape[:2]
     result = np.empty((height, width), np.float32)
     step = max(1, _STRIP_PX // max(width, 1))
@@ -154,7 +155,7 @@ def slide_maps(
     annotation = annotation_path(slide.path)
     if annotation is not None:
         labels = label_mask(read_regions(annotation), slide.width, slide.height, downsample)
-    file = mask_path(slide.name, masks)
+    file = _mask_path(slide.name, masks)
     if file is None:
         tissue = tissue_mask(thumbnail, exclude_pen=exclude_pen)
     else:
@@ -167,7 +168,7 @@ def slide_maps(
     )
 
 
-def mask_path(name: str, masks: str | os.PathLike | None) -> Path | None:
+def _mask_path(name: str, masks: str | os.PathLike | None) -> Path | None:
     """The user's own tissue mask of a slide, or None if there is none."""
     file = None if masks is None else Path(masks) / f"{name}.png"
     return file if file is not None and file.exists() else None
@@ -184,5 +185,5 @@ def map_files(path: str | os.PathLike, masks: str | os.PathLike | None) -> dict[
     return {
         "slide": path,
         "annotation": annotation_path(path),
-        "mask": mask_path(path.stem, masks),
+        "mask": _mask_path(path.stem, masks),
     }

@@ -93,9 +93,12 @@ def test_a_layer_named_by_a_class_is_believed_before_its_number(tmp_path):
 
 def test_every_layer_is_read_and_a_layer_may_be_empty(tmp_path):
     path = write(
-        tmp_path, layer(number=1), layer(region("benign"), region(), number=2), layer(number=3),
+        tmp_path,
+        layer(number=1),
+        layer(region("benign"), region(), number=2),
+        layer(number=3),
         layer(region("invasive"), number=4),
-    )  # fmt: skip
+    )
     assert labels(path) == [1, 2, 3]
     assert labels(write(tmp_path)) == []
 
@@ -134,8 +137,10 @@ def test_a_hole_needs_no_class_and_comes_after_the_regions_of_its_layer(tmp_path
         layer(region("invasive"), number=3),
     )
     assert [(one.label, one.is_hole, one.layer) for one in read_regions(path)] == [
-        (1, False, 0), (0, True, 0), (3, False, 1),
-    ]  # fmt: skip
+        (1, False, 0),
+        (0, True, 0),
+        (3, False, 1),
+    ]
 
 
 def test_a_region_with_fewer_than_3_vertices_is_kept_logged_and_paints_nothing(tmp_path, messages):
@@ -284,8 +289,11 @@ def test_a_rectangle_paints_exactly_its_pixels():
 def test_a_pixel_belongs_to_the_region_its_centre_lies_in():
     # from 0.4 to 2.6 mask pixels: the centres 0.5, 1.5 and 2.5 lie in it
     assert label_mask([shape(box(4, 4, 22))], 40, 40, 10).tolist() == [
-        [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0],
-    ]  # fmt: skip
+        [1, 1, 1, 0],
+        [1, 1, 1, 0],
+        [1, 1, 1, 0],
+        [0, 0, 0, 0],
+    ]
     # from 0.6 to 2.4: only 1.5
     assert np.argwhere(label_mask([shape(box(6, 6, 18))], 40, 40, 10)).tolist() == [[1, 1]]
 

@@ -7,17 +7,18 @@ import pytest
 from PIL import Image
 
 from bach import data
-from bach.classes import CLASSES, parse_label
+from bach.classes import CLASSES, PREFIXES
 from bach.core.errors import InputError
+from bach.toy.aperio import write_slide
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """A tiny true layout: two photos a class, of the true size."""
+    """A tiny true layout: two photos per class, of the true size."""
     root = tmp_path / "BACH" / data.TRAIN_FOLDER / "Photos"
     rng = np.random.default_rng(0)
     lines = []
-    for name, prefix in zip(CLASSES, ("n", "b", "is", "iv"), strict=True):
+    for name, prefix in zip(CLASSES, PREFIXES, strict=True):
         (root / name).mkdir(parents=True)
         for number in (1, 2):
             coarse = rng.integers(0, 255, (24, 32, 3), np.uint8)
@@ -28,24 +29,38 @@ def photos(tmp_path):
     return root
 
 
-def test_class_names_are_read_in_every_spelling_of_the_challenge():
-    for text, label in (
-        ("Carcinoma in situ", 2), ("In situ carcinoma", 2), ("Invasive carcinoma", 3),
-        ("benign", 1), ("NORMAL", 0), ("in-situ", 2), ("InSitu", 2), ("tumour", None),
-    ):  # fmt: skip
-        assert parse_label(text) == label
-
-
 def test_the_data_set_is_found_from_the_folder_above_and_from_itself(photos):
     above, itself = photos.parent.parent, photos.parent
     for folder in (above, itself):
         table = data.find_data(folder)
-        assert table["image_id"].tolist() == [
-            "n001", "n002", "b001", "b002", "is001", "is002", "iv001", "iv002",
-        ]  # fmt: skip
+        assert table["image_id"].tolist() == [f"{p}00{n}" for p in PREFIXES for n in (1, 2)]
         assert table["label"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
         assert set(table["width"]) == {2048}
         assert set(table["mpp"]) == {0.42}
+
+
+def test_the_data_set_is_found_under_another_name_and_in_a_folder_of_its_own_name(photos, tmp_path):
+    train = photos.parent.rename(tmp_path / "mine")
+    assert len(data.find_data(train)) == 8
+    (train / "Photos" / "InSitu").rename(train / "Photos" / "in situ carcinoma")
+    nested = tmp_path / data.TRAIN_FOLDER / data.TRAIN_FOLDER
+    nested.parent.mkdir()
+    train.rename(nested)
+    assert data.find_data(tmp_path)["label"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_the_test_set_is_found_beside_the_training_set_and_alone(photos):
+    train, test = photos.parent, photos.parent.parent / data.TEST_FOLDER
+    (test / "Photos").mkdir(parents=True)
+    (test / "WSI").mkdir()
+    shutil.copy(photos / "Normal/n001.png", test / "Photos/test0.png")
+    for folder in (train, train.parent):
+        assert data.list_images(folder, "A-test")["image_id"].tolist() == ["test0"]
+        assert len(data.list_images(folder, "A")) == 8
+    assert data.find_data(test)["part"].tolist() == ["A-test"]
+    (train.parent / "elsewhere").mkdir()
+    alone = test.rename(train.parent / "elsewhere" / data.TEST_FOLDER)
+    assert data.find_data(alone)["part"].tolist() == ["A-test"]
 
 
 def test_a_clean_data_set_has_no_problem(photos, capsys):
@@ -71,19 +86,22 @@ def test_every_kind_of_problem_is_listed(photos, capsys):
     assert data.main([str(photos.parent)]) == 1
     out = capsys.readouterr().out
     for expected in (
-        "exact duplicates", "near duplicates (correlation", "iv001.png must be a readable picture",
-        "iv005.png: 12x10 px instead of 2048x1536", "iv005.png: the image is blank",
-        "n006.png must be a picture of mode RGB, RGBA, P. Received: a picture in mode L", "the name says Benign, the folder Normal",
+        "exact duplicates",
+        "near duplicates (correlation",
+        "iv001.png must be a readable picture",
+        "iv005.png: 12x10 px instead of 2048x1536",
+        "iv005.png: the image is blank",
+        "n006.png must be a picture of mode RGB, RGBA, P. Received: a picture in mode L",
+        "the name says Benign, the folder Normal",
         "b009.png: not in microscopy_ground_truth.csv",
         "is002.png: microscopy_ground_truth.csv says Invasive, the folder InSitu",
-        "no class in 'x,Cat'", "lists n002, which is not on disk",
-    ):  # fmt: skip
+        "no class in 'x,Cat'",
+        "lists n002, which is not on disk",
+    ):
         assert expected in out, expected
 
 
-def test_slides_without_scale_and_bad_annotations_are_problems(toy, tmp_path):
-    from bach.toy.aperio import write_slide
-
+def test_slides_without_scale_and_bad_annotations_are_problems(tmp_path):
     folder = tmp_path / data.TRAIN_FOLDER / "WSI"
     folder.mkdir(parents=True)
     write_slide(folder / "A01.svs", np.zeros((300, 300, 3), np.uint8), mpp=None)
@@ -105,10 +123,9 @@ def test_an_empty_or_absent_folder_is_an_error_that_says_what_to_do(tmp_path):
         data.find_data(tmp_path)
 
 
-def test_limit_keeps_so_many_images_a_class(photos):
-    assert data.list_images(photos.parent, "A", limit=1)["image_id"].tolist() == [
-        "n001", "b001", "is001", "iv001",
-    ]  # fmt: skip
+def test_limit_keeps_so_many_images_per_class(photos):
+    kept = data.list_images(photos.parent, "A", limit=1)["image_id"].tolist()
+    assert kept == [f"{prefix}001" for prefix in PREFIXES]
 
 
 def test_files_are_sorted_as_people_count():

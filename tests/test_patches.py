@@ -9,6 +9,7 @@ from bach.patches import (
     PATCH_STRIDE,
     PATCH_UM,
     SlideMaps,
+    box_means,
     grid,
     photo_patches,
     slide_patches,
@@ -74,3 +75,69 @@ def test_tissue_and_label_of_a_slide_patch_are_means_over_its_square():
 def test_without_annotation_the_label_is_unknown():
     table = slide_patches(SlideMaps("A01", 1000, 1000, 1.0, 10, np.ones((100, 100), bool)))
     assert set(table["label"]) == {-1}
+
+
+# Means in boxes
+
+
+def brute_force(values, x, y, size, fine=20):
+    """Mean over a box whose edges are multiples of 1/fine, by enlarging the map."""
+    height, width = values.shape
+    pad = 50
+    large = np.zeros(((height + 2 * pad) * fine, (width + 2 * pad) * fine))
+    large[pad * fine : -pad * fine, pad * fine : -pad * fine] = np.kron(
+        values, np.ones((fine, fine))
+    )
+    left, top, side = (round(part * fine) for part in (x + pad, y + pad, size))
+    return large[top : top + side, left : left + side].mean()
+
+
+def test_means_in_boxes_agree_with_brute_force():
+    rng = np.random.default_rng(0)
+    values = rng.random((9, 13))
+    x, y = rng.integers(-100, 300, (2, 60)) / 20
+    size = rng.integers(1, 400, 60) / 20
+    expected = [brute_force(values, *box) for box in zip(x, y, size, strict=True)]
+    assert box_means(values, x, y, size) == pytest.approx(expected, abs=1e-12)
+
+
+def test_boxes_worked_out_by_hand():
+    values = np.array([[1, 2], [3, 6]])
+    x, y = [0, 0, 1, 0.5, -1, 1.5, 5], [0, 0, 1, 0.5, -1, 1.5, 5]
+    size = [2, 1, 1, 1, 2, 1, 1]
+    expected = [3, 1, 6, 3, 1 / 4, 6 / 4, 0]
+    assert box_means(values, x, y, size) == pytest.approx(expected, abs=1e-15)
+
+
+def test_a_bool_mask_gives_shares_between_0_and_1():
+    mask = np.random.default_rng(0).random((30, 40)) < 0.5
+    rng = np.random.default_rng(1)
+    shares = box_means(mask, rng.uniform(-5, 40, 500), rng.uniform(-5, 30, 500), 7.3)
+    assert shares.min() >= 0
+    assert shares.max() <= 1
+    assert box_means(mask, 0, 0, 30)[()] == pytest.approx(mask[:, :30].mean())
+
+
+def test_uint8_labels_do_not_overflow():
+    assert box_means(np.full((100, 100), 3, np.uint8), 0, 0, 100) == 3
+
+
+def test_boxes_that_tile_a_map_have_its_mean():
+    values = np.random.default_rng(0).random((12, 12))
+    edges = np.arange(5) * 2.4
+    x, y = np.meshgrid(edges, edges)
+    means = box_means(values, x, y, 2.4)
+    assert means.shape == (5, 5)
+    assert means.mean() == pytest.approx(values.mean())
+
+
+def test_no_boxes_and_an_empty_map_give_no_and_zero_means():
+    assert box_means(np.ones((3, 3)), np.array([]), np.array([]), 2).shape == (0,)
+    assert box_means(np.ones((0, 3)), [0, 1], [0, 1], 2).tolist() == [0, 0]
+
+
+def test_boxes_without_area_and_maps_of_other_dimensions_are_refused():
+    with pytest.raises(ValueError, match="above 0 px"):
+        box_means(np.ones((3, 3)), 0, 0, [1, 0])
+    with pytest.raises(ValueError, match="height, width"):
+        box_means(np.ones((3, 3, 3)), 0, 0, 1)

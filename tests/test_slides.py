@@ -140,9 +140,12 @@ def test_an_impossible_scale_is_not_believed(tmp_path, pixels):
 def test_the_tiff_resolution_is_used_where_it_is_plausible(tmp_path, pixels):
     per_cm = 1e4 / 0.5
     tifffile.imwrite(
-        tmp_path / "cm.tif", pixels, tile=(256, 256), resolution=(per_cm, per_cm),
+        tmp_path / "cm.tif",
+        pixels,
+        tile=(256, 256),
+        resolution=(per_cm, per_cm),
         resolutionunit="CENTIMETER",
-    )  # fmt: skip
+    )
     with Slide(tmp_path / "cm.tif") as slide:
         assert slide.mpp == pytest.approx(0.5, rel=1e-4)
 

@@ -1,10 +1,16 @@
+"""Tissue on slides: found by the paper's rule, without pen marks, or given by the user."""
+
 import numpy as np
 import pytest
 from skimage.color import rgb2lab
 from skimage.draw import line
 
-from bach.patches import box_means
-from bach.tissue import pen_mask, tissue_mask
+from bach.annotations import Region
+from bach.core.errors import InputError
+from bach.core.pictures import write_gray, write_png
+from bach.slides import Slide
+from bach.tissue import map_downsample, pen_mask, slide_maps, tissue_mask
+from bach.toy.aperio import write_annotation_xml, write_slide
 
 GLASS = (242, 242, 242)
 # Stain and ink as they look on scanned slides.
@@ -152,67 +158,68 @@ def test_a_picture_full_of_ink_has_no_tissue():
     assert not tissue_mask(picture(RED_INK), exclude_pen=True).any()
 
 
-# Means in boxes
+# Maps of slides
 
 
-def brute_force(values, x, y, size, fine=20):
-    """Mean over a box whose edges are multiples of 1/fine, by enlarging the map."""
-    height, width = values.shape
-    pad = 50
-    large = np.zeros(((height + 2 * pad) * fine, (width + 2 * pad) * fine))
-    large[pad * fine : -pad * fine, pad * fine : -pad * fine] = np.kron(
-        values, np.ones((fine, fine))
-    )
-    left, top, side = (round(part * fine) for part in (x + pad, y + pad, size))
-    return large[top : top + side, left : left + side].mean()
+def test_maps_have_16_level_0_pixels_per_pixel_on_the_challenges_slides():
+    assert map_downsample(0.467) == 16
+    assert map_downsample(0.25) == 30
+    assert map_downsample(10.0) == 1
 
 
-def test_means_in_boxes_agree_with_brute_force():
-    rng = np.random.default_rng(0)
-    values = rng.random((9, 13))
-    x, y = rng.integers(-100, 300, (2, 60)) / 20
-    size = rng.integers(1, 400, 60) / 20
-    expected = [brute_force(values, *box) for box in zip(x, y, size, strict=True)]
-    assert box_means(values, x, y, size) == pytest.approx(expected, abs=1e-12)
+def test_a_mask_of_the_user_takes_the_place_of_the_found_one(tmp_path):
+    pixels = np.full((1600, 2400, 3), 245, np.uint8)
+    pixels[:, 1200:] = (235, 180, 215)
+    write_slide(tmp_path / "one.svs", pixels)
+    (tmp_path / "masks").mkdir()
+    with Slide(tmp_path / "one.svs") as slide:
+        maps = slide_maps(slide, tmp_path / "masks")
+        found, downsample = maps.tissue, maps.downsample
+        assert downsample == 16
+        assert found[:, 80:].all()
+        assert not found[:, :70].any()
+        mask = np.zeros((40, 60), np.uint8)
+        mask[:20] = 255
+        write_gray(tmp_path / "masks/one.png", mask)
+        given = slide_maps(slide, tmp_path / "masks").tissue
+        assert given.shape == (100, 150)
+        assert given[:50].all()
+        assert not given[50:].any()
+        (tmp_path / "masks/one.png").write_bytes(b"no picture")
+        with pytest.raises(InputError, match="tissue mask"):
+            slide_maps(slide, tmp_path / "masks")
 
 
-def test_boxes_worked_out_by_hand():
-    values = np.array([[1, 2], [3, 6]])
-    x, y = [0, 0, 1, 0.5, -1, 1.5, 5], [0, 0, 1, 0.5, -1, 1.5, 5]
-    size = [2, 1, 1, 1, 2, 1, 1]
-    expected = [3, 1, 6, 3, 1 / 4, 6 / 4, 0]
-    assert box_means(values, x, y, size) == pytest.approx(expected, abs=1e-15)
+def test_any_colour_but_black_is_tissue_in_a_mask_of_the_user(tmp_path):
+    write_slide(tmp_path / "one.svs", np.full((320, 640, 3), 245, np.uint8))
+    write_png(tmp_path / "one.png", np.array([[(0, 0, 0), (0, 0, 1), (9, 0, 0)]], np.uint8))
+    with Slide(tmp_path / "one.svs") as slide:
+        given = slide_maps(slide, tmp_path).tissue
+    assert given.shape == (20, 40)
+    assert not given[:, :13].any()
+    assert given[:, 14:].all()
 
 
-def test_a_bool_mask_gives_shares_between_0_and_1():
-    mask = np.random.default_rng(0).random((30, 40)) < 0.5
-    rng = np.random.default_rng(1)
-    shares = box_means(mask, rng.uniform(-5, 40, 500), rng.uniform(-5, 30, 500), 7.3)
-    assert shares.min() >= 0
-    assert shares.max() <= 1
-    assert box_means(mask, 0, 0, 30)[()] == pytest.approx(mask[:, :30].mean())
+def test_the_labels_of_a_slide_are_those_of_the_annotation_beside_it(tmp_path):
+    write_slide(tmp_path / "one.svs", np.full((320, 640, 3), 245, np.uint8))
+    with Slide(tmp_path / "one.svs") as slide:
+        assert slide_maps(slide).labels is None
+        square = np.array([[320, 0], [640, 0], [640, 320], [320, 320]], float)
+        write_annotation_xml(tmp_path / "one.xml", [Region(2, square)])
+        maps = slide_maps(slide)
+    assert maps.thumbnail.shape == (20, 40, 3)
+    assert (maps.labels[:, :20] == 0).all()
+    assert (maps.labels[:, 20:] == 2).all()
 
 
-def test_uint8_labels_do_not_overflow():
-    assert box_means(np.full((100, 100), 3, np.uint8), 0, 0, 100) == 3
-
-
-def test_boxes_that_tile_a_map_have_its_mean():
-    values = np.random.default_rng(0).random((12, 12))
-    edges = np.arange(5) * 2.4
-    x, y = np.meshgrid(edges, edges)
-    means = box_means(values, x, y, 2.4)
-    assert means.shape == (5, 5)
-    assert means.mean() == pytest.approx(values.mean())
-
-
-def test_no_boxes_and_an_empty_map_give_no_and_zero_means():
-    assert box_means(np.ones((3, 3)), np.array([]), np.array([]), 2).shape == (0,)
-    assert box_means(np.ones((0, 3)), [0, 1], [0, 1], 2).tolist() == [0, 0]
-
-
-def test_boxes_without_area_and_maps_of_other_dimensions_are_refused():
-    with pytest.raises(ValueError, match="above 0 px"):
-        box_means(np.ones((3, 3)), 0, 0, [1, 0])
-    with pytest.raises(ValueError, match="height, width"):
-        box_means(np.ones((3, 3, 3)), 0, 0, 1)
+def test_a_pen_mark_is_no_tissue_if_asked_for(tmp_path):
+    pixels = np.full((1600, 2400, 3), 245, np.uint8)
+    pixels[:, 1200:] = (235, 180, 215)
+    pixels[:400, :400] = (200, 20, 40)  # red ink
+    write_slide(tmp_path / "pen.svs", pixels)
+    with Slide(tmp_path / "pen.svs") as slide:
+        with_pen = slide_maps(slide).tissue
+        without = slide_maps(slide, exclude_pen=True).tissue
+    assert with_pen[:20, :20].all()
+    assert not without[:20, :20].any()
+    assert without[:, 80:].all()
