@@ -19,7 +19,6 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LEGEND_ROW = 22
 _LEGEND_PLACE = 95
 
-
 # Modes of Pillow whose pixels are one number each.
 _INDEXED = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
 

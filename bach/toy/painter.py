@@ -103,7 +103,7 @@ def paint_tissue(
 
     What is drawn has its size in um, so the same call at another `mpp` gives
     the same kind of picture at another scale (not the same picture). Time goes
-    with the area in px: about 0.4 s and 60 MB a million px on one core.
+    with the area in px: about 0.4 s and 60 MB per million px on one core.
 
     Args:
         rng: Source of chance; the same state gives the same picture.
