@@ -98,11 +98,14 @@ class Slide:
             )
             self.height, self.width = image.shape[:2]
             self._l_sizes: Sequence[tuple[int, int]] = [(self.width, self.height)]
+            self._location_factors: Sequence[float] = [1.0]
             self.properties = _tiff_properties(self.path)
         else:
             slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             self.width, self.height = slide.dimensions
             self._l_sizes = slide.level_dimensions
+            # Asked for here: where one thread has met damage, the slide answers no other.
+            self._location_factors = slide.level_downsamples
             self.properties = dict(slide.properties)
         whole = (self.width, self.height)
         self._downsamples = [_downsample(whole, l_size) for l_size in self._l_sizes]
@@ -238,8 +241,8 @@ class Slide:
             raise ValueError(f"The slide {self.path} is closed.")
         # OpenSlide divides the location by its own downsample, which for sizes that
         # do not divide evenly is not quite the integer it should be.
-        downsample = self._openslide.level_downsamples[level]
-        location = (round(x0 * downsample), round(y0 * downsample))
+        factor = self._location_factors[level]
+        location = (round(x0 * factor), round(y0 * factor))
         try:
             region = self._openslide.read_region(location, level, (x1 - x0, y1 - y0))
         except openslide.OpenSlideError as error:
