@@ -49,6 +49,7 @@ from bach import data
 from bach.core.errors import exit_with
 from bach.core.files import to_json
 from bach.core.log import log, setup_logging
+from bach.core.options import Training
 from bach.network import backend, training
 from bach.network.augment import Augmentation
 from bach.network.batches import Batches
@@ -121,13 +122,10 @@ def work(args: argparse.Namespace) -> None:
         model = build_model(args.backbone, "none")
     skip = 9  # Keras reads 8 batches ahead
     rows = np.resize(np.arange(len(store.table)), (skip + args.steps) * args.batch_size)
-    batches = Batches(
-        [store.patches], [store.table["label"].to_numpy()], [rows], args.batch_size, 0,
-        Augmentation(),
-    )  # fmt: skip
-    settings = training.Settings(epochs=1 + args.rounds, bn_patches=0)
+    batches = Batches([store.select(rows)], args.batch_size, 0, Augmentation())
+    settings = Training(epochs=1 + args.rounds, bn_patches=0)
     folder = Path(args.work) / f"devices_{args.devices}"
-    training.train(model, batches, None, None, settings, folder, [Clock(batches, skip)])
+    training.train(model, batches, None, settings, folder, [Clock(batches, skip)])
 
 
 class Worker:

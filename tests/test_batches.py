@@ -5,15 +5,18 @@ import pytest
 
 from bach.core.errors import InputError
 from bach.network.augment import Augmentation
-from bach.network.batches import Batches
+from bach.network.batches import Batches, Selection
 
 
 def _batches(batch_size=4, seed=0, augmentation=None):
     first = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(3, axis=3)
     second = first + 100
-    labels = [np.arange(10) % 4, np.full(10, 3)]
-    chosen = [np.array([0, 2, 4, 6, 8]), np.array([1, 3])]
-    return Batches([first, second], labels, chosen, batch_size, seed, augmentation)
+    photos, slides = np.array([f"n{index}" for index in range(10)]), np.full(10, "A01")
+    selections = [
+        Selection(first, np.arange(10) % 4, photos, np.array([0, 2, 4, 6, 8])),
+        Selection(second, np.full(10, 3), slides, np.array([1, 3])),
+    ]
+    return Batches(selections, batch_size, seed, augmentation)
 
 
 def test_prediction_batches_keep_the_order_and_fill_up_the_last():
@@ -21,6 +24,7 @@ def test_prediction_batches_keep_the_order_and_fill_up_the_last():
     seen = np.concatenate([batches[i][0][:, 0, 0, 0] for i in range(len(batches))])
     assert seen.tolist() == [0, 2, 4, 6, 8, 101, 103, 103]
     assert batches.labels.tolist() == [0, 2, 0, 2, 0, 3, 3]
+    assert batches.images.tolist() == ["n0", "n2", "n4", "n6", "n8", "A01", "A01"]
 
 
 def test_training_batches_hold_each_patch_at_most_once_with_its_label():
@@ -60,4 +64,6 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_only():
 
 def test_no_patches_is_an_error():
     with pytest.raises(InputError, match="No patches"):
-        Batches([np.zeros((2, 1, 1, 3), np.uint8)], [np.zeros(2)], [np.zeros(0, int)], 4)
+        Batches(
+            [Selection(np.zeros((2, 1, 1, 3), np.uint8), *[np.zeros(2)] * 2, np.zeros(0, int))], 4
+        )

@@ -13,7 +13,7 @@ from bach.core.errors import InputError
 from bach.core.options import Training
 from bach.network import backend, callbacks, training
 from bach.network.augment import Augmentation, with_augmentation
-from bach.network.batches import Batches
+from bach.network.batches import Batches, Selection
 from bach.network.patch_network import build_model, load_model
 from bach.network.predict import predict_batches
 
@@ -30,16 +30,17 @@ def patches():
 
 def _batches(patches, augmentation=None, seed=0):
     store, labels = patches
-    return Batches([store], [labels], [np.arange(len(labels))], 8, seed, augmentation)
+    images = np.array([f"i{index // 2}" for index in range(16)])
+    selection = Selection(store, labels, images, np.arange(len(labels)))
+    return Batches([selection], 8, seed, augmentation)
 
 
 def _train(patches, folder, epochs, **settings):
     keras.utils.set_random_seed(1)
     model = build_model("small", "none")
     settings = Training(epochs=epochs, learning_rate=0.01, bn_patches=16, **settings)
-    images = np.array([f"i{index // 2}" for index in range(16)])
     seen = _batches(patches, Augmentation(0.02, 0.1, 0.1))
-    history = training.train(model, seen, _batches(patches), images, settings, folder)
+    history = training.train(model, seen, _batches(patches), settings, folder)
     return model, history
 
 
@@ -87,12 +88,10 @@ def _tiny(folder, **settings):
     patches = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 3), np.uint8)
     model = tiny_model()
     settings = Training(**{"epochs": 3, "learning_rate": 0.1, "bn_patches": 0, **settings})
-    seen, held = (
-        Batches([patches], [labels], [np.arange(16)], 16, 0, augmentation)
-        for augmentation in (Augmentation(), None)
-    )
     images = np.array([f"i{index}" for index in range(16)])
-    return model, training.train(model, seen, held, images, settings, folder)
+    selection = Selection(patches, labels, images, np.arange(16))
+    seen, held = Batches([selection], 16, 0, Augmentation()), Batches([selection], 16)
+    return model, training.train(model, seen, held, settings, folder)
 
 
 def _weights(file):

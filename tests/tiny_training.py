@@ -26,7 +26,7 @@ from bach.core.log import setup_logging
 from bach.core.options import Training
 from bach.network import backend, training
 from bach.network.augment import Augmentation
-from bach.network.batches import Batches
+from bach.network.batches import Batches, Selection
 
 EPOCHS = 4
 BATCH = 8
@@ -76,6 +76,7 @@ def train(folder: Path, hold: int | None) -> None:
     ground = np.array([[220, 120, 170], [120, 220, 170], [170, 120, 220], [220, 220, 100]])
     noise = rng.integers(-80, 80, (112, SIDE, SIDE, 3))
     patches = np.clip(ground[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
+    images = np.array([f"image {row % 8}" for row in range(112)])
     settings = Training(
         epochs=EPOCHS,
         learning_rate=0.1,
@@ -88,7 +89,7 @@ def train(folder: Path, hold: int | None) -> None:
     )
 
     def batches(rows: np.ndarray, augmentation: Augmentation | None = None) -> HeldBatches:
-        return HeldBatches([patches], [labels], [rows], BATCH, 1, augmentation)
+        return HeldBatches([Selection(patches, labels, images, rows)], BATCH, 1, augmentation)
 
     backend.start_model(seed=1)
     with backend.scope():
@@ -97,8 +98,7 @@ def train(folder: Path, hold: int | None) -> None:
         print(f"weights on {len(model.weights[0].value.sharding.device_set)} devices")
     seen, held = batches(np.arange(96), Augmentation()), batches(np.arange(96, 112))
     seen.hold = hold
-    images = np.array([f"image {row % 8}" for row in range(16)])
-    training.train(model, seen, held, images, settings, folder)
+    training.train(model, seen, held, settings, folder)
     process = os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "")
     np.savez(folder / f"weights{process}.npz", *model.get_weights())
 

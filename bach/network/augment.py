@@ -15,15 +15,14 @@ from keras import ops
 from bach.network import backend
 
 PARAMETERS = 6  # of a patch, see `Augmentation.draw`
+ORIENTATIONS = 8  # of a square
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """Ranges of the random changes made to training patches.
 
-    All eight orientations of the square are exact and equally likely. Kwok 2018
-    says "random HSV shifts" without numbers; the defaults are those of Liu et al.
-    2017 (hue 0.04, saturation 0.25, brightness 64/255).
+    All eight orientations of the square are exact and equally likely.
 
     Attributes:
         hue: Largest shift of the hue, in turns of the colour circle.
@@ -31,6 +30,8 @@ class Augmentation:
         value: Largest relative change of the value (brightness).
     """
 
+    # Differs from Kwok 2018: the paper says "random HSV shifts" without numbers. The defaults
+    # are those of Liu et al. 2017: hue 0.04, saturation 0.25, brightness 64/255.
     hue: float = 0.04
     saturation: float = 0.25
     value: float = 0.25
@@ -110,9 +111,6 @@ def change(patches, parameters):
         patches = ops.where(flips[:, 0], ops.transpose(patches, (0, 2, 1, 3)), patches)
     patches = ops.where(flips[:, 1], ops.flip(patches, axis=2), patches)
     return ops.where(flips[:, 2], ops.flip(patches, axis=1), patches)
-
-
-ORIENTATIONS = 8
 
 
 def orientations(images: np.ndarray, all_of_them: bool) -> list[int]:

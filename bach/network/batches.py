@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -15,6 +16,22 @@ from bach.network.augment import Augmentation
 _READ_AHEAD = 8  # batches
 
 
+class Selection(NamedTuple):
+    """Some of the patches of a store.
+
+    Attributes:
+        patches: All patches of the store, uint8 `(n, side, side, 3)`.
+        labels: Their labels 0..3, `(n,)`.
+        images: Image id of each, `(n,)`.
+        rows: Numbers of those to use, int.
+    """
+
+    patches: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray
+    rows: np.ndarray
+
+
 class Batches(keras.utils.PyDataset):
     """Batches of patches out of one or more stores.
 
@@ -22,14 +39,13 @@ class Batches(keras.utils.PyDataset):
     devices or on whether the run was interrupted.
 
     Attributes:
-        labels: Label of every patch, int64 `(n,)`, in the order of the stores.
+        labels: Label of every patch, int64 `(n,)`, in the order of the selections.
+        images: Image id of every patch, likewise.
         seed: Seed of order and augmentation.
         order: Positions in `labels` in the order of this epoch's batches.
 
     Args:
-        stores: uint8 arrays `(n, side, side, 3)`, all of one side.
-        labels: One int array per store, 0..3.
-        chosen: One array of row numbers per store: the patches to use.
+        selections: Patches to use, all of one side.
         batch_size: Patches per batch, over all devices together.
         seed: Seed of order and augmentation.
         augmentation: Given for training: batches are shuffled, all of the same
@@ -44,9 +60,7 @@ class Batches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        stores: Sequence[np.ndarray],
-        labels: Sequence[np.ndarray],
-        chosen: Sequence[np.ndarray],
+        selections: Sequence[Selection],
         batch_size: int,
         seed: int = 0,
         augmentation: Augmentation | None = None,
@@ -55,12 +69,11 @@ class Batches(keras.utils.PyDataset):
         # machine without GPU the network needs the others.
         workers = max(1, min(8, (os.cpu_count() or 1) // 2))
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=_READ_AHEAD)
-        self._stores = stores
-        self._store = np.concatenate([np.full(len(c), i) for i, c in enumerate(chosen)])
-        self._row = np.concatenate(list(chosen)).astype(np.int64)
-        self.labels = np.concatenate(
-            [np.asarray(y)[c] for y, c in zip(labels, chosen, strict=True)]
-        ).astype(np.int64)
+        self._stores = [selection.patches for selection in selections]
+        self._store = np.concatenate([np.full(len(x.rows), i) for i, x in enumerate(selections)])
+        self._row = np.concatenate([x.rows for x in selections]).astype(np.int64)
+        self.labels = np.concatenate([x.labels[x.rows] for x in selections]).astype(np.int64)
+        self.images = np.concatenate([x.images[x.rows] for x in selections])
         if len(self._row) == 0:
             raise InputError("No patches to work on.\nCheck --limit, --fold and the folds file.")
         self._augmentation = augmentation

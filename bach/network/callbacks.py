@@ -91,7 +91,7 @@ class Checkpoint(keras.callbacks.Callback):
             model: The compiled model, its optimizer built.
 
         Returns:
-            The history so far, one dict an epoch.
+            The history so far, one dict per epoch.
         """
         file = self._folder / "state.npz"
         if not file.exists():
@@ -153,15 +153,14 @@ class EvaluateHeldOut(keras.callbacks.Callback):
     and score images, not only patches.
     """
 
-    def __init__(self, network: keras.Model, heldout: Batches, images: np.ndarray):
+    def __init__(self, network: keras.Model, heldout: Batches):
         super().__init__()
         self._network = network
         self._heldout = heldout
-        self._images = images
 
     def on_epoch_end(self, epoch, logs=None):
         probs = predict_batches(self._network, self._heldout, len(self._heldout.labels))
-        logs.update(scores(self._heldout.labels, probs, self._images))
+        logs.update(scores(self._heldout.labels, probs, self._heldout.images))
 
 
 class Progress(keras.callbacks.Callback):
@@ -171,15 +170,12 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self._training = training
         self._epochs = epochs
-        self._bar = None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._training.start_epoch(epoch)
         self._start = time.monotonic()
-        self._bar = tqdm(
-            total=len(self._training), desc=f"epoch {epoch + 1}/{self._epochs}",
-            unit="batch", leave=False, disable=None,
-        )  # fmt: skip
+        name, count = f"epoch {epoch + 1}/{self._epochs}", len(self._training)
+        self._bar = tqdm(total=count, desc=name, unit="batch", leave=False, disable=None)
 
     def on_train_batch_end(self, batch, logs=None):
         self._bar.update()
@@ -194,6 +190,8 @@ class Progress(keras.callbacks.Callback):
 
 
 class LogEpoch(keras.callbacks.Callback):
+    """Logs a line per epoch."""
+
     def __init__(self, epochs: int):
         super().__init__()
         self._epochs = epochs
@@ -210,10 +208,10 @@ class LogEpoch(keras.callbacks.Callback):
         )
         held = f"; held out: {held}" if held else ""
         log.info(
-            "epoch %d/%d: loss %.3f, accuracy %.3f%s; %.0f patches/s, %s",
-            epoch + 1, self._epochs, logs["loss"], logs["accuracy"], held,
-            logs["patches_per_s"], duration(time.monotonic() - self._start),
-        )  # fmt: skip
+            f"epoch {epoch + 1}/{self._epochs}: loss {logs['loss']:.3f}, accuracy "
+            f"{logs['accuracy']:.3f}{held}; {logs['patches_per_s']:.0f} patches/s, "
+            f"{duration(time.monotonic() - self._start)}"
+        )
 
 
 def best_mode(monitor: str, mode: str = "auto") -> str:

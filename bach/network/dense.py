@@ -47,7 +47,7 @@ REGION = 66
 MAX_GAP = 8
 
 
-class Region(NamedTuple):
+class FeatureRegion(NamedTuple):
     """A rectangle of features that goes through the network at once.
 
     Attributes:
@@ -67,7 +67,7 @@ class DenseModel:
     """A patch classifier made fully convolutional, in two halves.
 
     Args:
-        model: A model of `bach.network.patch_network.build_model`.
+        model: A model of `bach.network.patch_network.build_model`; left as it is.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
 
     Attributes:
@@ -77,8 +77,9 @@ class DenseModel:
         view: What the model sees of a patch.
 
     Raises:
-        InputError: If the network's feature map of a shifted image is not the
-            shifted feature map, so that dense prediction would be out of place.
+        InputError: If the network sees two magnifications, or its feature map of a
+            shifted image is not the shifted feature map, so that dense prediction would
+            be out of place.
     """
 
     def __init__(self, model: keras.Model, precision: str = "float32"):
@@ -165,64 +166,89 @@ def predict_dense(
         InputError: If the models' strides or margins differ.
     """
     if len({(model.stride, model.window, model.view) for model in models}) != 1:
-        raise InputError("Models that are averaged must have the same stride and margin.")
-    result = np.full((*wanted.shape, len(CLASSES)), np.nan, np.float32)
+        names = [f"stride {m.stride}, margin {m.view.margin}" for m in models]
+        raise InputError(
+            "Models that are averaged must have the same stride and margin.\n"
+            f"Received: {'; '.join(names)}.\nUse the models of one run."
+        )
     if not wanted.any():
-        return result
+        return np.full((*wanted.shape, len(CLASSES)), np.nan, np.float32)
     # Cells on the grid of the stride. Cell (i, j) is the mean over the window of features
     # that begins at (i, j).
     cells = np.zeros([(n - 1) * every + 1 for n in wanted.shape], bool)
     cells[::every, ::every] = wanted
     needed = needed_features(cells, models[0].window)
-    total = np.zeros((*cells.shape, len(CLASSES)), np.float32)
     regions = cover(needed, region, fixed=backend.jit() is not False)
+    sweep = _Sweep(models, slide, cells, every)
     orientations = range(ORIENTATIONS if tta else 1)
     for orientation in orientations:
-        _one_pass(models, slide, regions, cells, every, orientation, total)
-    total /= len(models) * len(orientations)
-    result[wanted] = total[::every, ::every][wanted]
-    return result
+        sweep.add(regions, orientation)
+    probs = sweep.total[::every, ::every] / (len(models) * len(orientations))
+    probs[~wanted] = np.nan
+    return probs
 
 
-def _one_pass(
-    models: Sequence[DenseModel],
-    slide: Slide,
-    regions: list[Region],
-    cells: np.ndarray,
-    every: int,
-    orientation: int,
-    total: np.ndarray,
-) -> None:
-    """Add the probabilities of all models in one orientation to `total`."""
-    model = models[0]
-    scale = NETWORK_MPP / slide.mpp  # level-0 px per network px
-    stride = model.stride * scale
-    # The patch of the first cell is centred on that cell, whose side is every * stride.
-    first = 0.5 * every * stride - NETWORK_SIZE / 2 * scale - model.halo * stride
+class _Sweep:
+    """Adds up what models say of a slide, pass by pass.
 
-    def read(region: Region) -> np.ndarray:
-        x, y = first + region.col * stride, first + region.row * stride
-        width, height = model.region_px(region.cols), model.region_px(region.rows)
-        return slide.read(x, y, width, height, NETWORK_MPP)
+    Args:
+        models: Dense models of one stride.
+        slide: The open slide.
+        cells: bool `(rows, cols)`: the cells to predict, on the grid of the stride.
+        every: Strides along a cell of the heatmap.
 
-    # A region is decoded by several threads as it is; that keeps ahead of a CPU's network,
-    # also of a small one. An accelerator's takes more, and more that lies ready.
-    workers = 1 if backend.jit() is False else min(8, os.cpu_count() or 1)
-    ahead = ReadAhead(read, regions, workers, ahead=2 * workers)
-    before = model.window - 1
-    mosaics = [_Mosaic(before) for _ in models]
-    release_memory()  # what finding tissue took
-    with tqdm(total=len(regions), desc=slide.name, unit="region", disable=None) as bar:
-        for region, seen in zip(regions, ahead, strict=True):
-            for one, mosaic in zip(models, mosaics, strict=True):
-                features = one.features(seen, orientation)
-                release_memory()  # before more is asked for
-                strip = mosaic.join(region, features)
-                first_cell = (region.band[0] - before, region.col - before)
-                _add_probs(one, strip, first_cell, cells, total)
-                del features, strip
-            bar.update()
-    ahead.log_rate(slide.name, int(cells.sum()), "cells")
+    Attributes:
+        total: Sum of the probabilities over models and passes, float32
+            `(rows, cols, 4)`.
+    """
+
+    def __init__(self, models: Sequence[DenseModel], slide: Slide, cells: np.ndarray, every: int):
+        self._models, self._slide, self._cells = models, slide, cells
+        self._model = models[0]  # for what all have in common
+        scale = NETWORK_MPP / slide.mpp  # level-0 px per network px
+        stride = self._stride = self._model.stride * scale
+        # The patch of the first cell is centred on that cell, whose side is every * stride.
+        self._first = 0.5 * every * stride - NETWORK_SIZE / 2 * scale - self._model.halo * stride
+        self.total = np.zeros((*cells.shape, len(CLASSES)), np.float32)
+
+    def add(self, regions: Sequence[FeatureRegion], orientation: int) -> None:
+        """Run all regions through all models in one orientation."""
+        # A region is decoded by several threads as it is; that keeps ahead of a CPU's
+        # network, also of a small one. An accelerator's takes more, and more that lies ready.
+        workers = 1 if backend.jit() is False else min(8, os.cpu_count() or 1)
+        ahead = ReadAhead(self._read, regions, workers, ahead=2 * workers)
+        before = self._model.window - 1
+        mosaics = [_Mosaic(before) for _ in self._models]
+        release_memory()  # what finding tissue took
+        name = self._slide.name
+        with tqdm(total=len(regions), desc=name, unit="region", disable=None) as bar:
+            for region, seen in zip(regions, ahead, strict=True):
+                for model, mosaic in zip(self._models, mosaics, strict=True):
+                    features = model.features(seen, orientation)
+                    release_memory()  # before more is asked for
+                    strip = mosaic.join(region, features)
+                    self._add_probs(model, strip, (region.band[0] - before, region.col - before))
+                    del features, strip
+                bar.update()
+        ahead.log_rate(name, int(self._cells.sum()), "cells")
+
+    def _read(self, region: FeatureRegion) -> np.ndarray:
+        """Pixels of a region and its surroundings, in network px."""
+        x, y = (self._first + place * self._stride for place in (region.col, region.row))
+        width, height = self._model.region_px(region.cols), self._model.region_px(region.rows)
+        return self._slide.read(x, y, width, height, NETWORK_MPP)
+
+    def _add_probs(self, model: DenseModel, strip: np.ndarray, first: tuple[int, int]) -> None:
+        """Add the predictions of the wanted cells among those that begin in a strip."""
+        inside, there = [], []
+        for start, length, count in zip(first, strip.shape, self._cells.shape, strict=False):
+            low, high = max(0, -start), min(length - model.window + 1, count - start)
+            if high <= low:
+                return  # no window is whole yet
+            inside.append(slice(low, high))
+            there.append(slice(start + low, start + high))
+        if self._cells[tuple(there)].any():
+            self.total[tuple(there)] += model.top(strip)[tuple(inside)]
 
 
 class _Mosaic:
@@ -238,13 +264,15 @@ class _Mosaic:
 
     def __init__(self, before: int):
         self._before = before
-        self._band = None
+        self._band: tuple[int, int] | None = None
         # Last rows of the regions of the band above, and of this one, with their columns.
         self._above: collections.deque[tuple[int, np.ndarray]] = collections.deque()
         self._below: collections.deque[tuple[int, np.ndarray]] = collections.deque()
-        self._left = self._right = None
+        # Last columns of the region to the left, and where it ends.
+        self._left: np.ndarray | None = None
+        self._right: int | None = None
 
-    def join(self, region: Region, features: np.ndarray) -> np.ndarray:
+    def join(self, region: FeatureRegion, features: np.ndarray) -> np.ndarray:
         """Put a region's features beside what was there before.
 
         Args:
@@ -278,25 +306,6 @@ class _Mosaic:
         return strip
 
 
-def _add_probs(
-    model: DenseModel,
-    strip: np.ndarray,
-    first: tuple[int, int],
-    cells: np.ndarray,
-    total: np.ndarray,
-) -> None:
-    """Add the predictions of the cells that are wanted of those that begin in a strip."""
-    inside, there = [], []
-    for start, length, count in zip(first, strip.shape, cells.shape, strict=False):
-        low, high = max(0, -start), min(length - model.window + 1, count - start)
-        if high <= low:
-            return  # no window is whole yet
-        inside.append(slice(low, high))
-        there.append(slice(start + low, start + high))
-    if cells[tuple(there)].any():
-        total[tuple(there)] += model.top(strip)[tuple(inside)]
-
-
 def needed_features(cells: np.ndarray, window: int) -> np.ndarray:
     """The features that cells need: bool `(rows + window - 1, cols + window - 1)`."""
     rows, cols = cells.shape
@@ -309,7 +318,7 @@ def needed_features(cells: np.ndarray, window: int) -> np.ndarray:
     return needed
 
 
-def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[tuple[int, int, int, int]]:
+def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[FeatureRegion]:
     """Regions that cover all features that are needed, each once.
 
     Tissue is cut into bands of rows of even height, and each band into regions of even
@@ -326,22 +335,27 @@ def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[tuple[int,
 
     Example:
         >>> cover(np.array([[False, True, True], [False, False, True]]), 2)
-        [Region(band=(0, 2), row=0, col=1, rows=2, cols=2)]
+        [FeatureRegion(band=(0, 2), row=0, col=1, rows=2, cols=2)]
     """
     regions = []
-    for band in _pieces(needed.any(axis=1), side, fixed):
+    for band in _pieces(np.asarray(needed.any(axis=1)), side, fixed):
         inside = needed[band[0] : sum(band)]
-        for col, cols in _pieces(inside.any(axis=0), side, fixed):
+        for col, cols in _pieces(np.asarray(inside.any(axis=0)), side, fixed):
             row, rows = band
             if not fixed:
                 there = np.flatnonzero(inside[:, col : col + cols].any(axis=1))
                 row, rows = row + int(there[0]), int(there[-1] - there[0]) + 1
-            regions.append(Region(band, row, col, rows, cols))
+            regions.append(FeatureRegion(band, row, col, rows, cols))
     return regions
 
 
 def _pieces(needed: np.ndarray, side: int, fixed: bool = False) -> list[tuple[int, int]]:
-    """Start and length of pieces, none longer than `side`, that cover what is needed."""
+    """Start and length of pieces, none longer than `side`, that cover what is needed.
+
+    Args:
+        needed: bool `(n,)`.
+        side, fixed: As in `cover`.
+    """
     found = np.flatnonzero(needed)
     if not len(found):
         return []

@@ -1,8 +1,8 @@
 """The forward pass as fast as it goes, the function left as it is.
 
-A trained network carries batch normalisation, which at inference is one factor and
-one offset a channel: both go into the convolution before it, and a pass over every
-feature map is saved. So does the factor of Inception-ResNet's residual branches. And the
+A trained network carries batch normalisation, which at inference is one factor and one
+offset per channel: both go into the convolution before it, which saves a pass over every
+feature map. The factor of Inception-ResNet's residual branches goes there too. And the
 backbone can run in half precision.
 """
 
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-# Layers that a factor a channel can go into, and the name of the weights it goes to.
+# Layers that a factor per channel can go into, and the name of the weights it goes to.
 _KERNELS = {
     layers.Conv2D: "kernel",
     layers.DepthwiseConv2D: "kernel",
@@ -164,9 +164,10 @@ def _foldable(model: keras.Model) -> dict[str, str]:
             or layer.name in outputs
             or len(following) != 1
             or len(inputs[following[0]]) != 1
+            or following[0] not in by_name  # a bare operation
         ):
             continue
-        reader = by_name.get(following[0])
+        reader = by_name[following[0]]
         if type(reader) is layers.BatchNormalization:
             fits = reader.axis in (-1, 3)
         else:  # by name, for Keras does not export it

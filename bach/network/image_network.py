@@ -3,7 +3,7 @@
 The trained patch network is run once over the photo, its top at every feature. The
 heatmap that this gives is reduced by 5x5 max pooling, so that a small focus counts, and
 judged by a hidden layer with a linear shortcut beside. All of it is then trained end to
-end, a photo at a time instead of a patch.
+end, on whole photos instead of patches.
 
 Source: the entry of Therapixel to the DREAM mammography challenge 2017; the challenge's
 paper is Schaffter et al. 2020, doi:10.1001/jamanetworkopen.2020.0265.

@@ -75,12 +75,7 @@ def build_model(
         features = layers.Cropping2D(cut, name="context")(features)
     x = layers.GlobalAveragePooling2D(name="pool")(features)
     if view.zoom > 1:
-        before = (view.side - NETWORK_SIZE) // 2
-        cut = (before, view.side - NETWORK_SIZE - before)
-        near = layers.Cropping2D((cut, cut), name="near")(inputs)
-        near = _features(near, backbone, weights, prefix="near_")
-        near = layers.GlobalAveragePooling2D(name="near_pool")(near)
-        x = layers.Concatenate(name="both")([x, near])
+        x = layers.Concatenate(name="both")([x, _near_features(inputs, backbone, weights)])
     x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
     x = layers.Dropout(DROPOUT, name="dropout")(x)
     # float32 also under mixed precision: a sum of four small sigmoids underflows.
@@ -201,6 +196,15 @@ def _margin_features(features: keras.KerasTensor, backbone: str, margin: int) ->
     return crop
 
 
+def _near_features(inputs: keras.KerasTensor, backbone: str, weights: str) -> keras.KerasTensor:
+    """What a second network says of the middle of the patch, pooled."""
+    missing = inputs.shape[1] - NETWORK_SIZE
+    around = (missing // 2, missing - missing // 2)
+    near = layers.Cropping2D((around, around), name="near")(inputs)
+    near = _features(near, backbone, weights, prefix="near_")
+    return layers.GlobalAveragePooling2D(name="near_pool")(near)
+
+
 def _features(
     inputs: keras.KerasTensor, backbone: str, weights: str, prefix: str = ""
 ) -> keras.KerasTensor:
@@ -239,9 +243,14 @@ def _small(inputs: keras.KerasTensor, prefix: str) -> keras.KerasTensor:
     def convolution(x, width: int, size: int, strides: int, padding: str, name: str):
         name = prefix + name
         x = layers.Conv2D(
-            width, size, strides=strides, padding=padding, use_bias=False,
-            kernel_initializer="he_normal", name=name,
-        )(x)  # fmt: skip
+            width,
+            size,
+            strides=strides,
+            padding=padding,
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=name,
+        )(x)
         # Keras's default momentum of 0.99 forgets the first weights only after some
         # hundred steps; small data sets do not have that many in an epoch.
         x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)

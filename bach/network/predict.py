@@ -148,7 +148,7 @@ def predict_slide(
         models: One or more models of one view.
         slide: The open slide.
         table: Patch table of this slide; may be empty.
-        batch_size: Patches a batch.
+        batch_size: Patches per batch.
         tta: Mean over the eight orientations too.
 
     Returns:
@@ -203,7 +203,7 @@ def predict_photos(
         tta: Mean over all orientations too; Kwok 2018 does without.
 
     Returns:
-        Table with `image_id` and the four `prob_` columns, one row an image.
+        Table with `image_id` and the four `prob_` columns, one row per image.
 
     Source: Kwok 2018, section 4.3: no augmentation at inference.
     """

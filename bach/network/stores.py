@@ -25,6 +25,7 @@ from bach.core.log import step
 from bach.core.tables import read_table, write_csv
 from bach.core.text import listed
 from bach.data import read_photo
+from bach.network.batches import Selection
 from bach.network.image_network import SHRINK, photo_input
 from bach.patches import COLUMNS, NETWORK_SIZE, PATCH_SIZE, PLAIN_VIEW, View, photo_patches
 from bach.slides import Slide
@@ -57,9 +58,8 @@ class PatchStore:
             )
         record = _read_record(folder)
         table = read_table(folder / "patches.csv", COLUMNS)
-        names = table["image_id"]
-        self.table = table.drop(columns="image_id").apply(pd.to_numeric)
-        self.table.insert(0, "image_id", names)
+        numbers = [name for name in table.columns if name != "image_id"]
+        self.table = table.assign(**table[numbers].apply(pd.to_numeric))
         self.patches = np.load(folder / "patches.npy", mmap_mode="r")
         self.view = None if record["view"] is None else View(*record["view"])
         shape = (len(table), *record["size"], 3)
@@ -68,6 +68,11 @@ class PatchStore:
                 f"The patch store {folder} is damaged.\n"
                 f"Received: patches of shape {self.patches.shape} for {shape}.\n{_AGAIN}"
             )
+
+    def select(self, rows: np.ndarray) -> Selection:
+        """Some of the patches, by their row numbers, to be trained on or predicted."""
+        labels, images = self.table["label"].to_numpy(), self.table["image_id"].to_numpy()
+        return Selection(self.patches, labels, images, rows)
 
 
 @dataclasses.dataclass(frozen=True)

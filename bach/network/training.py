@@ -34,7 +34,7 @@ from bach.network.callbacks import (
 from bach.network.patch_network import check_backbone, load_model
 from bach.network.predict import predict_batches, prepare
 from bach.network.stores import PatchStore
-from bach.patches import View
+from bach.patches import PLAIN_VIEW, View
 
 MOMENTUM = 0.9  # Kwok 2018, section 4.2
 WEIGHT_DECAY = 0.004  # Keras's default for AdamW
@@ -44,7 +44,6 @@ def train(
     model: keras.Model,
     training: Batches,
     heldout: Batches | None,
-    heldout_images: np.ndarray | None,
     settings: Training,
     folder: str | os.PathLike,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -56,13 +55,12 @@ def train(
             with `ema` it ends with the averaged weights.
         training: Batches with augmentation.
         heldout: Batches without, or None; never trained on.
-        heldout_images: Image id of every held-out patch, `(n,)`.
         settings: See `bach.core.options.Training`.
         folder: Where checkpoints and history are written.
         callbacks: More of Keras's callbacks; they come after an epoch is saved.
 
     Returns:
-        The history, one row an epoch.
+        The history, one row per epoch.
 
     Raises:
         InputError: If the settings or the state in `folder` do not fit, or the loss is
@@ -88,8 +86,8 @@ def train(
     ours = [Progress(training, settings.epochs), UseAverages()]
     if settings.bn_patches:
         ours.append(RefreshBatchNorm(model, training, settings.bn_patches, training.seed))
-    if heldout is not None and heldout_images is not None:
-        ours.append(EvaluateHeldOut(model, heldout, heldout_images))
+    if heldout is not None:
+        ours.append(EvaluateHeldOut(model, heldout))
     ours += [checkpoint, LogEpoch(settings.epochs)]
     if done < settings.epochs:
         learner.fit(
@@ -143,34 +141,34 @@ def train_fold(
     with backend.scope():
         model = build(view)
 
-    def batches(chosen: Sequence[tuple[PatchStore, np.ndarray]], augmentation=None) -> Batches:
-        return Batches(
-            [store.patches for store, _ in chosen],
-            [store.table["label"].to_numpy() for store, _ in chosen],
-            [rows for _, rows in chosen],
-            args.batch_size,
-            seed,
-            augmentation,
-        )
+    def batches(
+        chosen: Sequence[tuple[PatchStore, np.ndarray]], augmentation: Augmentation | None = None
+    ) -> Batches:
+        selections = [store.select(rows) for store, rows in chosen]
+        return Batches(selections, args.batch_size, seed, augmentation)
 
     held = None if heldout is None else batches([heldout])
-    images = None if heldout is None else heldout[0].table["image_id"].to_numpy()[heldout[1]]
     augmentation = Augmentation(args.hue, args.saturation, args.value)
-    train(model, batches(parts, augmentation), held, images, args, folder)
-    kept = folder / ("last.keras" if held is None else f"{args.keep}.keras")
+    train(model, batches(parts, augmentation), held, args, folder)
+    return _finish_fold(folder, "last" if held is None else args.keep, held)
+
+
+def _finish_fold(folder: Path, keep: str, heldout: Batches | None) -> np.ndarray | None:
+    """Write the model that is kept of a fold and what it says of what was held out."""
     with (
         processes.first_process_first(f"model of {folder.name}"),
         atomic_path(folder / "model.keras") as temporary,
     ):
-        shutil.copyfile(kept, temporary)
+        shutil.copyfile(folder / f"{keep}.keras", temporary)
     probs = np.zeros((0, len(CLASSES)), np.float32)
-    if held is not None:
+    if heldout is not None:
         # Through the saved file, so that what is reported is what it will do.
-        probs = predict_batches(prepare(load_model(folder / "model.keras")), held, len(held.labels))
-    write_array(done, probs)
+        model = prepare(load_model(folder / "model.keras"))
+        probs = predict_batches(model, heldout, len(heldout.labels))
+    write_array(folder / "heldout.npy", probs)
     if first_process():
         (folder / "state.npz").unlink(missing_ok=True)  # large, and of no use any more
-    return None if held is None else probs
+    return None if heldout is None else probs
 
 
 def check_settings(settings: Training) -> None:
@@ -189,14 +187,16 @@ def check_settings(settings: Training) -> None:
 
 
 def _common_view(stores: Sequence[PatchStore]) -> View:
+    """What a network is to see of patches that it is trained on together."""
     views = {store.view for store in stores}
     if len(views) != 1:
+        sides = sorted({store.patches.shape[1] for store in stores})
         raise InputError(
             "Patches that are trained on together must be of one size.\n"
-            f"Received: sides of {', '.join(str(view.side) for view in sorted(views))} px.\n"
+            f"Received: sides of {', '.join(map(str, sides))} px.\n"
             "Mine hard examples with the models of the same run of train_part_a.py."
         )
-    return views.pop()
+    return views.pop() or PLAIN_VIEW  # of whole photos a network takes what it takes
 
 
 def learning_rate(
@@ -210,8 +210,8 @@ def learning_rate(
 
     Args:
         settings: See `bach.core.options.Training`.
-        batch_size: Patches a global batch.
-        steps: Batches an epoch.
+        batch_size: Patches per global batch.
+        steps: Batches per epoch.
 
     Returns:
         A number or a Keras schedule. What was done is logged, unless it is nothing.
@@ -222,9 +222,9 @@ def learning_rate(
     if settings.scale_learning_rate:
         peak = base * batch_size / settings.scale_learning_rate
         log.info(
-            "learning rate: %g x %d / %d = %g (global batch %d)",
-            base, batch_size, settings.scale_learning_rate, peak, batch_size,
-        )  # fmt: skip
+            f"learning rate: {base:g} x {batch_size} / {settings.scale_learning_rate} = {peak:g} "
+            f"(global batch {batch_size})"
+        )
     first = base if base < peak else 0.0
     warmup = settings.warmup_epochs * steps
     if warmup:
