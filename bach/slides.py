@@ -72,6 +72,11 @@ class Slide:
         ...     patch = slide.read(1344.5, 0, 299, 299, mpp=2.1)
     """
 
+    width: int
+    height: int
+    mpp: float
+    mpp_source: str
+
     def __init__(self, path: str | os.PathLike, mpp: float | None = None):
         self.path = Path(path)
         self.name = self.path.stem
