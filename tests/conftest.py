@@ -1,5 +1,6 @@
 """Data that several test files share."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts and the package are not installed
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(autouse=True)
+def _log_of_its_own():
+    """What a test sets up to log with is taken down, or later tests hear every line twice."""
+    yield
+    log = logging.getLogger("bach")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    log.propagate = True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
