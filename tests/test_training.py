@@ -1,7 +1,6 @@
 """Training: what it learns, what it saves, and that it goes on without a trace."""
 
 import contextlib
-import resource
 
 import keras
 import numpy as np
@@ -190,6 +189,7 @@ def test_a_cut_state_is_an_error_and_leaves_the_models_whole(share, tmp_path):
 @contextlib.contextmanager
 def _room(size):
     """No file may grow beyond `size` bytes: what a full disk is to whoever writes."""
+    resource = pytest.importorskip("resource", reason="Windows sets no limit to files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
