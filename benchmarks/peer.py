@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     args.dir = args.dir.resolve()
     slide = args.dir / "slides" / f"peer_{args.size[0]}x{args.size[1]}.svs"
     slide.parent.mkdir(parents=True, exist_ok=True)
-    make_slide(slide, *args.size, "deflate")
+    make_slide(slide, *args.size)
     rows = {"dense": run_ours(args, slide, "dense"), "peer": run_peer(args, slide)}
     rows["patches"] = run_ours(args, slide, "patches")
     print("| command | predictions | seconds | predictions/s |\n|---|---|---|---|")

@@ -53,7 +53,7 @@ from bach.network import backend
 from bach.network.dense import (
     REGION,
     DenseModel,
-    Region,
+    FeatureRegion,
     cover,
     dense_step_um,
     needed_features,
@@ -236,10 +236,10 @@ class Bench:
         self.dense_seconds(middle)
         self.dense_seconds(np.roll(middle, 3))
 
-    def cover(self, cells: np.ndarray) -> list[Region]:
+    def cover(self, cells: np.ndarray) -> list[FeatureRegion]:
         return cover(needed_features(cells, self.dense.window), REGION)
 
-    def pixels(self, region: Region) -> int:
+    def pixels(self, region: FeatureRegion) -> int:
         """Network px of a region."""
         return self.dense.region_px(region.rows) * self.dense.region_px(region.cols)
 

@@ -100,7 +100,8 @@ def sources() -> dict[str, dict[str, str]]:
 def with_intervals(name: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table of results; `x, x_low, x_high` become one column."""
     table = read_table(RESULTS / f"{name}.csv")
-    header, rows = [], [[] for _ in range(len(table))]
+    header: list[str] = []
+    rows: list[list[str]] = [[] for _ in range(len(table))]
     for column in table.columns:
         if column.endswith(("_low", "_high")):
             continue
