@@ -69,6 +69,17 @@ def test_every_command_of_the_readme_runs_on_trial_data(done):
     assert {"bach.metrics", "bach.submission", "bach.folds", "bach.runs"} <= set(done)
 
 
+def test_the_notebook_of_the_page_on_steps_runs(folder):
+    text = (ROOT / "docs" / "steps.md").read_text(encoding="utf-8")
+    (cell,) = re.findall(r"^```python\n([\s\S]*?)^```", text, re.MULTILINE)
+    subprocess.run(
+        [sys.executable, "-c", f"{cell}\nassert mask.any()"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+
+
 def test_the_runs_hold_what_the_page_on_formats_says_and_nothing_else(done, folder):
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     common, *sections = re.split(r"^### `runs/(\w+)`.*$", text, flags=re.MULTILINE)
