@@ -88,14 +88,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model-dir", type=Path, help="run of train_final.py, or a .keras file")
     parser.add_argument("--dir", type=Path, default=Path("runs/fidelity"), help="where to work")
     parser.add_argument(
-        "--variants", nargs="+", default=list(VARIANTS)[:2], choices=VARIANTS, metavar="NAME",
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS)[:2],
+        choices=VARIANTS,
+        metavar="NAME",
         help=f"of {'; '.join(VARIANTS)}",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--regions", nargs=2, type=int, default=None, metavar="FEATURES",
+        "--regions",
+        nargs=2,
+        type=int,
+        default=None,
+        metavar="FEATURES",
         help="compare regions of two sizes on the first slide; 23 and 55 features are 1,035 and "
         "2,059 px with Inception-ResNet-v2",
-    )  # fmt: skip
+    )
     parser.add_argument("--quick", action="store_true", help="a painted slide, random weights")
     args = parser.parse_args(argv)
     if not args.quick and (args.model_dir is None or not (args.data_dir or args.slides)):

@@ -90,11 +90,12 @@ def run_peer(args: argparse.Namespace, slide: Path) -> dict:
     shutil.rmtree(out, ignore_errors=True)
     overlap = 1 - DENSE_STEP_UM / (NETWORK_SIZE * NETWORK_MPP)
     words = [
-        args.python.parent / "wsinfer", "--backend", "openslide", "run",
-        "--wsi-dir", slide.parent, "--results-dir", out, "--config", config, "--model-path", model,
-        "--batch-size", args.batch_size, "--num-workers", args.workers,
-        "--patch-overlap-ratio", round(overlap, 4),
-    ]  # fmt: skip
+        *(args.python.parent / "wsinfer", "--backend", "openslide", "run"),
+        *("--wsi-dir", slide.parent, "--results-dir", out),
+        *("--config", config, "--model-path", model),
+        *("--batch-size", args.batch_size, "--num-workers", args.workers),
+        *("--patch-overlap-ratio", round(overlap, 4)),
+    ]
     seconds = seconds_of(words)
     count = len(pd.read_csv(out / "model-outputs-csv" / f"{slide.stem}.csv"))
     return {"predictions": count, "seconds": round(seconds, 1)}
@@ -107,10 +108,10 @@ def run_ours(args: argparse.Namespace, slide: Path, mode: str) -> dict:
             build_model("InceptionResNetV2", "none").save(temporary)
     shutil.rmtree(run, ignore_errors=True)
     words = [
-        sys.executable, "make_heatmap.py", "--slides", slide.resolve(), "--model-dir",
-        file.resolve(), "--run-dir", run.resolve(), "--mode", mode,
-        "--step-um", DENSE_STEP_UM, "--batch-size", args.batch_size,
-    ]  # fmt: skip
+        *(sys.executable, "make_heatmap.py", "--slides", slide.resolve()),
+        *("--model-dir", file.resolve(), "--run-dir", run.resolve()),
+        *("--mode", mode, "--step-um", DENSE_STEP_UM, "--batch-size", args.batch_size),
+    ]
     seconds = seconds_of(words)
     done = json.loads((run / "slides" / f"{slide.stem}.json").read_text())
     return {"predictions": done["patches"], "seconds": round(seconds, 1)}

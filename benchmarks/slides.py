@@ -128,8 +128,10 @@ def run_script(slide: Path, model: Path, args: argparse.Namespace) -> dict:
     )
     done = subprocess.run(
         [sys.executable, "-c", code, sys.executable, ROOT / "make_heatmap.py", *map(str, words)],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     result = json.loads((run / "slides" / f"{slide.stem}.json").read_text())
     return {"seconds": result["seconds"], "rss_mb": int(done.stdout) / 1024}
 
@@ -197,8 +199,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=4, help="regions of the bare pass: every n-th")
     parser.add_argument("--batch-size", type=int, default=32, help="patches a batch of the grid")
     parser.add_argument(
-        "--only", nargs="+", default=PARTS, choices=PARTS, help="what to measure (default: all)",
-    )  # fmt: skip
+        "--only",
+        nargs="+",
+        default=PARTS,
+        choices=PARTS,
+        help="what to measure (default: all)",
+    )
     parser.add_argument("--quick", action="store_true", help="a small slide and network")
     args = parser.parse_args(argv)
     args.backbone = args.backbone or ("small" if args.quick else "InceptionResNetV2")

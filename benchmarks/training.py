@@ -133,17 +133,20 @@ class Worker:
 
     def __init__(self, args: argparse.Namespace, folder: Path, devices: int):
         words = [
-            "--work", folder, "--devices", devices, "--backbone", args.backbone,
-            "--batch-size", args.batch_size, "--steps", args.steps, "--rounds", args.rounds,
-            "--precision", args.precision,
-        ]  # fmt: skip
+            *("--work", folder, "--devices", devices, "--backbone", args.backbone),
+            *("--batch-size", args.batch_size, "--precision", args.precision),
+            *("--steps", args.steps, "--rounds", args.rounds),
+        ]
         environment = dict(os.environ)
         if devices > 1:
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *map(str, words)], env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, __file__, *map(str, words)],
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.read("loop")  # the first epoch compiles
 
     def read(self, name: str) -> dict[str, float]:
@@ -248,9 +251,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="times that all is timed")
     parser.add_argument("--photos", type=int, default=4, help="photos a class to paint")
     parser.add_argument(
-        "--precision", default="float32", choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        "--precision",
+        default="float32",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
         help="number format of the network's inner layers",
-    )  # fmt: skip
+    )
     parser.add_argument("--quick", action="store_true", help="few and small batches")
     parser.add_argument("--work", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--devices", type=int, default=1, help=argparse.SUPPRESS)

@@ -171,21 +171,30 @@ def structure(figure) -> None:
     rooms, arrows = rooms_and_arrows()
     for room, (left, bottom, width, height, colour) in ROOMS.items():
         box = FancyBboxPatch(
-            (left, bottom), width, height, boxstyle="round,pad=0,rounding_size=0.08",
-            facecolor=colour, edgecolor="#666666", linewidth=0.8,
-        )  # fmt: skip
+            (left, bottom),
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.08",
+            facecolor=colour,
+            edgecolor="#666666",
+            linewidth=0.8,
+        )
         axes.add_patch(box)
         lines = textwrap.wrap(", ".join(rooms[room]), width=round(width * 13))
         axes.text(left + 0.1, bottom + height - 0.12, TITLES[room], weight="bold", va="top")
-        axes.text(
-            left + 0.1, bottom + height - 0.38, "\n".join(lines), va="top", fontsize=9.5,
-            linespacing=1.25,
-        )  # fmt: skip
+        place = left + 0.1, bottom + height - 0.38
+        axes.text(*place, "\n".join(lines), va="top", fontsize=9.5, linespacing=1.25)
     for above, below in sorted(arrows):
         arrow = FancyArrowPatch(
-            *_ends(ROOMS[above], ROOMS[below]), arrowstyle="-|>", mutation_scale=13, zorder=0.5,
-            color="#444444", shrinkA=1, shrinkB=1, gid=f"{above} imports from {below}",
-        )  # fmt: skip
+            *_ends(ROOMS[above], ROOMS[below]),
+            arrowstyle="-|>",
+            mutation_scale=13,
+            zorder=0.5,
+            color="#444444",
+            shrinkA=1,
+            shrinkB=1,
+            gid=f"{above} imports from {below}",
+        )
         axes.add_patch(arrow)
 
 
