@@ -107,7 +107,7 @@ def test_the_readme_repeats_figures_of_the_tables_and_no_others():
 def test_the_table_of_the_demo_is_that_of_the_results():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = read_table(RESULTS / "demo.csv")
-    shown = re.findall(r"(\d\.\d{3})   ((?:chance|always benign) \d\.\d+)", text)
+    shown = re.findall(r"(\d\.\d{3}) +((?:chance|always benign) \d\.\d+)", text)
     assert shown == list(zip(rows["tensorflow_machine_3"], rows["beside"], strict=True))
 
 
