@@ -82,7 +82,8 @@ def test_areas_are_in_mm2_and_glass_is_no_normal_tissue():
     class_map[:10] = 3
     tissue = np.zeros((100, 100), bool)
     tissue[:50] = True
-    areas = areas_mm2(class_map, tissue, 20, 0.5)  # a pixel is 10 um
+    maps = SlideMaps("A01", 2000, 2000, 0.5, 20, tissue)  # a pixel is 10 um
+    areas = areas_mm2(class_map, maps)
     assert areas["Invasive"] == pytest.approx(0.1)
     assert areas["Normal"] == pytest.approx(0.4)
     assert areas["Benign"] == 0
