@@ -50,7 +50,7 @@ from PIL import Image, UnidentifiedImageError
 from bach import calibration
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
-from bach.core.files import atomic_path, read_json
+from bach.core.files import atomic_folder, atomic_path, read_json
 from bach.core.log import log, step
 from bach.core.tables import (
     as_numbers,
@@ -581,9 +581,10 @@ def write_part_b(
         with atomic_path(out) as temporary:
             _write_zip(temporary, files)
     else:
-        for name, content in files.items():
-            with atomic_path(out / name) as temporary:
-                temporary.write_bytes(content)
+        with atomic_folder(out) as folder:
+            for name, content in files.items():
+                with atomic_path(folder / name) as temporary:
+                    temporary.write_bytes(content)
 
 
 def _encoded(path: str | os.PathLike, template: Template, l0_size: Size | None) -> bytes:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from bach.core.errors import InputError, exit_with
-from bach.core.files import atomic_path, fingerprint, read_json, to_json, write_array, write_json
+from bach.core.files import (
+    atomic_folder,
+    atomic_path,
+    fingerprint,
+    read_json,
+    to_json,
+    write_array,
+    write_json,
+)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -24,6 +32,21 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         fail_halfway()
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    def fail_halfway():
+        with atomic_folder(tmp_path / "maps") as folder:
+            (folder / "one.png").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "maps").mkdir()
+    with atomic_folder(tmp_path / "maps") as folder:
+        (folder / "one.png").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["maps", "one.png"]
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half(tmp_path):

@@ -64,6 +64,18 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder beside `path`; rename it to `path`, which must be new, on success."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+        inside = Path(beside) / path.name
+        inside.mkdir()
+        yield inside
+        os.replace(inside, path)  # over an empty folder, too
+
+
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all; nan becomes null."""
     with atomic_path(path) as temporary:
