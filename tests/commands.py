@@ -30,11 +30,13 @@ def part_a_words(toy, run, *more):
 
 def start(words, environment=(), **options):
     """Start a command on the CPU; what it logs is part of what it prints."""
+    # JAX, where a test has loaded it, says by this variable how much the command logs.
+    inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
         text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **dict(environment)},
+        env={**inherited, "CUDA_VISIBLE_DEVICES": "-1", **dict(environment)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         **options,

@@ -50,10 +50,15 @@ def test_best_is_the_first_epoch_with_the_best_value(monitor, values, best, tmp_
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        ("loss", "min"), ("heldout_loss", "min"), ("accuracy", "max"), ("val_auc", "max"),
-        ("heldout_image_accuracy", "max"), ("part_b_score", "max"), ("calibration_error", "min"),
+        ("loss", "min"),
+        ("heldout_loss", "min"),
+        ("accuracy", "max"),
+        ("val_auc", "max"),
+        ("heldout_image_accuracy", "max"),
+        ("part_b_score", "max"),
+        ("calibration_error", "min"),
     ],
-)  # fmt: skip
+)
 def test_better_is_told_by_the_name_of_the_metric(name, mode):
     assert callbacks.best_mode(name) == mode
     assert callbacks.best_mode(name, "min") == "min"

@@ -84,11 +84,12 @@ def test_a_model_saved_with_a_list_of_one_input_can_be_used(patches, tmp_path):
     assert np.allclose(fast.predict_on_batch(patches), model.predict_on_batch(patches), atol=1e-5)
 
 
-def test_half_precision_is_close_and_its_top_is_not_half(patches):
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_is_close_and_its_top_is_not_half(precision, patches):
     keras.utils.set_random_seed(0)
     model = build_model("small", "none")
-    half = fast_clone(model, precision="mixed_bfloat16")
-    assert half.get_layer("down3").compute_dtype == "bfloat16"
+    half = fast_clone(model, precision=precision)
+    assert half.get_layer("down3").compute_dtype == precision.removeprefix("mixed_")
     assert half.get_layer("dense").compute_dtype == "float32"
     difference = half.predict_on_batch(patches) - model.predict_on_batch(patches)
     assert 0 < np.abs(difference).max() < 0.01

@@ -134,6 +134,12 @@ def test_slides_are_not_for_it(toy, network, tmp_path):
     network.save(tmp_path / "image.keras")
     with pytest.raises(InputError, match="judges whole photos"):
         make_heatmap.main(
-            ["--data-dir", str(toy), "--run-dir", f"{tmp_path}/run", "--model-dir",
-             f"{tmp_path}/image.keras"]
-        )  # fmt: skip
+            [
+                "--data-dir",
+                str(toy),
+                "--run-dir",
+                f"{tmp_path}/run",
+                "--model-dir",
+                f"{tmp_path}/image.keras",
+            ]
+        )

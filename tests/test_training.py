@@ -10,7 +10,7 @@ from tiny_training import SIDE, tiny_model
 
 from bach.core.errors import InputError
 from bach.core.options import Training
-from bach.network import backend, callbacks, training
+from bach.network import callbacks, training
 from bach.network.augment import Augmentation, with_augmentation
 from bach.network.batches import Batches, Selection
 from bach.network.patch_network import build_model, load_model
@@ -215,20 +215,16 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_good_checkpoint(room, tmp_p
     assert len(_tiny(tmp_path, epochs=2)[1]) == 2
 
 
-def test_a_new_model_is_built_in_the_precision_that_was_chosen():
+def test_a_training_in_half_precision_is_averaged_and_resumed_like_any_other(tmp_path):
     try:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-        backend.start_model(seed=0)
-        model = build_model("small", "none")
-        assert model.get_layer("dense").compute_dtype == "bfloat16"
-        assert model.get_layer("classes").compute_dtype == "float32"
+        keras.config.set_dtype_policy("mixed_float16")
+        settings = {"ema": 0.75, "bn_patches": 16}
+        whole, history = _tiny(tmp_path / "whole", epochs=4, **settings)
+        _tiny(tmp_path / "parts", epochs=2, **settings)
+        parts, _ = _tiny(tmp_path / "parts", epochs=4, **settings)
     finally:
         keras.config.set_dtype_policy("float32")
-
-
-def test_a_new_model_does_not_depend_on_those_before_it():
-    backend.start_model(seed=3)
-    one = tiny_model().get_weights()
-    tiny_model()
-    backend.start_model(seed=3)
-    assert all(np.array_equal(a, b) for a, b in zip(one, tiny_model().get_weights(), strict=True))
+    assert np.isfinite(history["heldout_loss"]).all()
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    for one, other in zip(whole.get_weights(), parts.get_weights(), strict=True):
+        assert np.allclose(one, other, atol=1e-5)

@@ -9,6 +9,8 @@ averaged weights, a schedule, refreshed statistics.
 writes a training's folder and in it `weights.npz`, the network as it ends; with several
 folders each is trained, or gone on with, in turn. With `--hold-epoch` no batch but the
 first of that epoch comes, so that the process can be killed there.
+
+As in the scripts, Keras is loaded by `bach.network`, which keeps it quiet.
 """
 
 import argparse
@@ -17,7 +19,6 @@ import sys
 import time
 from pathlib import Path
 
-import keras
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -44,8 +45,11 @@ class HeldBatches(Batches):
         return super().__getitem__(index)
 
 
-def tiny_model() -> keras.Model:
-    layers = keras.layers
+def tiny_model():
+    """A small Keras model of patches, with all that has a state."""
+    import keras
+    from keras import layers
+
     inputs = keras.Input((SIDE, SIDE, 3))
     x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
     x = layers.Conv2D(4, 3, use_bias=False)(x)
@@ -64,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     setup_logging()
     os.cpu_count = lambda: 8  # so that several threads read, whatever the machine
-    backend.start(args.devices, seed=1, processes=True)
+    print(backend.start(args.devices, seed=1, processes=True))
 
     for folder in args.dirs:
         train(folder, args.hold_epoch)
@@ -94,7 +98,7 @@ def train(folder: Path, hold: int | None) -> None:
     backend.start_model(seed=1)
     with backend.scope():
         model = tiny_model()
-    if keras.backend.backend() == "jax":
+    if hasattr(model.weights[0].value, "sharding"):  # a tensor of JAX
         print(f"weights on {len(model.weights[0].value.sharding.device_set)} devices")
     seen, held = batches(np.arange(96), Augmentation()), batches(np.arange(96, 112))
     seen.hold = hold
