@@ -27,7 +27,7 @@ def model():
 def slide(tmp_path_factory):
     path = tmp_path_factory.mktemp("dense") / "one.svs"
     rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (48, 64, 3), np.uint8)
+    coarse = rng.integers(0, 256, (24, 30, 3), np.uint8)
     pixels = coarse.repeat(64, axis=0).repeat(64, axis=1)
     write_slide(path, pixels, mpp=0.525)
     with Slide(path) as slide:

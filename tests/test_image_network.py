@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import make_heatmap
 import train_part_a
 from bach import submission
 from bach.classes import PROB_COLUMNS
@@ -93,6 +92,7 @@ def test_photos_that_are_not_square_have_four_orientations(photos):
     assert orientations(photos, False) == [0]
 
 
+@pytest.mark.slow
 def test_the_script_trains_it_from_the_patch_models_and_submits(toy, tmp_path):
     words = ["--data-dir", str(toy), "--folds", f"{toy}/part_a.csv", "--limit", "3", *OPTIONS]
     words += ["--fold", "0"]
@@ -128,18 +128,3 @@ def test_the_script_trains_it_from_the_patch_models_and_submits(toy, tmp_path):
     with pytest.raises(InputError, match="must not have seen"):
         train_part_a.main([*words, *more, "--run-dir", f"{tmp_path}/leak"])
     assert not (tmp_path / "leak").exists()
-
-
-def test_slides_are_not_for_it(toy, network, tmp_path):
-    network.save(tmp_path / "image.keras")
-    with pytest.raises(InputError, match="judges whole photos"):
-        make_heatmap.main(
-            [
-                "--data-dir",
-                str(toy),
-                "--run-dir",
-                f"{tmp_path}/run",
-                "--model-dir",
-                f"{tmp_path}/image.keras",
-            ]
-        )

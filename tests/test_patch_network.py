@@ -47,6 +47,7 @@ def test_an_untrained_network_has_a_loss_of_about_ln_4(small, patches):
     assert np.mean(losses) == pytest.approx(np.log(4), abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_small_backbone_has_the_geometry_of_inception_resnet_v2():
     keras.backend.clear_session()
     pools = []
@@ -105,11 +106,13 @@ def test_a_saved_model_opens_without_this_package(small, patches, tmp_path):
     assert np.allclose(np.load(tmp_path / "probs.npy"), small.predict_on_batch(patches), atol=1e-6)
 
 
-def test_any_network_of_keras_applications_is_a_backbone(patches):
-    for backbone in ("MobileNetV3Small", "NASNetMobile"):
-        probs = build_model(backbone, "none").predict_on_batch(patches)
-        assert np.allclose(probs.sum(axis=1), 1, atol=1e-4)
-        keras.backend.clear_session()
+@pytest.mark.parametrize(
+    "backbone", ["MobileNetV3Small", pytest.param("NASNetMobile", marks=pytest.mark.slow)]
+)
+def test_any_network_of_keras_applications_is_a_backbone(backbone, patches):
+    keras.backend.clear_session()
+    probs = build_model(backbone, "none").predict_on_batch(patches)
+    assert np.allclose(probs.sum(axis=1), 1, atol=1e-4)
 
 
 def test_preprocessing_is_that_of_the_application():

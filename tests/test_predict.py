@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from predict_all import predict_all
 
 from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
@@ -28,6 +29,7 @@ from bach.network.predict import (
 )
 from bach.network.stores import photo_to_patches
 from bach.patches import View, photo_patches
+from bach.toy.aperio import write_slide
 
 
 def _model(seed=0, **more):
@@ -131,56 +133,22 @@ def test_an_image_is_what_its_patches_are_in_the_mean():
     assert np.allclose(table[list(PROB_COLUMNS)], [[0.35, 0.65, 0, 0], [0, 0, 0.2, 0.8]])
 
 
-# Several devices in a process of their own: how many there are is decided once.
-DEVICES = """
-import json, sys
-from bach.core.errors import InputError
-from bach.network import backend
-device = backend.start(2)
-import numpy as np, pandas as pd
-from bach.network.dense import DenseModel, predict_dense
-from bach.network.predict import load_models, predict_photos, predict_slide, prepare
-from bach.slides import Slide
-slide, model, images, out = sys.argv[1:]
-def predicted():
-    with Slide(slide) as opened:
-        table = pd.DataFrame({"x": [0.0, 90.5, 300.0], "y": [0.0, 7.25, 80.0], "size": 1495.0})
-        yield predict_slide(list(load_models(model).values()), opened, table, batch_size=5)
-        dense = list(load_models(model, ready=DenseModel).values())
-        yield predict_dense(dense, opened, np.ones((8, 9), bool), region=7)
-    photos = predict_photos(list(load_models(model).values()), pd.read_csv(images))
-    yield photos.iloc[:, 1:].to_numpy(np.float32)
-try:
-    backend.check_batch_size(7)
-except InputError as error:
-    device["refused"] = str(error)
-np.savez(out, *predicted())
-print(json.dumps(device))
-"""
-
-
 def test_several_devices_predict_what_one_does(model, images, tmp_path):
-    from bach.toy.aperio import write_slide
-
     pixels = np.random.default_rng(0).integers(0, 256, (25, 30, 3), np.uint8)
     write_slide(tmp_path / "A01.svs", pixels.repeat(64, axis=0).repeat(64, axis=1), mpp=0.42)
     model.save(tmp_path / "model.keras")
     images.drop(columns="pixels").to_csv(tmp_path / "images.csv", index=False)
     files = [tmp_path / name for name in ("A01.svs", "model.keras", "images.csv")]
-    processes = [
-        commands.start(["-c", code, *files, tmp_path / f"{count}.npz"])
-        for count, code in ((1, DEVICES.replace("start(2)", "start(1)")), (2, DEVICES))
-    ]
-    printed = [process.communicate()[0] for process in processes]
-    devices = [json.loads(text.splitlines()[-1]) for text in printed]
-    assert [device["devices"] for device in devices] == [1, 2]
-    assert "refused" not in devices[0]
-    assert "--batch-size=7. Use a multiple of 2" in devices[1]["refused"]
-    one, two = (np.load(tmp_path / f"{count}.npz") for count in (1, 2))
-    assert len(one.files) == 3
-    for name in one.files:
-        assert np.isfinite(one[name]).all()
-        assert np.allclose(one[name], two[name], atol=1e-5)
+    process = commands.start(["tests/predict_all.py", 2, *files, tmp_path / "two.npz"])
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    device = json.loads(printed.splitlines()[-1])
+    assert device["devices"] == 2
+    assert "--batch-size=7. Use a multiple of 2" in device["refused"]
+    with np.load(tmp_path / "two.npz") as two:
+        for name, one in zip(two.files, predict_all(*files), strict=True):
+            assert np.isfinite(one).all()
+            assert np.allclose(one, two[name], atol=1e-5)
 
 
 def test_what_is_read_ahead_comes_in_order_and_is_never_much():
