@@ -40,6 +40,7 @@ from bach.data import find_data, list_images
 from bach.heatmap import STEP_UM, THRESHOLDS, HeatmapMaker, to_classes
 from bach.honest.intervals import format_interval, score_interval
 from bach.honest.records import SlideRecord
+from bach.mining import check_slides
 from bach.patches import DENSE_STEP_UM
 from bach.scores import score_from_counts
 from bach.thresholds import dinkelbach
@@ -88,13 +89,13 @@ def step_um(args: Options) -> float:
     return args.step_um or (DENSE_STEP_UM if args.mode == "dense" else STEP_UM)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     slides = list_slides(args)
     run = Run(args)
     if run.finished:
         print(run.path)
-        return
+        return 0
     from bach.network import backend  # loads the framework, which --help must not
     from bach.network.predictor import Predictor
 
@@ -104,27 +105,25 @@ def main(argv: list[str] | None = None) -> None:
     with run.start(**device):
         # 2. Slide by slide; one that fails does not stop the others.
         maker = HeatmapMaker(run.path, predictor, args, rule(args))
-        records, failures = [], {}
-        for row in slides.itertuples():
+        failures = check_slides(slides, args)
+        records = []
+        for row in slides[~slides["image_id"].isin(failures)].itertuples():
             try:
                 records.append(maker.make(row.path, row.part))
             except InputError as error:
                 log.error("%s failed: %s", row.image_id, error)
                 failures[row.image_id] = str(error)
+        write_json(run.path / "failures.json", failures)
+        if not records:
+            raise InputError("No slide could be used:\n" + "\n".join(failures.values()))
 
         # 3. Scores over slides.
-        metrics = summarise(records, failures, run)
-        if failures:
-            write_json(run.path / "failures.json", failures)
-            raise InputError(
-                f"{len(failures)} of {len(slides)} slides failed, the others are done:\n"
-                + "\n".join(failures.values())
-                + "\nMend these and run the same command with --resume; or run these alone, with "
-                "what they need (--mpp), into another --run-dir."
-            )
-        (run.path / "failures.json").unlink(missing_ok=True)
-        run.finish(metrics)
+        run.finish(summarise(records, failures, run))
+    if failures:
+        print(f"complete but for {len(failures)} of {len(slides)} slides: {listed(failures)}")
+        print("mend them and use --resume, or run them alone with what they need (--mpp)")
     print(run.path)
+    return 1 if failures else 0
 
 
 def list_slides(args: Options) -> pd.DataFrame:

@@ -1,10 +1,13 @@
 """Step 2: find the patches of Part B slides that the Part A models get most wrong.
 
-Reads    --data-dir (annotated slides), --model-dir (run of train_part_a.py)
+Reads    --data-dir (annotated slides), --model-dir (run of train_part_a.py), --folds
 Writes   runs/hard_examples/slides/NAME.csv     every patch with at least 5% tissue
          runs/hard_examples/slides/NAME.png     tissue mask and grid
          runs/hard_examples/candidates.csv      the hardest 40%
-         runs/hard_examples/hard_examples.csv   drawn evenly over the classes
+         runs/hard_examples/hard_examples.csv   drawn evenly over the classes: over all slides
+                                                (draw_all), and for every fold without those it
+                                                holds out (draw_0 ...)
+         runs/hard_examples/draws.json          the slides that each draw leaves out
          runs/hard_examples/patches/            their pixels, for train_final.py
          runs/hard_examples/hardest.png, metrics.json, run.json, log.txt
 
@@ -20,20 +23,25 @@ import pandas as pd
 from bach.classes import CLASSES
 from bach.core import options
 from bach.core.errors import InputError, exit_with
+from bach.core.files import write_json
 from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.pictures import contact_sheet, write_png
 from bach.core.run import Run
 from bach.core.tables import write_csv
 from bach.data import list_images
+from bach.honest.splits import check_belongs, join_folds, read_folds
 from bach.mining import (
+    ALL,
     HARD_EXAMPLES,
     HARDEST,
     MIN_TISSUE_HARD,
     add_difficulty,
-    draw_evenly,
+    check_slides,
+    draw_hard_examples,
     hardest,
     mine_slide,
+    write_draws,
 )
 from bach.patches import DENSE_STEP_UM, SLIDE_STRIDE_UM
 
@@ -50,7 +58,13 @@ class Options(options.SlideScript):
         above=0,
     )
     hardest: float = option(HARDEST, "share of the patches that are candidates", above=0, most=1)
-    hard_examples: int = option(HARD_EXAMPLES, "patches to draw in all", at_least=1)
+    hard_examples: int = option(HARD_EXAMPLES, "patches to draw for a training", at_least=1)
+    folds: str = option(
+        "folds/part_b.csv",
+        "table of folds of slides: hard examples are drawn anew for every fold, without the "
+        "slides that it holds out",
+        path=True,
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
@@ -63,61 +77,66 @@ def stride_um(args: Options) -> float:
     return args.stride_um or (2 * DENSE_STEP_UM if args.mode == "dense" else SLIDE_STRIDE_UM)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    slides = list_images(args.data_dir, "B", args.limit)
+    slides, folds = list_images(args.data_dir, "B"), read_folds(args.folds)
+    check_belongs(slides, folds, args.folds)
+    slides = join_folds(slides, folds, args.folds).head(args.limit or len(slides))
     run = Run(args)
     if run.finished:
         print(run.path)
-        return
+        return 0
     from bach.network import backend  # loads the framework, which --help must not
     from bach.network.predictor import Predictor
     from bach.network.stores import cut_slides
 
     # 1. The Part A models; their mean is what is mined with.
-    # Differs from Kwok 2018: the mean of the models of all folds; the paper has a single model.
     device = backend.start(args.devices, args.seed, args.precision)
     predictor = Predictor(args, stride_um(args))
+    predictor.refuse_seen(slides["image_id"])
     with run.start(**device):
         # 2. Slide by slide: tissue, patches, labels, predictions.
-        tables, failures = [], []
-        for row in slides.itertuples():
+        failures = check_slides(slides, args)
+        tables = []
+        for row in slides[~slides["image_id"].isin(failures)].itertuples():
             try:
                 tables.append(mine_slide(row.path, predictor, args, run.path / "slides"))
             except InputError as error:
                 log.error("%s failed: %s", row.image_id, error)
-                failures.append(f"{row.image_id}: {error}")
-        if failures:
-            raise InputError(
-                "\n".join(failures) + "\nThe other slides are done. Mend or remove these, then "
-                "run the same command with --resume."
-            )
+                failures[row.image_id] = str(error)
+        write_json(run.path / "failures.json", failures)
+        if not tables:
+            raise InputError("No slide could be used:\n" + "\n".join(failures.values()))
 
-        # 3. Difficulty, the hardest, an even draw.
+        # 3. Difficulty, the hardest, an even draw: over all slides, and without each fold's.
         table = pd.concat(tables, ignore_index=True)
         table = add_difficulty(table[table["tissue"] >= MIN_TISSUE_HARD].reset_index(drop=True))
-        candidates = hardest(table, args.hardest, args.seed)
-        chosen = draw_evenly(candidates, args.hard_examples, args.seed)
-        if chosen.empty:
+        fold_of = slides.set_index("image_id")["fold"]
+        drawn = draw_hard_examples(table, fold_of, args.hardest, args.hard_examples, args.seed)
+        if drawn.empty:
             raise InputError(
                 f"No patch of {len(slides)} slides has {MIN_TISSUE_HARD:.0%} tissue.\n"
                 f"Look at the masks in {run.path / 'slides'}."
             )
+        candidates = hardest(table, args.hardest, args.seed)
         write_csv(candidates, run.path / "candidates.csv")
-        write_csv(chosen, run.path / "hard_examples.csv")
-        counts = {"candidates": class_counts(candidates), "hard_examples": class_counts(chosen)}
+        write_csv(drawn, run.path / "hard_examples.csv")
+        write_draws(run.path, fold_of)
+        paper = drawn[drawn[ALL] == 1]
+        counts = {"candidates": class_counts(candidates), "hard_examples": class_counts(paper)}
         log.info("candidates: %s of %s patches", listed(counts["candidates"]), f"{len(table):,}")
         log.info("hard examples: %s", listed(counts["hard_examples"]))
 
         # 4. Their pixels, and a look at the worst.
         paths = dict(zip(slides["image_id"], slides["path"], strict=True))
-        store = cut_slides(chosen, paths, run.path / "patches", args.mpp, predictor.view)
+        store = cut_slides(drawn, paths, run.path / "patches", args.mpp, predictor.view)
         draw_hardest(store, run)
         right = float((table["predicted"] == table["label"]).mean())
-        names = slides["image_id"].tolist()
+        names = [name for name in slides["image_id"] if name not in failures]
         metrics = {"patches": len(table), "patch_accuracy": right, **counts, "slides": names}
-        run.finish(metrics)
+        run.finish({**metrics, "failed": sorted(failures)})
     print(run.path)
+    return 1 if failures else 0
 
 
 def draw_hardest(store, run: Run, count: int = 48) -> None:

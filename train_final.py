@@ -4,8 +4,9 @@ The held-out slides of a fold give no patch to its training, whatever mined them
 The Part A patches are in every training part.
 
 Reads    --part-a-dir (patches of train_part_a.py), --hard-examples-dir, --folds
-Writes   runs/final/fold_K/            model.keras, last.keras, best.keras, history.csv,
-                                       slides.json (the slides it was trained on)
+Writes   runs/final/fold_K/            model.keras (which says what it has seen),
+                                       last.keras, best.keras, history.csv,
+                                       fold.json (what it depends on)
          runs/final/predictions.csv    held-out hard examples (hard by choice: their
                                        accuracy is no estimate of anything)
          runs/final/metrics.json, run.json, log.txt
@@ -17,6 +18,8 @@ Paper (Kwok 2018): within 15 epochs, under 40 min on two GTX 1080 Ti.
 """
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,8 +31,10 @@ from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.run import Run, patch_folder
 from bach.core.tables import write_csv
-from bach.honest.seen import write_trained_slides
+from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
 from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds
+from bach.mining import find_draw
+from bach.patches import COLUMNS
 from bach.scores import part_a_metrics
 
 
@@ -42,7 +47,11 @@ class Options(options.TrainingScript):
     part_a_dir: str = option("runs/part_a", "run of train_part_a.py", path=True)
     hard_examples_dir: str = option("runs/hard_examples", "run of mine_hard_examples.py", path=True)
     folds: str = option("folds/part_b.csv", "table of folds of slides", path=True)
-    fold: str | None = option(None, "train only this fold; none: one model on all slides")
+    fold: str | None = option(
+        None,
+        "train only this fold, the others later or elsewhere; none: one model on all slides",
+        where=True,
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
@@ -54,51 +63,50 @@ def main(argv: list[str] | None = None) -> None:
     folds = read_folds(args.folds)
     check_folds(folds)
     chosen = choose_folds(args, folds)
-    run = Run(args)
+    run = Run(args, lambda metrics: set(map(str, chosen)) <= set(metrics["per_fold"]))
     if run.finished:
         print(run.path)
         return
     from bach.network import backend, training  # load the framework, which --help must not
-    from bach.network.patch_network import build_model
     from bach.network.stores import PatchStore, take_rows
 
-    # 1. Both sets of patches, and the folds of slides.
+    # 1. Both sets of patches; what a fold may train on was drawn without its held-out slides.
     part_a = PatchStore(patch_folder(args.part_a_dir))
     photos = take_rows(part_a.table, args.limit)
     hard = PatchStore(patch_folder(args.hard_examples_dir))
     fold_of = join_folds(hard.table, folds, args.folds)["fold"].to_numpy()
+    draws = {fold: find_draw(args.hard_examples_dir, folds, fold) for fold in chosen}
+    starts = {fold: started(args, fold, hard.table["image_id"], fold_of) for fold in chosen}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     with run.start(**device):
         # 2. A model per fold.
-        # Differs from Kwok 2018: one model per fold of slides, so that every slide is predicted by
-        # a model that did not see it. The paper has a single model (--fold none), and its score
-        # of A01-A10 is in sample.
         tables = []
-        for fold in chosen:
-            held = np.zeros(len(fold_of), bool) if fold is None else fold_of == fold
-            rows = np.flatnonzero(~held)
-            said = f"{len(photos)} Part A patches, {len(rows)} hard examples, {held.sum()} held out"
-            log.info("fold %s: %s", fold, said)
-            folder = run.path / f"fold_{'none' if fold is None else fold}"
-            write_trained_slides(folder, sorted(hard.table["image_id"].iloc[rows].unique()))
-            probs = training.train_fold(
-                args,
-                folder,
-                ALWAYS_TRAIN if fold is None else fold,
-                [(part_a, photos), (hard, rows)],
-                (hard, np.flatnonzero(held)) if held.any() else None,
-                lambda view: build_model(args.backbone, args.weights, args.head, view),
+        for fold, (trained, held) in rows.items():
+            said = (
+                f"{len(photos)} Part A patches, {len(trained)} hard examples, {len(held)} held out"
             )
+            log.info("fold %s: %s", fold, said)
+            start, seen = starts[fold]
+            slides = hard.table["image_id"].iloc[trained]
+            job = training.Fold(
+                ALWAYS_TRAIN if fold is None else fold,
+                run.path / f"fold_{name_of(fold)}",
+                [(part_a, photos), (hard, trained)],
+                (hard, held) if len(held) else None,
+                builder(args, start),
+                start,
+                seen | Seen.of(photos=part_a.table["image_id"].iloc[photos], slides=slides),
+            )
+            probs = training.train_fold(args, job)
             if probs is not None:
-                table = hard.table.loc[held].drop(
-                    columns=[*PROB_COLUMNS, "predicted", "difficulty"]
-                )
+                table = hard.table.iloc[held][[*COLUMNS]]
                 table = table.assign(fold=fold, **dict(zip(PROB_COLUMNS, probs.T, strict=True)))
                 tables.append(table.assign(predicted=probs.argmax(axis=1)))
 
         # 3. How the held-out hard examples fare.
-        metrics = {"folds": len(chosen), "hard_examples": len(hard.table)}
+        metrics: dict = {"folds": len(chosen), "hard_examples": len(hard.table)}
+        metrics["per_fold"] = {name_of(fold): draw for fold, draw in draws.items()}
         if tables:
             table = pd.concat(tables, ignore_index=True)
             write_csv(table, run.path / "predictions.csv")
@@ -106,6 +114,32 @@ def main(argv: list[str] | None = None) -> None:
             print(f"held-out hard examples: {metrics['accuracy']:.3f} ({len(table):,} patches)")
         run.finish(metrics)
     print(run.path)
+
+
+def builder(args: Options, start: Path | None) -> Callable:
+    """What builds the model of a fold, from the model that it starts from."""
+    from bach.network.patch_network import build_model
+
+    return lambda view: build_model(args.backbone, str(start or args.weights), args.head, view)
+
+
+def name_of(fold: int | None) -> str:
+    return "none" if fold is None else str(fold)
+
+
+def started(
+    args: Options, fold: int | None, slides: pd.Series, fold_of: np.ndarray
+) -> tuple[Path | None, Seen]:
+    """The model that a fold starts from, and what it has seen.
+
+    Raises:
+        InputError: If it has seen a slide that the fold holds out.
+    """
+    file = start_file(args.weights, fold)
+    if file is None:
+        return None, NOTHING
+    heldout = slides[fold_of == fold] if fold is not None else []
+    return file, check_unseen("weights", file, heldout, "slides", fold)
 
 
 def choose_folds(args: Options, folds: pd.DataFrame) -> list[int | None]:

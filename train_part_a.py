@@ -19,7 +19,6 @@ non-carcinoma accuracy; 25 epochs in 35 min on two GTX 1080 Ti.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,8 +35,15 @@ from bach.core.run import Run
 from bach.core.tables import write_csv
 from bach.data import list_images
 from bach.honest.intervals import accuracy_interval, format_interval
-from bach.honest.seen import check_unseen
-from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds, take
+from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
+from bach.honest.splits import (
+    ALWAYS_TRAIN,
+    check_belongs,
+    check_folds,
+    join_folds,
+    read_folds,
+    take,
+)
 from bach.mining import add_difficulty
 from bach.patches import View
 from bach.scores import part_a_metrics
@@ -49,7 +55,9 @@ class Options(options.TrainingScript):
 
     run_dir: str = again(options.Shared, "run_dir", "runs/part_a")
     folds: str = option("folds/part_a.csv", "table of folds", path=True)
-    fold: int | None = option(None, "train only this fold")
+    fold: int | None = option(
+        None, "train only this fold; the others can be trained later, or elsewhere", where=True
+    )
     known_patients: bool = option(
         False,
         "leave out the images that are in no fold (-1), whose patients nobody knows: for a score "
@@ -90,47 +98,46 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
     # 1. Images and folds; a split that leaks is refused before anything is done.
-    images, chosen = choose_images(args)
-    run = Run(args)
+    images, folds = choose_images(args)
+    run = Run(args, lambda metrics: set(map(str, folds)) <= set(metrics["per_fold"]))
     if run.finished:
         print(run.path)
         return
-    # These load the framework, which --help must not.
-    from bach.network import backend, processes, training
+    from bach.network import backend, training  # load the framework, which --help must not
+    from bach.network.processes import first_process_first
     from bach.network.stores import cut_photos, store_photos
 
+    jobs = {fold: started(args, fold, images) for fold in folds}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     with run.start(**device):
         # 2. Patches, once for all folds.
-        build = {fold: builder(args, fold, images) for fold in chosen}
-        folder, view = (
-            args.patches_dir or run.path / "patches",
-            View(args.margin, args.magnifications),
-        )
-        with processes.first_process_first("patches"):
+        folder = args.patches_dir or run.path / "patches"
+        view = View(args.margin, args.magnifications)
+        with first_process_first("patches"):
             if args.image_network is None:
                 store = cut_photos(images, folder, view)
             else:
-                store = store_photos(images, folder, build[chosen[0]](view).input_shape[1:3])
+                build = builder(args, jobs[folds[0]][0], images)
+                store = store_photos(images, folder, build(view).input_shape[1:3])
 
         # 3. A model per fold, and its predictions of what it did not see.
         tables = []
-        for fold in chosen:
+        for fold, (start, seen) in jobs.items():
             heldout = images.loc[images["fold"] == fold, "image_id"]
             held = store.table["image_id"].isin(heldout).to_numpy()
-            training_images = store.table.loc[~held, "image_id"].nunique()
-            log.info(
-                "fold %d: %d training images, %d held out", fold, training_images, len(heldout)
-            )
-            probs = training.train_fold(
-                args,
-                run.path / f"fold_{fold}",
+            count = store.table.loc[~held, "image_id"].nunique()
+            log.info("fold %d: %d training images, %d held out", fold, count, len(heldout))
+            job = training.Fold(
                 fold,
+                run.path / f"fold_{fold}",
                 [(store, np.flatnonzero(~held))],
                 (store, np.flatnonzero(held)),
-                build[fold],
+                builder(args, start, images),
+                start,
+                seen | Seen.of(photos=store.table.loc[~held, "image_id"]),
             )
+            probs = training.train_fold(args, job)
             if probs is not None:
                 table = store.table.loc[held].reset_index(drop=True).assign(fold=fold)
                 tables.append(table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True))))
@@ -146,13 +153,17 @@ def main(argv: list[str] | None = None) -> None:
 def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
     """The image table with folds and patients, and the folds to train.
 
+    With --fold also those that are finished in the run folder, wherever they were trained.
+
     Raises:
-        InputError: If the split leaks, a fold does not exist or holds nothing out, or the
-            models to start from have seen what is held out.
+        InputError: If the split leaks or is that of other images, or a fold does not exist
+            or holds nothing out.
     """
     folds = read_folds(args.folds)
     check_folds(folds)
-    images = join_folds(list_images(args.data_dir, "A"), folds, args.folds)
+    images = list_images(args.data_dir, "A")
+    check_belongs(images, folds, args.folds)
+    images = join_folds(images, folds, args.folds)
     if args.known_patients:
         images = images[images["fold"] != ALWAYS_TRAIN]
     images = take(images, args.limit)
@@ -168,28 +179,34 @@ def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
                 f"Fold {fold} has no image to hold out.\n"
                 f"Received: --folds={args.folds}, --limit={args.limit}. Use a larger --limit."
             )
-    heldout = images[images["fold"].isin(chosen)]
-    if args.image_network is not None:
-        check_unseen("image-network", args.image_network, heldout)
-    if os.path.exists(args.weights):
-        check_unseen("weights", args.weights, heldout)
-    return images, chosen
+    done = [fold for fold in every if (Path(args.run_dir) / f"fold_{fold}/heldout.npy").exists()]
+    return images, sorted({*chosen, *done}) if args.resume else chosen
 
 
-def builder(args: Options, fold: int, images: pd.DataFrame) -> Callable:
-    """What builds the model of a fold; it starts from the model of the same fold of a run."""
+def started(args: Options, fold: int, images: pd.DataFrame) -> tuple[Path | None, Seen]:
+    """The model that a fold starts from, and what it has seen.
+
+    Raises:
+        InputError: If it has seen an image that the fold holds out.
+    """
+    option = "weights" if args.image_network is None else "image-network"
+    file = start_file(args.image_network or args.weights, fold)
+    if file is None:
+        return None, NOTHING
+    heldout = images.loc[images["fold"] == fold, "image_id"]
+    return file, check_unseen(option, file, heldout, "photos", fold)
+
+
+def builder(args: Options, start: Path | None, images: pd.DataFrame) -> Callable:
+    """What builds the model of a fold, from the model that it starts from."""
     from bach.network.image_network import build_image_network
     from bach.network.patch_network import build_model, load_model
-    from bach.network.predict import model_file
 
     def build(view: View):
-        if args.image_network is not None:
-            patch_network = load_model(model_file(args.image_network, fold))
-            return build_image_network(patch_network, images["width"].max(), images["height"].max())
-        weights = args.weights
-        if os.path.isdir(weights):
-            weights = str(model_file(weights, fold))
-        return build_model(args.backbone, weights, args.head, view)
+        if args.image_network is None or start is None:
+            return build_model(args.backbone, str(start or args.weights), args.head, view)
+        patch_network = load_model(start)
+        return build_image_network(patch_network, images["width"].max(), images["height"].max())
 
     return build
 

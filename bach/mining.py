@@ -1,17 +1,23 @@
 """Hard example mining: the patches of slides that a model gets most wrong."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
+from bach.annotations import annotation_path, read_regions
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
+from bach.core.errors import InputError
 from bach.core.files import fingerprint, read_json, write_json
 from bach.core.log import log, step
 from bach.core.options import SlideScript, decisive
 from bach.core.pictures import mask_and_grid, write_png
 from bach.core.tables import write_csv
+from bach.core.text import listed
+from bach.honest.splits import ALWAYS_TRAIN, join_folds
 from bach.patches import SLIDE_STRIDE_UM, SlideMaps, cell_patches, slide_patches
 from bach.slides import Slide
 from bach.tissue import map_files, slide_maps
@@ -126,6 +132,110 @@ def draw_evenly(candidates: pd.DataFrame, count: int = HARD_EXAMPLES, seed: int 
         drawn.append(rng.permutation(rows)[:quarter])
     table = candidates.iloc[np.concatenate(drawn)]
     return table.sort_values(["image_id", "y", "x"], kind="stable").reset_index(drop=True)
+
+
+ALL = "draw_all"  # the paper's draw: over all slides
+_DRAWS = "draws.json"
+
+
+def draw_hard_examples(
+    table: pd.DataFrame, folds: pd.Series, share: float, count: int, seed: int
+) -> pd.DataFrame:
+    """Cut the hardest and draw evenly, once over all slides and once for every fold.
+
+    The labels of a slide that a fold holds out would decide over the examples it is trained
+    on: which are among the hardest, and how many of a class are left for the others.
+
+    Args:
+        table: Patch table with `difficulty`.
+        folds: Fold of every slide by its name; -1 is never held out.
+        share: Share of the patches that are candidates.
+        count: Patches per draw.
+        seed: Seed of ties and draws.
+
+    Returns:
+        Patch table of all that were drawn, in the order of slide and position, with a column
+        per draw, 1 where a patch belongs to it: `draw_all`, and `draw_0` ... for the folds.
+
+    Source: Kwok 2018, section 4.5.
+    """
+    # Differs from Kwok 2018: the paper draws once, over all slides, as `draw_all` does.
+    keys = ["image_id", "y", "x"]
+    chosen = {}
+    for name, slides in _left_out(folds).items():
+        rest = table[~table["image_id"].isin(slides)].reset_index(drop=True)
+        chosen[name] = draw_evenly(hardest(rest, share, seed), count, seed)
+    drawn = pd.concat(chosen.values()).drop_duplicates(keys)
+    drawn = drawn.sort_values(keys, kind="stable").reset_index(drop=True)
+    index = pd.MultiIndex.from_frame(drawn[keys])
+    for name, part in chosen.items():
+        drawn[name] = index.isin(pd.MultiIndex.from_frame(part[keys])).astype(int)
+    return drawn
+
+
+def write_draws(run: Path, folds: pd.Series) -> None:
+    """Write which slides were mined, and which of them each draw leaves out."""
+    write_json(run / _DRAWS, {"slides": list(folds.index), "left_out": _left_out(folds)})
+
+
+def find_draw(run: str | os.PathLike, folds: pd.DataFrame, fold: int | None) -> str:
+    """The draw of hard examples that a fold may be trained on.
+
+    Args:
+        run: Run folder of mine_hard_examples.py.
+        folds: Fold table of slides.
+        fold: Number of the fold; None for a model that nothing is held out from.
+
+    Returns:
+        The draw's column in the table of hard examples.
+
+    Raises:
+        InputError: If no draw left out just the slides that the fold holds out.
+    """
+    record = read_json(Path(run) / _DRAWS, "Run mine_hard_examples.py again.")
+    mined = pd.DataFrame({"image_id": record["slides"]})
+    fold_of = join_folds(mined, folds, "--folds")["fold"]
+    heldout = sorted(mined["image_id"][fold_of == (np.nan if fold is None else fold)])
+    for name, slides in record["left_out"].items():
+        if slides == heldout and (heldout or name == ALL):
+            return name
+    raise InputError(
+        "Hard examples must have been drawn without the slides that a fold holds out, whose "
+        "labels would else decide over its training.\n"
+        f"Received: fold {fold} holds out {listed(heldout) or 'no slide'}; those of {run} were "
+        "drawn for other folds.\nRun mine_hard_examples.py with the same --folds."
+    )
+
+
+def _left_out(folds: pd.Series) -> dict[str, list[str]]:
+    """The slides that every draw leaves out."""
+    every = sorted(set(folds) - {ALWAYS_TRAIN})
+    return {ALL: []} | {f"draw_{fold}": sorted(folds.index[folds == fold]) for fold in every}
+
+
+def check_slides(slides: pd.DataFrame, args: SlideScript) -> dict[str, str]:
+    """Open every slide and what belongs to it before the first is predicted.
+
+    Args:
+        slides: Table of `image_id` and `path`.
+        args: Options of the script.
+
+    Returns:
+        Why a slide cannot be used, by its name; all of them are logged.
+    """
+    failures = {}
+    for row in tqdm(slides.itertuples(), total=len(slides), desc="checking", disable=None):
+        try:
+            with Slide(row.path, mpp=args.mpp) as slide:
+                slide.check()
+                map_files(row.path, args.masks)
+                annotation = annotation_path(row.path)
+                if annotation is not None:
+                    read_regions(annotation)
+        except InputError as error:
+            log.error("%s failed: %s", row.image_id, error)
+            failures[row.image_id] = str(error)
+    return failures
 
 
 def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Path) -> pd.DataFrame:

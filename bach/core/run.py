@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from bach.core import options
 from bach.core.errors import InputError
 from bach.core.files import first_process, read_json, write_json
 from bach.core.log import log, setup_logging
-from bach.core.text import duration
+from bach.core.text import duration, listed
 
 _VERSIONED = (
     "keras",
@@ -48,6 +48,9 @@ class Run:
         args: The script's options: a dataclass of options, see `bach.core.options`, with
             `run_dir` and `resume`.
 
+        done: Tells by the metrics of a run there whether it holds all that is asked for now;
+            by default it does unless something failed.
+
     Attributes:
         path: The folder.
         finished: Whether the folder holds a finished run with the same arguments (only
@@ -60,16 +63,18 @@ class Run:
             `--resume` was given and the run there had other arguments.
     """
 
-    def __init__(self, args: Any):
+    def __init__(self, args: Any, done: Callable[[dict], bool] = lambda metrics: True):
         self.path = Path(args.run_dir)
         self._args = args
         self._began = time.monotonic()
         self._starts: list[dict] = []
-        has_metrics = (self.path / "metrics.json").exists()
+        metrics = read_metrics(self.path)
+        has_metrics = metrics is not None
+        whole = metrics is not None and not metrics.get("failed") and done(metrics)
         self.finished = False
         if not first_process():
             # The first process checks and writes for all.
-            self.finished = args.resume and has_metrics
+            self.finished = args.resume and whole
             return
         record = read_record(self.path)
         # A run killed at its very start leaves its log, and hidden temporary files.
@@ -98,7 +103,7 @@ class Run:
                 + "\nUse the same arguments, or name another --run-dir."
             )
         self._starts = record.get("starts", [])
-        self.finished = has_metrics
+        self.finished = whole
         if self.finished:
             log.info("finished already: %s (nothing to do)", self.path)
 
@@ -139,8 +144,14 @@ class Run:
                 raise
 
     def finish(self, metrics: dict) -> None:
-        """Write the metrics, which marks the run as finished."""
-        self._write_status("finished")
+        """Write the metrics, which marks the run as finished.
+
+        Args:
+            metrics: Any figures; `failed` lists what could not be done, if anything: the run
+                can then be used as it is, and `--resume` tries these again.
+        """
+        failed = metrics.get("failed")
+        self._write_status(f"complete but for {listed(failed)}" if failed else "finished")
         write_json(self.path / "metrics.json", metrics)
         log.info("finished in %s", duration(time.monotonic() - self._began))
 
@@ -177,6 +188,21 @@ def read_record(run: str | os.PathLike) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise InputError(f"{file} must be the record of a run.\nReceived: {record!r:.50}.")
     return record
+
+
+def read_metrics(run: str | os.PathLike) -> dict[str, Any] | None:
+    """The figures of a finished run, or None where it is not finished.
+
+    Raises:
+        InputError: If they are damaged.
+    """
+    file = Path(run) / "metrics.json"
+    if not file.exists():
+        return None
+    metrics = read_json(file, "Delete it and run the same command with --resume.")
+    if not isinstance(metrics, dict):
+        raise InputError(f"{file} must hold the figures of a run.\nReceived: {metrics!r:.50}.")
+    return metrics
 
 
 def patch_folder(run: str | os.PathLike) -> Path:

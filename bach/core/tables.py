@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -21,19 +22,27 @@ _SLIDES = (".xml", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif")
 _ENDINGS = frozenset((*_PICTURES, *_SLIDES))
 
 
+# What tables write where a patient is not known, letters, digits and question marks of it.
+_MISSING = frozenset(
+    ("", "na", "nan", "none", "null", "unknown", "unk", "missing", "notavailable", "nopatient")
+) | frozenset("?" * count for count in range(1, 4))
+
+
 # Keys
 
 
 def image_key(text: object) -> str:
     """Reduce the id of an image or slide to what tables of different origin have in common.
 
-    Wherever two names are compared, it is by this key.
+    Wherever two names are compared, it is by this key: without folder, ending and case, and
+    with accents composed, as macOS does not write them in file names.
 
     Example:
         >>> image_key("Photos/Test0.TIF")
         'test0'
     """
-    name = re.split(r"[/\\]", str(text).strip())[-1].lower()
+    name = unicodedata.normalize("NFC", str(text)).strip()
+    name = re.split(r"[/\\]", name)[-1].casefold()
     stem, dot, ending = name.rpartition(".")
     return stem if stem and dot + ending in _ENDINGS else name
 
@@ -41,9 +50,23 @@ def image_key(text: object) -> str:
 def patient_key(text: object) -> str:
     """Reduce the name of a patient to its key; empty where the patient is unknown.
 
-    Wherever two patients are compared, it is by this key.
+    Wherever two patients are compared, it is by this key. Case, blanks, leading zeros and the
+    ".0" that a table gets where a number is missing do not make another patient: to take two
+    people for one costs a few images, to take one for two is a leak.
+
+    Example:
+        >>> patient_key(" p07 "), patient_key("P 7"), patient_key("12.0"), patient_key("n/a")
+        ('p7', 'p7', '12', '')
     """
-    return "" if text is None or text != text else str(text).strip()
+    if text is None or text != text:
+        return ""
+    key = unicodedata.normalize("NFKC", str(text)).casefold()
+    if re.sub(r"[^\w?]", "", key) in _MISSING:
+        return ""
+    key = re.sub(r"^(\d+)\.0+$", r"\1", key.strip())
+    # Digits that only a sign keeps apart stay apart: 14-25197 is not 1425-197.
+    key = re.sub(r"[\s_\-]+(?=\D|$)|(?<=\D)[\s_\-]+", "", key)
+    return re.sub(r"(?<!\d)0+(?=\d)", "", key)
 
 
 # Files

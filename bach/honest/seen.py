@@ -1,75 +1,143 @@
-"""What a model has seen: nobody may start from it, or score with it, what it was trained on."""
+"""What a model has seen: nobody may start from it, or score with it, what it was trained on.
 
+A `.keras` file is a zip archive; `seen.json` in it lists the photos and slides that the
+model was trained on, and those of the model that its training started from, and so on
+back to the first. Keras ignores the entry when it loads the model.
+"""
+
+import dataclasses
+import json
 import os
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
-
 from bach.core.errors import InputError
-from bach.core.files import read_json, write_json
-from bach.core.tables import image_key, read_table
+from bach.core.files import read_json
+from bach.core.log import log
+from bach.core.tables import image_key
+from bach.core.text import listed
 
-_SLIDES = "slides.json"
-
-
-def write_trained_slides(folder: Path, slides: list[str]) -> None:
-    """Write which slides the model of a fold is trained on, beside where it will lie."""
-    write_json(folder / _SLIDES, {"trained_on": slides})
+_ENTRY = "seen.json"
 
 
-def trained_slides(file: Path) -> frozenset[str]:
-    """Keys of the slides a model was trained on; empty for models of photos alone.
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Images that a model was trained on, by their keys.
 
-    Args:
-        file: The model's file; the list lies beside it.
+    Attributes:
+        photos: Keys of photos.
+        slides: Keys of slides.
+        unknown: Files that a training started from and that do not say what they have seen.
     """
-    listed = file.parent / _SLIDES
-    if not listed.exists():
-        return frozenset()
-    names = read_json(listed, "Train the model again.")["trained_on"]
-    return frozenset(map(image_key, names))
+
+    photos: frozenset[str] = frozenset()
+    slides: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, photos: Iterable[str] = (), slides: Iterable[str] = ()) -> "Seen":
+        """What a training on these images shows a model."""
+        return cls(frozenset(map(image_key, photos)), frozenset(map(image_key, slides)))
+
+    def __or__(self, other: "Seen") -> "Seen":
+        return Seen(
+            self.photos | other.photos, self.slides | other.slides, self.unknown | other.unknown
+        )
 
 
-def check_unseen(option: str, start: str | os.PathLike, heldout: pd.DataFrame) -> None:
-    """Refuse to start from models of train_part_a.py that have seen what is to be held out.
+NOTHING = Seen()
+
+
+def add_seen(file: Path, seen: Seen) -> None:
+    """Write into a model file what the model has seen; it has not been said there yet."""
+    values = {name: sorted(keys) for name, keys in vars(seen).items()}
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(_ENTRY, json.dumps(values))
+
+
+def read_seen(file: str | os.PathLike) -> Seen:
+    """What the model in a file has seen.
 
     Args:
-        option: Which option named them.
-        start: Run folder, whose models each serve for their own fold, or a file; a file
-            that lies in no run of train_part_a.py is taken as it is.
-        heldout: Table of `image_id` and `fold` of the images to be held out.
+        file: A model saved by the training scripts, or any other weights.
+
+    Returns:
+        What the file says. One that says nothing counts as `unknown` itself, but for
+        the slides in `slides.json` beside it, as earlier versions of the scripts wrote them.
+    """
+    file = Path(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            values = json.loads(archive.read(_ENTRY))
+        return Seen(**{name: frozenset(keys) for name, keys in values.items()})
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        pass
+    beside = file.parent / "slides.json"
+    slides = read_json(beside, "Train the model again.")["trained_on"] if beside.exists() else ()
+    return Seen.of(slides=slides) | Seen(unknown=frozenset([str(file)]))
+
+
+def start_file(start: str, fold: int | None) -> Path | None:
+    """The file that the training of a fold starts from.
+
+    Args:
+        start: "imagenet", "none", a file, or a run folder, whose models each serve for
+            their own fold.
+        fold: Number of the fold; None for a model that nothing is held out from.
 
     Raises:
-        InputError: If an image held out now was not held out by the model that the
-            training of its fold starts from, or the run is not finished.
+        InputError: If the run has no finished model of the fold.
     """
-    start = Path(start)
-    run, fold = start, None
-    if start.is_file():
-        if (start.parent / _SLIDES).exists():
+    path = Path(start)
+    if start not in ("imagenet", "none") and not path.exists():
+        raise InputError(
+            "What a training starts from must be imagenet, none, a file or a run folder.\n"
+            f"Received: {start}, which does not exist. Check the name."
+        )
+    if path.is_dir():
+        path = path / f"fold_{'none' if fold is None else fold}" / "model.keras"
+        if not path.exists():
             raise InputError(
-                "A model of train_final.py has seen all photos, those held out now as well.\n"
-                f"Received: --{option}={start}. Name a run of train_part_a.py on the same folds."
+                "A run to start from must have a model of every fold that is trained.\n"
+                f"Received: {start} without {path.parent.name}. Finish it, or name a file."
             )
-        run, (name, _, number) = start.parent.parent, start.parent.name.partition("_")
-        if name != "fold" or not number.isdigit() or not (run / "predictions.csv").exists():
-            return
-        fold = number
-    file = run / "predictions.csv"
-    if not file.exists():
+    return path if path.is_file() else None
+
+
+def check_unseen(
+    option: str, file: Path, heldout: Iterable[str], kind: str, fold: int | None
+) -> Seen:
+    """Refuse a model to start from that has seen what is to be held out.
+
+    Args:
+        option: Which option named it.
+        file: The model's file.
+        heldout: Ids of the images to be held out.
+        kind: "photos" or "slides".
+        fold: The fold that they are of.
+
+    Returns:
+        What the model has seen.
+
+    Raises:
+        InputError: If an image to be held out is among it.
+    """
+    seen = read_seen(file)
+    there = sorted(set(map(image_key, heldout)) & getattr(seen, kind))
+    if there:
         raise InputError(
-            "A run to start from must be a finished one of train_part_a.py.\n"
-            f"Received: --{option}={start}, without {file.name}."
+            "A model to start from must not have seen what is held out now.\n"
+            f"Received: --{option}={file}, which was trained on {len(there)} of the {kind} that "
+            f"fold {fold} holds out: {listed(there)}.\n"
+            "Name a run on the same folds, each of whose models then serves for its own fold; "
+            "or start from imagenet or none."
         )
-    table = read_table(file, ("image_id", "fold"), key="image_id")
-    then = table["fold"].set_axis(table["image_id"].map(image_key))
-    now = heldout["fold"].astype(str).set_axis(heldout["image_id"].map(image_key))
-    unseen = then.reindex(now.index) == (now if fold is None else fold)
-    if not unseen.all():
-        raise InputError(
-            "Models to start from must not have seen what is held out now: name a run on the same "
-            "folds, each of whose models then serves for its own.\n"
-            f"Received: --{option}={start}; {(~unseen).sum()} images that are held out now were "
-            f"not there, such as {unseen.idxmin()}.\n"
-            "(If that run was on other photos of the same names, copy the model elsewhere.)"
+    if seen.unknown:
+        log.warning(
+            "--%s: %s does not say what it has seen; if images that are held out now are among "
+            "it, their score is too good",
+            option,
+            listed(sorted(seen.unknown)),
         )
+    return seen

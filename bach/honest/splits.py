@@ -11,8 +11,9 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES
+from bach.classes import CLASSES, parse_label
 from bach.core.errors import InputError
+from bach.core.log import log
 from bach.core.tables import image_key, patient_key, read_table, require_once
 from bach.core.text import columns, listed
 
@@ -41,7 +42,15 @@ def read_folds(path: str | os.PathLike) -> pd.DataFrame:
         InputError: If the file cannot be read, a column is missing, a fold is no
             integer from -1 up, or an image comes twice.
     """
-    table = read_image_table(path, ("image_id", "fold"))
+    table = read_table(path, ("image_id", "fold"), key="image_id")
+    if "patient" not in table.columns:
+        log.warning(
+            "%s has no column patient (but %s): nothing keeps a patient from standing on both "
+            "sides; name the column patient, or check with --patients",
+            path,
+            listed(table.columns),
+        )
+    table = _with_columns(table)
     fold = pd.to_numeric(table["fold"], errors="coerce")
     bad = table["image_id"][fold.isna() | (fold % 1 != 0) | (fold < ALWAYS_TRAIN)]
     if len(bad):
@@ -62,7 +71,10 @@ def read_image_table(
     Raises:
         InputError: If the file cannot be read, lacks a column or names an image twice.
     """
-    table = read_table(path, needed, key="image_id")
+    return _with_columns(read_table(path, needed, key="image_id"))
+
+
+def _with_columns(table: pd.DataFrame) -> pd.DataFrame:
     for name in ("label", "patient"):
         if name not in table.columns:
             table[name] = ""
@@ -127,6 +139,38 @@ def join_folds(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> pd.Da
     return images.assign(
         patient=rows.loc[keys, "patient"].to_numpy(), fold=rows.loc[keys, "fold"].to_numpy()
     )
+
+
+def check_belongs(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> None:
+    """Refuse a fold table of another data set, whose images happen to have the same names.
+
+    Args:
+        images: All images of the data set, with `image_id` and `label` (-1 where none).
+        folds: Fold table, see `read_folds`.
+        name: Name of the fold file, for the error.
+
+    Raises:
+        InputError: If images of the table are not there, or have another label.
+    """
+    labels = dict(zip(images["image_id"].map(image_key), images["label"], strict=True))
+    rows = zip(folds["image_id"], folds["label"].map(parse_label), strict=True)
+    absent, other = [], []
+    for image, label in rows:
+        here = labels.get(image_key(image))
+        if here is None:
+            absent.append(image)
+        elif label is not None and here >= 0 and here != label:
+            other.append(image)
+    if absent or other:
+        received = [f"{len(absent)} images that are not there: {listed(absent)}"] if absent else []
+        received += [f"another label of {len(other)}: {listed(other)}"] if other else []
+        raise InputError(
+            "A fold table must be of the images that it divides: in another data set the same "
+            "name is another patient.\n"
+            f"Received: {name} with {' and '.join(received)}.\n"
+            "Make folds for this data set with `python -m bach.folds make`; if images were taken "
+            "away on purpose, take their rows out of a copy of the table."
+        )
 
 
 def take(images: pd.DataFrame, limit: int | None) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from bach.core.files import atomic_path, first_process
 from bach.core.log import log
 from bach.core.tables import write_csv
 from bach.core.text import duration
+from bach.honest.seen import NOTHING, Seen, add_seen
 from bach.network import backend
 from bach.network.batches import Batches
 from bach.network.predict import predict_batches
@@ -41,6 +42,7 @@ class Checkpoint(keras.callbacks.Callback):
         monitor: Name in the epoch's logs that decides what is best.
         mode: "min", "max", or "auto".
         keep_every: Also write `epoch_NNN.keras` every so many epochs; 0 does not.
+        seen: What the network has seen when it is saved; stands in its file.
 
     Raises:
         InputError: If `mode` is "auto" and the name tells neither.
@@ -53,8 +55,10 @@ class Checkpoint(keras.callbacks.Callback):
         monitor: str,
         mode: str = "auto",
         keep_every: int = 0,
+        seen: Seen = NOTHING,
     ):
         super().__init__()
+        self._seen = seen
         self._network = network
         self._folder = Path(folder)
         self._monitor = monitor
@@ -76,10 +80,10 @@ class Checkpoint(keras.callbacks.Callback):
                 f"{self._monitor}. Use one of {', '.join(list(row)[1:])}."
             )
         if self._monitor in row and self._is_best(row):
-            save_model(self._network, self._folder / "best.keras")
+            save_model(self._network, self._folder / "best.keras", self._seen)
         if self._keep_every and (epoch + 1) % self._keep_every == 0:
-            save_model(self._network, self._folder / f"epoch_{epoch + 1:03d}.keras")
-        save_model(self._network, self._folder / "last.keras")
+            save_model(self._network, self._folder / f"epoch_{epoch + 1:03d}.keras", self._seen)
+        save_model(self._network, self._folder / "last.keras", self._seen)
         write_csv(pd.DataFrame(self.history), self._folder / "history.csv")
         swap_averages(self.model)
         self._save_state()
@@ -262,14 +266,21 @@ def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[st
     return result
 
 
-def save_model(model: keras.Model, path: str | os.PathLike) -> None:
-    """Save a model as a `.keras` file, whole or not at all, without its optimizer."""
+def save_model(model: keras.Model, path: str | os.PathLike, seen: Seen) -> None:
+    """Save a model as a `.keras` file, whole or not at all, without its optimizer.
+
+    Args:
+        model: The model.
+        path: The file.
+        seen: What the model has seen; stands in the file, see `bach.honest.seen`.
+    """
     if not first_process():
         return
     # The same layers as a model that was never compiled; momenta would double the file.
     plain = keras.Model(model.input, model.output, name=model.name)
     with atomic_path(path) as temporary:
         plain.save(temporary)
+        add_seen(temporary, seen)
 
 
 def swap_averages(model: keras.Model) -> None:

@@ -1,15 +1,17 @@
 """The models of a run, ready to predict patches of slides, one by one or densely."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bach.core.errors import InputError
 from bach.core.files import fingerprint
 from bach.core.options import SlideScript
 from bach.core.tables import image_key
-from bach.honest.seen import trained_slides
+from bach.core.text import listed
+from bach.honest.seen import read_seen
 from bach.network.dense import DenseModel, dense_step_um, predict_dense
 from bach.network.predict import common_view, load_models, model_file, predict_slide, prepare
 from bach.patches import View, grid_shape
@@ -38,7 +40,7 @@ class Predictor:
 
     def __init__(self, args: SlideScript, step_um: float, tta: bool = False):
         self._dense = args.mode == "dense"
-        self.step_um = step_um
+        self.step_um, self._model_dir = step_um, args.model_dir
         self._batch_size, self._tta = args.batch_size, tta
         make = DenseModel if self._dense else prepare
         self._models: dict[int, Any] = load_models(
@@ -49,12 +51,28 @@ class Predictor:
         self.view: View = models[0].view if self._dense else common_view(models)
         self._every = dense_step_um(models[0], step_um) if self._dense else 0
         files = {fold: model_file(args.model_dir, fold) for fold in self.folds}
-        self._seen = {fold: trained_slides(file) for fold, file in files.items()}
+        self._seen = {fold: read_seen(file).slides for fold, file in files.items()}
         self.digests = fingerprint({str(fold): file for fold, file in files.items()})
 
     def unseen_by(self, slide: str) -> list[int]:
         """The folds whose models were not trained on a slide."""
         return [fold for fold in self.folds if image_key(slide) not in self._seen[fold]]
+
+    def refuse_seen(self, slides: Iterable[str]) -> None:
+        """Refuse models that were trained on slides that are to be mined.
+
+        Raises:
+            InputError: If one was.
+        """
+        keys = set(map(image_key, slides))
+        seen = sorted(keys & frozenset().union(*self._seen.values()))
+        if seen:
+            raise InputError(
+                "Slides must be mined by models that have not seen them, which are right on what "
+                "they were trained on.\n"
+                f"Received: --model-dir={self._model_dir}, trained on {listed(seen)}.\n"
+                "Name a run of train_part_a.py."
+            )
 
     def predict(
         self, slide: Slide, table: pd.DataFrame, folds: Sequence[int] | None = None

@@ -44,6 +44,7 @@ class PatchStore:
             `(n, rows, cols, 3)`.
         table: Patch table, one row per patch.
         view: What a network sees of these patches; None for whole photos.
+        record: What `store.json` says: two stores of the same record have the same pixels.
 
     Raises:
         InputError: If there is no whole store in the folder.
@@ -56,7 +57,7 @@ class PatchStore:
                 f"There is no patch store in {folder}.\n"
                 "Run the script that cuts it first, or name the run folder that holds it."
             )
-        record = _read_record(folder)
+        self.record = record = _read_record(folder)
         table = read_table(folder / "patches.csv", COLUMNS)
         numbers = [name for name in table.columns if name != "image_id"]
         self.table = table.assign(**table[numbers].apply(pd.to_numeric))

@@ -5,6 +5,7 @@ is finished, `state.npz`: everything that is needed to go on as if nothing had
 happened.
 """
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,10 +17,18 @@ import pandas as pd
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
-from bach.core.files import atomic_path, first_process, write_array
+from bach.core.files import (
+    atomic_path,
+    fingerprint,
+    first_process,
+    read_json,
+    write_array,
+    write_json,
+)
 from bach.core.log import log
-from bach.core.options import Training, TrainingScript
+from bach.core.options import Training, TrainingScript, decisive
 from bach.core.pictures import contact_sheet, write_png
+from bach.honest.seen import NOTHING, Seen
 from bach.network import backend, processes
 from bach.network.augment import Augmentation, with_augmentation
 from bach.network.batch_norm import RefreshBatchNorm
@@ -39,6 +48,8 @@ from bach.patches import PLAIN_VIEW, View
 MOMENTUM = 0.9  # Kwok 2018, section 4.2
 WEIGHT_DECAY = 0.004  # Keras's default for AdamW
 
+_INPUTS = "fold.json"
+
 
 def train(
     model: keras.Model,
@@ -47,6 +58,7 @@ def train(
     settings: Training,
     folder: str | os.PathLike,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    seen: Seen = NOTHING,
 ) -> pd.DataFrame:
     """Train a model, or go on with it where `folder` holds its state.
 
@@ -58,6 +70,7 @@ def train(
         settings: See `bach.core.options.Training`.
         folder: Where checkpoints and history are written.
         callbacks: More of Keras's callbacks; they come after an epoch is saved.
+        seen: What the model will have seen; stands in its files.
 
     Returns:
         The history, one row per epoch.
@@ -73,7 +86,7 @@ def train(
         learner = with_augmentation(model)
     compile_learner(learner, settings, learning_rate(settings, training.batch_size, len(training)))
     checkpoint = Checkpoint(
-        model, folder, settings.monitor, settings.monitor_mode, settings.keep_every
+        model, folder, settings.monitor, settings.monitor_mode, settings.keep_every, seen
     )
     history = checkpoint.restore(learner)
     done = len(history)
@@ -104,53 +117,108 @@ def train(
     return pd.DataFrame(checkpoint.history)
 
 
-def train_fold(
-    args: TrainingScript,
-    folder: Path,
-    fold: int,
-    parts: Sequence[tuple[PatchStore, np.ndarray]],
-    heldout: tuple[PatchStore, np.ndarray] | None,
-    build: Callable[[View], keras.Model],
-) -> np.ndarray | None:
-    """Build and train the model of one fold, or load what is there of it.
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """A model to be trained.
 
-    Writes `model.keras` (the last or the best epoch, by `--keep`) and, last,
-    `heldout.npy`. A finished fold is not trained again.
-
-    Args:
-        args: Options of a training script.
+    Attributes:
+        number: Number of the fold; seeds it. -1 for a model that nothing is held out from.
         folder: The fold's folder.
-        fold: Number of the fold; seeds it.
         parts: Stores to train on, each with the rows to use.
         heldout: Store and rows held out, or None.
         build: Makes the model, given what it is to see of the patches.
+        start: File of the model that the training starts from, or None.
+        seen: What the model will have seen, with all that the model it starts from has.
+    """
+
+    number: int
+    folder: Path
+    parts: Sequence[tuple[PatchStore, np.ndarray]]
+    heldout: tuple[PatchStore, np.ndarray] | None
+    build: Callable[[View], keras.Model]
+    start: Path | None = None
+    seen: Seen = NOTHING
+
+    def inputs(self, args: TrainingScript) -> dict[str, str]:
+        """Fingerprint of what the fold's model depends on, by content."""
+        used = [*self.parts, *([] if self.heldout is None else [self.heldout])]
+        chosen = [
+            {"pixels": store.record, "rows": store.table.iloc[rows].to_csv(index=False)}
+            for store, rows in used
+        ]
+        settings = {**decisive(args), "fold": self.number, "patches": chosen}
+        return fingerprint({"start": self.start}, settings)
+
+    def batches(self, args: TrainingScript) -> tuple[Batches, Batches | None]:
+        """Batches to train on, and those held out."""
+        known = [store.select(rows) for store, rows in self.parts]
+        augmentation = Augmentation(args.hue, args.saturation, args.value)
+        training = Batches(known, args.batch_size, self.seed(args), augmentation)
+        if self.heldout is None:
+            return training, None
+        store, rows = self.heldout
+        return training, Batches([store.select(rows)], args.batch_size, self.seed(args))
+
+    def seed(self, args: TrainingScript) -> int:
+        """Seed of everything random, so that a fold does not depend on others."""
+        return args.seed * 1000 + self.number + 1
+
+
+def train_fold(args: TrainingScript, fold: Fold) -> np.ndarray | None:
+    """Build and train the model of one fold, or load what is there of it.
+
+    Writes `fold.json` (fingerprint of what the model depends on), `model.keras` (the last or
+    the best epoch, by `--keep`) and, last, `heldout.npy`. A finished fold is not trained
+    again, wherever it was trained: its folder may be that of the same fold of a run on
+    another machine.
+
+    Args:
+        args: Options of a training script.
+        fold: What to train.
 
     Returns:
         Probabilities of the held-out patches `(n, 4)`, or None without any.
+
+    Raises:
+        InputError: If the folder holds a fold of other patches or settings.
     """
     backend.check_batch_size(args.batch_size)
-    done = folder / "heldout.npy"
+    inputs = fold.inputs(args)
+    _check_inputs(fold.folder, inputs)
+    done = fold.folder / "heldout.npy"
     if done.exists():
-        log.info("fold %s: finished before", folder.name.removeprefix("fold_"))
-        return None if heldout is None else np.load(done)
-    # Seeded by fold, so that a fold does not depend on those trained before it in
-    # the same process.
-    seed = args.seed * 1000 + fold + 1
-    backend.start_model(seed)
-    view = _common_view([store for store, _ in parts])
+        log.info("%s: finished before", fold.folder.name.replace("_", " "))
+        return None if fold.heldout is None else np.load(done)
+    write_json(fold.folder / _INPUTS, inputs)
+    backend.start_model(fold.seed(args))
+    view = _common_view([store for store, _ in fold.parts])
     with backend.scope():
-        model = build(view)
+        model = fold.build(view)
+    training, heldout = fold.batches(args)
+    train(model, training, heldout, args, fold.folder, seen=fold.seen)
+    return _finish_fold(fold.folder, "last" if heldout is None else args.keep, heldout)
 
-    def batches(
-        chosen: Sequence[tuple[PatchStore, np.ndarray]], augmentation: Augmentation | None = None
-    ) -> Batches:
-        selections = [store.select(rows) for store, rows in chosen]
-        return Batches(selections, args.batch_size, seed, augmentation)
 
-    held = None if heldout is None else batches([heldout])
-    augmentation = Augmentation(args.hue, args.saturation, args.value)
-    train(model, batches(parts, augmentation), held, args, folder)
-    return _finish_fold(folder, "last" if held is None else args.keep, held)
+def _check_inputs(folder: Path, now: dict[str, str]) -> None:
+    """Refuse a fold's folder that is of something else, before anything is written to it."""
+    file = folder / _INPUTS
+    if not file.exists():
+        if (folder / "heldout.npy").exists() or (folder / "state.npz").exists():
+            raise InputError(
+                "A fold must say what it was trained on.\n"
+                f"Received: {folder} without {_INPUTS}: an earlier version trained it.\n"
+                "Name another --run-dir, or delete the folder."
+            )
+        return
+    then = read_json(file, "Delete the folder to train the fold again.")
+    other = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if other:
+        what = {"settings": "patches, rows or options", "start": "model that it starts from"}
+        raise InputError(
+            "A fold must be gone on with as it was begun.\n"
+            f"Received: {folder}, begun with {' and '.join(f'another {what[x]}' for x in other)}.\n"
+            "Use the photos, folds and options of then; or delete the folder to train it again."
+        )
 
 
 def _finish_fold(folder: Path, keep: str, heldout: Batches | None) -> np.ndarray | None:
