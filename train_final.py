@@ -33,7 +33,7 @@ from bach.core.run import Run, patch_folder
 from bach.core.tables import write_csv
 from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
 from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds
-from bach.mining import find_draw
+from bach.mining import ALL, find_draw
 from bach.patches import COLUMNS
 from bach.scores import part_a_metrics
 
@@ -76,17 +76,17 @@ def main(argv: list[str] | None = None) -> None:
     hard = PatchStore(patch_folder(args.hard_examples_dir))
     fold_of = join_folds(hard.table, folds, args.folds)["fold"].to_numpy()
     draws = {fold: find_draw(args.hard_examples_dir, folds, fold) for fold in chosen}
-    starts = {fold: started(args, fold, hard.table["image_id"], fold_of) for fold in chosen}
+    starts = {fold: started(args, fold, folds) for fold in chosen}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     with run.start(**device):
         # 2. A model per fold.
         tables = []
-        for fold, (trained, held) in rows.items():
-            said = (
-                f"{len(photos)} Part A patches, {len(trained)} hard examples, {len(held)} held out"
-            )
-            log.info("fold %s: %s", fold, said)
+        for fold, draw in draws.items():
+            trained = np.flatnonzero(hard.table[draw] == 1)
+            held = np.flatnonzero((fold_of == fold) & (hard.table[ALL] == 1))
+            said = f"{len(photos)} Part A patches, {len(trained)} hard examples"
+            log.info("fold %s: %s, %d held out", fold, said, len(held))
             start, seen = starts[fold]
             slides = hard.table["image_id"].iloc[trained]
             job = training.Fold(
@@ -127,9 +127,7 @@ def name_of(fold: int | None) -> str:
     return "none" if fold is None else str(fold)
 
 
-def started(
-    args: Options, fold: int | None, slides: pd.Series, fold_of: np.ndarray
-) -> tuple[Path | None, Seen]:
+def started(args: Options, fold: int | None, folds: pd.DataFrame) -> tuple[Path | None, Seen]:
     """The model that a fold starts from, and what it has seen.
 
     Raises:
@@ -138,7 +136,7 @@ def started(
     file = start_file(args.weights, fold)
     if file is None:
         return None, NOTHING
-    heldout = slides[fold_of == fold] if fold is not None else []
+    heldout = folds["image_id"][folds["fold"] == fold] if fold is not None else []
     return file, check_unseen("weights", file, heldout, "slides", fold)
 
 
