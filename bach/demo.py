@@ -72,7 +72,8 @@ STEPS = (
     ),
     Step(
         f"mine_hard_examples.py --data-dir {DATA} --run-dir {RUNS}/hard_examples "
-        f"--model-dir {RUNS}/part_a --hard-examples 1200 --mode dense --stride-um 67.2",
+        f"--model-dir {RUNS}/part_a --folds {DATA}/part_b_folds.csv --hard-examples 1200 "
+        "--mode dense --stride-um 67.2",
         resumed=RUNS / "hard_examples",
     ),
     Step(

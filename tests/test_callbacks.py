@@ -6,6 +6,7 @@ import pytest
 from tiny_training import tiny_model
 
 from bach.core.errors import InputError
+from bach.honest.seen import NOTHING
 from bach.network import callbacks
 from bach.network.dense import DenseModel
 from bach.network.patch_network import build_model, load_model
@@ -82,13 +83,13 @@ def test_images_are_scored_by_the_mean_of_their_patches():
 
 
 def test_a_saved_model_can_be_run_over_whole_regions(tmp_path):
-    callbacks.save_model(build_model("small", "none"), tmp_path / "model.keras")
+    callbacks.save_model(build_model("small", "none"), tmp_path / "model.keras", NOTHING)
     assert DenseModel(load_model(tmp_path / "model.keras")).stride == 32
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_cut_model_is_an_error_that_says_what_to_do(share, tmp_path):
-    callbacks.save_model(tiny_model(), tmp_path / "last.keras")
+    callbacks.save_model(tiny_model(), tmp_path / "last.keras", NOTHING)
     whole = (tmp_path / "last.keras").read_bytes()
     (tmp_path / "last.keras").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match="damaged"):

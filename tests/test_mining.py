@@ -4,8 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bach.classes import PROB_COLUMNS
+from bach.core.errors import InputError
 from bach.core.log import log
-from bach.mining import add_difficulty, difficulty, draw_evenly, hardest
+from bach.mining import (
+    add_difficulty,
+    difficulty,
+    draw_evenly,
+    draw_hard_examples,
+    find_draw,
+    hardest,
+    write_draws,
+)
 
 
 def test_invasive_called_benign_at_90_percent_has_difficulty_1_8():
@@ -60,3 +70,58 @@ def test_the_draw_takes_a_quarter_of_each_class_and_all_of_a_rare_one_and_says_s
     assert not drawn.duplicated().any()
     assert drawn.equals(draw_evenly(table, 40, seed=1))
     assert not drawn.equals(draw_evenly(table, 40, seed=2))
+
+
+def _mined():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "image_id": np.repeat(["A", "B", "C"], 40),
+            "x": np.tile(np.arange(40.0), 3),
+            "y": 0.0,
+            "label": rng.integers(0, 4, 120),
+        }
+    )
+    table[list(PROB_COLUMNS)] = rng.dirichlet(np.ones(4), 120)
+    return add_difficulty(table)
+
+
+FOLDS = pd.Series({"A": 0, "B": 1, "C": -1})
+
+
+def test_every_draw_leaves_out_the_slides_of_its_fold_and_the_paper_s_none():
+    drawn = draw_hard_examples(_mined(), FOLDS, 0.4, 12, seed=0)
+    assert [name for name in drawn if name.startswith("draw_")] == ["draw_all", "draw_0", "draw_1"]
+    assert "A" not in set(drawn["image_id"][drawn["draw_0"] == 1])
+    assert "B" not in set(drawn["image_id"][drawn["draw_1"] == 1])
+    assert (drawn[["draw_all", "draw_0", "draw_1"]].sum(axis=1) > 0).all()
+    paper = draw_evenly(hardest(_mined(), 0.4, 0), 12, 0)
+    same = drawn[drawn["draw_all"] == 1][paper.columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, paper)
+
+
+def test_what_a_held_out_slide_holds_changes_nothing_of_its_fold():
+    table = _mined()
+    one = draw_hard_examples(table, FOLDS, 0.4, 12, seed=0)
+    table.loc[table["image_id"] == "A", ["label", "difficulty"]] = [3, 3.0]
+    other = draw_hard_examples(table, FOLDS, 0.4, 12, seed=0)
+    for draw, same in (("draw_0", True), ("draw_1", False), ("draw_all", False)):
+        keys = ["image_id", "x", "label"]
+        first, second = (t[t[draw] == 1][keys].reset_index(drop=True) for t in (one, other))
+        assert first.equals(second) == same
+
+
+def test_a_fold_finds_the_draw_that_left_out_its_slides(tmp_path):
+    write_draws(tmp_path, FOLDS)
+    folds = pd.DataFrame({"image_id": ["a.svs", "B", "C"], "patient": "", "fold": [0, 1, -1]})
+    assert [find_draw(tmp_path, folds, fold) for fold in (0, 1, None)] == [
+        "draw_0",
+        "draw_1",
+        "draw_all",
+    ]
+    # Other numbers for the same slides are the same folds.
+    assert find_draw(tmp_path, folds.assign(fold=[1, 0, -1]), 1) == "draw_0"
+    with pytest.raises(InputError, match=r"fold 0 holds out A, B; those of .* for other folds"):
+        find_draw(tmp_path, folds.assign(fold=[0, 0, -1]), 0)
+    # None of the slides that fold 2 holds out was mined: nothing of them decided.
+    assert find_draw(tmp_path, folds, 2) == "draw_all"

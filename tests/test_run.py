@@ -165,3 +165,21 @@ def test_shared_patches_are_found_by_the_runs_that_follow(tmp_path):
     assert patch_folder(tmp_path / "own") == tmp_path / "own/patches"
     _finished(tmp_path / "sharing", patches_dir="common")
     assert patch_folder(tmp_path / "sharing") == Path.cwd() / "common"
+
+
+def test_a_run_is_complete_but_for_what_failed_and_goes_on_with_it(tmp_path):
+    run = _run(tmp_path)
+    with run.start():
+        run.finish({"slides": 3, "failed": ["A02"]})
+    assert read_record(tmp_path)["status"] == "complete but for A02"
+    again = _run(tmp_path, resume=True)
+    assert not again.finished
+    with again.start():
+        again.finish({"slides": 4, "failed": []})
+    assert _run(tmp_path, resume=True).finished
+
+
+def test_a_finished_run_that_lacks_what_is_asked_for_now_goes_on(tmp_path):
+    _finished(tmp_path)
+    assert Run(Options(run_dir=str(tmp_path), resume=True), lambda m: "accuracy" in m).finished
+    assert not Run(Options(run_dir=str(tmp_path), resume=True), lambda m: "fold 1" in m).finished

@@ -21,11 +21,23 @@ from bach import calibration, submission
 from bach.annotations import Region
 from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
-from bach.honest.seen import check_unseen
+from bach.honest.seen import read_seen
 from bach.labels import read_class_map
+from bach.mining import add_difficulty, draw_hard_examples
 from bach.network.patch_network import load_model
 from bach.scores import part_b_score
 from bach.toy.aperio import write_annotation_xml, write_slide
+
+
+def mine_words(toy, models, run, *more):
+    words = f"--data-dir {toy} --model-dir {models} --run-dir {run} --folds {toy}/part_b.csv"
+    return [*f"{words} --hard-examples 40 --stride-um 300".split(), *more]
+
+
+def final_words(toy, runs, run, *more):
+    words = f"--data-dir {toy} --part-a-dir {runs}/part_a --hard-examples-dir {runs}/hard"
+    words += f" --run-dir {run} --folds {toy}/part_b.csv --epochs 1 --batch-size 16"
+    return [*words.split(), *NETWORK, *more]
 
 
 @pytest.fixture(scope="module")
@@ -33,51 +45,10 @@ def runs(toy, tmp_path_factory):
     """All four scripts, run once in order."""
     path = tmp_path_factory.mktemp("runs")
     train_part_a.main(part_a_words(toy, path / "part_a", "--limit", "3"))
-    mine_hard_examples.main(
-        [
-            "--data-dir",
-            str(toy),
-            "--run-dir",
-            f"{path}/hard",
-            "--model-dir",
-            f"{path}/part_a",
-            "--hard-examples",
-            "40",
-            "--stride-um",
-            "300",
-        ]
-    )
-    train_final.main(
-        [
-            "--data-dir",
-            str(toy),
-            "--run-dir",
-            f"{path}/final",
-            "--part-a-dir",
-            f"{path}/part_a",
-            "--hard-examples-dir",
-            f"{path}/hard",
-            "--folds",
-            f"{toy}/part_b.csv",
-            *NETWORK,
-            "--epochs",
-            "1",
-            "--batch-size",
-            "16",
-        ]
-    )
-    make_heatmap.main(
-        [
-            "--data-dir",
-            str(toy),
-            "--run-dir",
-            f"{path}/heatmaps",
-            "--model-dir",
-            f"{path}/final",
-            "--step-um",
-            "300",
-        ]
-    )
+    mine_hard_examples.main(mine_words(toy, path / "part_a", path / "hard"))
+    train_final.main(final_words(toy, path, path / "final"))
+    words = f"--data-dir {toy} --run-dir {path}/heatmaps --model-dir {path}/final --step-um 300"
+    make_heatmap.main(words.split())
     return path
 
 
@@ -125,12 +96,107 @@ def test_mining_stores_candidates_hard_examples_and_their_pixels(runs):
         assert (hard / file).stat().st_size > 1000
 
 
-def test_no_patch_of_a_held_out_slide_is_in_its_training(toy, runs):
+def test_a_model_file_says_what_the_model_has_seen(toy, runs):
     folds = pd.read_csv(toy / "part_b.csv").set_index("image_id")["fold"]
+    photos = pd.read_csv(runs / "part_a/predictions.csv").set_index("image_id")["fold"]
     for fold in (0, 1):
-        file = runs / f"final/fold_{fold}/slides.json"
-        trained_on = json.loads(file.read_text())["trained_on"]
-        assert set(folds[trained_on]) == {1 - fold}
+        held = {name.lower() for name in photos.index[photos == fold]}
+        seen = read_seen(runs / f"part_a/fold_{fold}/model.keras")
+        assert seen.photos == {name.lower() for name in photos.index} - held
+        assert not seen.slides
+        seen = read_seen(runs / f"final/fold_{fold}/model.keras")
+        assert seen.photos == {name.lower() for name in photos.index}
+        assert seen.slides == {name.lower() for name in folds.index[folds == 1 - fold]}
+        for kept in ("best", "last"):
+            assert read_seen(runs / f"final/fold_{fold}/{kept}.keras") == seen
+
+
+def test_labels_of_a_held_out_slide_do_not_decide_over_its_training(toy, runs, tmp_path):
+    mined = pd.concat(pd.read_csv(file) for file in sorted((runs / "hard/slides").glob("*.csv")))
+    table = add_difficulty(mined[mined["tissue"] >= 0.7].reset_index(drop=True))
+    folds = pd.read_csv(toy / "part_b.csv").set_index("image_id")["fold"]
+    drawn = {}
+    for name in ("true", "shuffled"):
+        drawn[name] = draw_hard_examples(table, folds, 0.4, 40, 0)
+        held = table["image_id"].map(folds) == 0
+        rng = np.random.default_rng(1)
+        table.loc[held, "label"] = rng.permutation(table.loc[held, "label"].to_numpy())
+        table = add_difficulty(table.drop(columns=["predicted", "difficulty"]))
+    keys = ["image_id", "x", "y", "label", "difficulty"]
+    one, other = (t[t["draw_0"] == 1][keys].reset_index(drop=True) for t in drawn.values())
+    pd.testing.assert_frame_equal(one, other)
+    assert set(one["image_id"].map(folds)) == {1}
+    everything = [t[t["draw_all"] == 1][keys].to_csv() for t in drawn.values()]
+    assert everything[0] != everything[1]
+
+
+def test_slides_are_not_mined_by_models_that_have_seen_them(toy, runs, tmp_path):
+    with pytest.raises(InputError, match=r"must be mined by models that have not seen them"):
+        mine_hard_examples.main(mine_words(toy, runs / "final", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_hard_examples_of_other_folds_are_refused(toy, runs, tmp_path):
+    folds = pd.read_csv(toy / "part_b.csv")
+    folds["fold"] = [0, 0]
+    folds.to_csv(tmp_path / "folds.csv", index=False)
+    words = final_words(toy, runs, tmp_path / "run", "--folds", f"{tmp_path}/folds.csv")
+    with pytest.raises(InputError, match="drawn for other folds"):
+        train_final.main(words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_has_seen_a_held_out_slide_is_refused_by_step_3(toy, runs, tmp_path):
+    words = final_words(toy, runs, tmp_path / "run")
+    for kept in ("model", "last"):
+        file = runs / f"final/fold_1/{kept}.keras"
+        with pytest.raises(InputError, match=r"trained on 1 of the slides that fold 0 holds out"):
+            train_final.main([*words, "--weights", str(file)])
+    copy = tmp_path / "renamed.keras"
+    shutil.copy(runs / "final/fold_1/model.keras", copy)
+    with pytest.raises(InputError, match=r"trained on 1 of the slides that fold 0 holds out"):
+        train_final.main([*words, "--weights", str(copy)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_start_has_seen_is_seen_by_what_starts_from_it(toy, runs, tmp_path):
+    first = runs / "final/fold_1/model.keras"
+    more = ("--fold", "1", "--weights", str(first))
+    train_final.main(final_words(toy, runs, tmp_path / "run", *more))
+    second = tmp_path / "run/fold_1/last.keras"
+    assert read_seen(second) == read_seen(first)
+    words = part_a_words(toy, tmp_path / "a", "--limit", "3", "--weights", str(second))
+    with pytest.raises(InputError, match="of the photos that fold 0 holds out"):
+        train_part_a.main(words)
+
+
+def test_folds_of_other_images_of_the_same_names_are_refused(toy, tmp_path):
+    words = part_a_words(toy, tmp_path / "run", "--folds", str(ROOT / "folds/part_a.csv"))
+    with pytest.raises(InputError, match="must be of the images that it divides"):
+        train_part_a.main(words)
+    words = mine_words(toy, tmp_path, tmp_path / "run", "--folds", str(ROOT / "folds/part_b.csv"))
+    with pytest.raises(InputError, match="must be of the images that it divides"):
+        mine_hard_examples.main(words)
+
+
+def test_folds_trained_apart_are_brought_together(toy, runs, tmp_path):
+    for fold in "012":
+        run = tmp_path / f"machine_{fold}"
+        train_part_a.main(part_a_words(toy, run, "--limit", "3", "--fold", fold))
+    together = tmp_path / "machine_0"
+    for fold in "12":
+        shutil.copytree(tmp_path / f"machine_{fold}/fold_{fold}", together / f"fold_{fold}")
+    train_part_a.main(part_a_words(toy, together, "--limit", "3", "--resume"))
+    one, other = (pd.read_csv(run / "predictions.csv") for run in (together, runs / "part_a"))
+    pd.testing.assert_frame_equal(one, other, atol=1e-6)
+    assert len(json.loads((together / "metrics.json").read_text())["per_fold"]) == 3
+
+
+def test_a_fold_of_other_patches_is_not_taken_for_this_one(toy, runs, tmp_path):
+    train_part_a.main(part_a_words(toy, tmp_path / "run", "--limit", "2", "--fold", "0"))
+    shutil.copytree(runs / "part_a/fold_1", tmp_path / "run/fold_1")
+    with pytest.raises(InputError, match="must be gone on with as it was begun"):
+        train_part_a.main(part_a_words(toy, tmp_path / "run", "--limit", "2", "--resume"))
 
 
 def test_heatmaps_hold_everything_and_agree_with_the_scorer(toy, runs):
@@ -186,24 +252,20 @@ def test_each_fold_of_a_run_starts_from_that_fold_of_another(toy, runs, tmp_path
 def test_weights_that_have_seen_what_is_held_out_are_refused(toy, runs, tmp_path):
     words = part_a_words(toy, tmp_path / "leak", "--limit", "3")
     model = runs / "part_a/fold_0/model.keras"
-    with pytest.raises(InputError, match=r"must not have seen[\s\S]*8 images"):
+    with pytest.raises(InputError, match=r"trained on 4 of the photos that fold 1 holds out"):
         train_part_a.main([*words, "--weights", str(model)])
     folds = pd.read_csv(toy / "part_a.csv")
     folds["fold"] = (folds["fold"] + 1) % 3
     folds.to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(InputError, match=r"must not have seen[\s\S]*12 images"):
+    with pytest.raises(InputError, match=r"of the photos that fold 0 holds out"):
         train_part_a.main(
             [*words, "--folds", f"{tmp_path}/other.csv", "--weights", f"{runs}/part_a"]
         )
-    with pytest.raises(InputError, match="has seen all photos"):
+    with pytest.raises(InputError, match="of the photos that fold 0 holds out"):
         train_part_a.main([*words, "--weights", f"{runs}/final/fold_0/model.keras"])
-    with pytest.raises(InputError, match="a finished one"):
+    with pytest.raises(InputError, match="must have a model of every fold"):
         train_part_a.main([*words, "--weights", f"{runs}/hard"])
     assert not (tmp_path / "leak").exists()
-    images = pd.read_csv(runs / "part_a/predictions.csv")
-    shutil.copy(model, tmp_path / "model.keras")
-    check_unseen("weights", model, images[images["fold"] == 0])
-    check_unseen("weights", tmp_path / "model.keras", images)
 
 
 def test_running_again_is_refused_and_resuming_a_finished_run_does_nothing(toy, runs, capsys):
@@ -378,16 +440,21 @@ def test_a_slide_that_fails_leaves_the_others_done(red_model, tmp_path, capsys):
     write_slide(tmp_path / "white.svs", np.full((1600, 1600, 3), 255, np.uint8))
     names = [str(tmp_path / f"{n}.svs") for n in ("noscale", "broken", "good", "white")]
     command = ["--slides", *names, "--model-dir", str(red_model), "--run-dir"]
-    with pytest.raises(InputError, match=r"2 of 4 slides failed[\s\S]*--mpp[\s\S]*broken"):
-        make_heatmap.main([*command, str(tmp_path / "run")])
+    assert make_heatmap.main([*command, str(tmp_path / "run")]) == 1
+    assert "complete but for 2 of 4 slides: noscale, broken" in capsys.readouterr().out
+    failures = json.loads((tmp_path / "run/failures.json").read_text())
+    assert "--mpp" in failures["noscale"]
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["slides"], metrics["failed"]) == (2, ["broken", "noscale"])
+    story = json.loads((tmp_path / "run/run.json").read_text())
+    assert story["status"] == "complete but for broken, noscale"
     assert (tmp_path / "run/class_maps/good.png").exists()
     assert not read_class_map(tmp_path / "run/class_maps/white.png").any()
-    assert not (tmp_path / "run/metrics.json").exists()
     # With the remedy, and the broken one replaced, the same run goes on to its end.
     write_slide(tmp_path / "noscale.svs", pixels, mpp=0.5)
     write_slide(tmp_path / "broken.svs", pixels)
     done = (tmp_path / "run/slides/good.json").stat().st_mtime_ns
-    make_heatmap.main([*command, str(tmp_path / "run"), "--resume"])
+    assert make_heatmap.main([*command, str(tmp_path / "run"), "--resume"]) == 0
     assert (tmp_path / "run/slides/good.json").stat().st_mtime_ns == done
     assert json.loads((tmp_path / "run/metrics.json").read_text())["slides"] == 4
 
@@ -463,49 +530,13 @@ def test_runs_on_the_same_photos_can_share_their_patches(toy, runs, tmp_path):
 def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed")
-    data = ["--data-dir", str(toy)]
+    words = f"--data-dir {toy} --run-dir {tmp_path}/heatmaps --model-dir {runs}/final --step-um 300"
+    final = final_words(toy, runs, tmp_path / "final", "--fold", "none", "--limit", "1")
     stages = {
         "train_part_a": part_a_words(toy, tmp_path / "part_a", "--limit", "3", "--fold", "0"),
-        "mine_hard_examples": [
-            *data,
-            "--run-dir",
-            f"{tmp_path}/hard",
-            "--model-dir",
-            f"{runs}/part_a",
-            "--hard-examples",
-            "40",
-            "--stride-um",
-            "300",
-        ],
-        "train_final": [
-            *data,
-            "--run-dir",
-            f"{tmp_path}/final",
-            "--part-a-dir",
-            f"{tmp_path}/part_a",
-            "--hard-examples-dir",
-            f"{tmp_path}/hard",
-            "--folds",
-            f"{toy}/part_b.csv",
-            *NETWORK,
-            "--epochs",
-            "1",
-            "--batch-size",
-            "16",
-            "--fold",
-            "none",
-            "--limit",
-            "1",
-        ],
-        "make_heatmap": [
-            *data,
-            "--run-dir",
-            f"{tmp_path}/heatmaps",
-            "--model-dir",
-            f"{runs}/final",
-            "--step-um",
-            "300",
-        ],
+        "mine_hard_examples": mine_words(toy, runs / "part_a", tmp_path / "hard"),
+        "train_final": final,
+        "make_heatmap": words.split(),
     }
     # As if TensorFlow were not installed; Keras asks whether it is in sys.modules, so None
     # there will not do.
@@ -541,79 +572,17 @@ def test_all_four_scripts_run_on_jax_without_tensorflow(toy, runs, tmp_path):
 
 @pytest.mark.slow
 def test_a_margin_goes_through_all_four_scripts_in_both_modes(toy, tmp_path):
-    train_part_a.main(
-        part_a_words(
-            toy,
-            tmp_path / "part_a",
-            "--limit",
-            "2",
-            "--fold",
-            "0",
-            "--margin",
-            "32",
-            "--bn-patches",
-            "32",
-        )
-    )
-    mine_hard_examples.main(
-        [
-            "--data-dir",
-            str(toy),
-            "--run-dir",
-            f"{tmp_path}/hard",
-            "--hard-examples",
-            "20",
-            "--model-dir",
-            f"{tmp_path}/part_a",
-            "--mode",
-            "dense",
-            "--limit",
-            "1",
-        ]
-    )
+    more = ["--limit", "2", "--fold", "0", "--margin", "32", "--bn-patches", "32"]
+    train_part_a.main(part_a_words(toy, tmp_path / "part_a", *more))
+    mined = mine_words(toy, tmp_path / "part_a", tmp_path / "hard", "--mode", "dense")
+    mine_hard_examples.main([*mined, "--stride-um", "134.4", "--limit", "1"])
     assert np.load(tmp_path / "hard/patches/patches.npy", mmap_mode="r").shape[1:3] == (363, 363)
-    train_final.main(
-        [
-            "--data-dir",
-            str(toy),
-            "--run-dir",
-            f"{tmp_path}/final",
-            "--fold",
-            "none",
-            "--part-a-dir",
-            f"{tmp_path}/part_a",
-            "--hard-examples-dir",
-            f"{tmp_path}/hard",
-            "--folds",
-            f"{toy}/part_b.csv",
-            *NETWORK,
-            "--epochs",
-            "1",
-            "--batch-size",
-            "16",
-        ]
-    )
+    train_final.main(final_words(toy, tmp_path, tmp_path / "final", "--fold", "none"))
     heatmaps = []
     for mode in ("patches", "dense"):
         run = tmp_path / mode
-        make_heatmap.main(
-            [
-                "--data-dir",
-                str(toy),
-                "--run-dir",
-                str(run),
-                "--part",
-                "B",
-                "--limit",
-                "1",
-                "--model-dir",
-                f"{tmp_path}/final",
-                "--step-um",
-                "134.4",
-                "--mode",
-                mode,
-            ]
-        )
+        words = f"--data-dir {toy} --run-dir {run} --part B --limit 1 --model-dir {tmp_path}/final"
+        make_heatmap.main([*words.split(), "--step-um", "134.4", "--mode", mode])
         heatmaps.append(np.load(run / "heatmaps/A01.npy"))
     # The same function, but for where pixels begin and are rounded.
     assert np.corrcoef(heatmaps[0].ravel(), heatmaps[1].ravel())[0, 1] > 0.999
@@ -622,39 +591,21 @@ def test_a_margin_goes_through_all_four_scripts_in_both_modes(toy, tmp_path):
 
 @pytest.mark.slow
 def test_the_other_three_scripts_go_on_after_a_kill(toy, runs, tmp_path):
-    data = ["--data-dir", toy]
+    heat = f"--data-dir {toy} --model-dir {runs}/final --step-um 300".split()
     cases = {
         "mine_hard_examples.py": (
-            [*data, "--model-dir", runs / "part_a", "--hard-examples", 40, "--stride-um", 300],
+            mine_words(toy, runs / "part_a", tmp_path),
             "slides/A01.csv",
             "hard_examples.csv",
             runs / "hard",
         ),
         "train_final.py": (
-            [
-                *data,
-                "--part-a-dir",
-                runs / "part_a",
-                "--hard-examples-dir",
-                runs / "hard",
-                "--folds",
-                f"{toy}/part_b.csv",
-                *NETWORK,
-                "--epochs",
-                1,
-                "--batch-size",
-                16,
-            ],
+            final_words(toy, runs, tmp_path),
             "fold_0/state.npz",
             "predictions.csv",
             runs / "final",
         ),
-        "make_heatmap.py": (
-            [*data, "--model-dir", runs / "final", "--step-um", 300],
-            "slides/A01.json",
-            "slides.csv",
-            runs / "heatmaps",
-        ),
+        "make_heatmap.py": (heat, "slides/A01.json", "slides.csv", runs / "heatmaps"),
     }
     for script, (words, sign, result, reference) in cases.items():
         run = tmp_path / script

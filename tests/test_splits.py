@@ -7,6 +7,7 @@ from made_up import images, many_images
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
+from bach.core.log import log
 from bach.honest import splits
 
 COMMITTED = Path(__file__).parent.parent / "folds"
@@ -201,3 +202,60 @@ def test_the_committed_part_a_folds_are_the_images_of_the_patient_table():
     patients = pd.read_csv(COMMITTED / "patients.csv", keep_default_na=False)
     pd.testing.assert_frame_equal(table[["image_id", "label", "patient"]], patients)
     assert (table["fold"] == -1).equals(table["patient"] == "")
+
+
+def test_a_fold_table_without_patients_says_that_nothing_is_guarded(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    for header in ("image_id,fold", "image_id,fold,case_number"):
+        caplog.clear()
+        (tmp_path / "folds.csv").write_text(header + "\na,0" + ",1" * (header.count(",") - 1))
+        splits.read_folds(tmp_path / "folds.csv")
+        assert "has no column patient" in caplog.text
+    caplog.clear()
+    (tmp_path / "folds.csv").write_text("image_id,fold,patient\na,0,P1\n")
+    splits.read_folds(tmp_path / "folds.csv")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("12", "12.0"), ("P07", "p07"), ("P 1", "P1"), ("P-7", "P07"), ("Ｐ１", "p1")],
+)
+def test_a_patient_on_both_sides_is_found_however_he_is_spelt(one, other):
+    folds = pd.DataFrame(
+        {"image_id": ["a", "b"], "label": "", "patient": [one, other], "fold": [0, 1]}
+    )
+    assert len(splits.leaking_images(folds)) == 2
+
+
+@pytest.mark.parametrize(
+    "word", ["", "NA", "n/a", "nan", "-", "--", "?", "unknown", "None", "#N/A", "."]
+)
+def test_words_for_a_missing_patient_are_no_patient(word):
+    folds = pd.DataFrame(
+        {"image_id": ["a", "b"], "label": "", "patient": [word, word], "fold": [0, 1]}
+    )
+    assert splits.leaking_images(folds).empty
+    assert not splits.known_patients(folds).any()
+
+
+def test_patients_that_differ_in_more_than_spelling_stay_two():
+    for one, other in (("P1", "P11"), ("14-25197", "1425-197"), ("T1-2", "T12"), ("NA1", "NA2")):
+        folds = pd.DataFrame(
+            {"image_id": ["a", "b"], "label": "", "patient": [one, other], "fold": [0, 1]}
+        )
+        assert splits.leaking_images(folds).empty
+
+
+def test_a_fold_table_of_other_images_of_the_same_names_is_refused():
+    images = pd.DataFrame({"image_id": ["n001", "b001"], "label": [0, 1]})
+    folds = pd.DataFrame(
+        {"image_id": ["N001.tif", "b001"], "label": ["Normal", "Benign"], "patient": "", "fold": 0}
+    )
+    splits.check_belongs(images, folds, "folds.csv")
+    with pytest.raises(InputError, match="another label of 1: b001"):
+        splits.check_belongs(images.assign(label=[0, 2]), folds, "folds.csv")
+    with pytest.raises(InputError, match=r"1 images that are not there: b001"):
+        splits.check_belongs(images.iloc[:1], folds, "folds.csv")
+    slides = pd.DataFrame({"image_id": ["n001", "b001"], "label": [-1, -1]})
+    splits.check_belongs(slides, folds, "folds.csv")

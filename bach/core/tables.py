@@ -69,6 +69,11 @@ def patient_key(text: object) -> str:
     return re.sub(r"(?<!\d)0+(?=\d)", "", key)
 
 
+def patient_name(text: object) -> str:
+    """The name of a patient as it is written; empty where the patient is unknown."""
+    return str(text).strip() if patient_key(text) else ""
+
+
 # Files
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from bach.classes import CLASSES, parse_label
 from bach.core.errors import InputError
 from bach.core.log import log
-from bach.core.tables import image_key, patient_key, read_table, require_once
+from bach.core.tables import image_key, patient_key, patient_name, read_table, require_once
 from bach.core.text import columns, listed
 
 COLUMNS = ("image_id", "label", "patient", "fold")
@@ -111,7 +111,7 @@ def with_patients(table: pd.DataFrame, patients: pd.DataFrame | None) -> pd.Data
     """
     if patients is None:
         return table.copy()
-    names = patients["patient"].map(patient_key)
+    names = patients["patient"].map(patient_name)
     known = dict(zip(patients["image_id"].map(image_key), names, strict=True))
     return table.assign(patient=[known.get(image_key(name), "") for name in table["image_id"]])
 
@@ -289,7 +289,7 @@ def make_folds(table: pd.DataFrame, k: int, seed: int, unknown: str = "train") -
         {
             "image_id": table["image_id"].astype(str),
             "label": labels,
-            "patient": patients,
+            "patient": table["patient"].map(patient_name),
             "fold": np.array(fold, int),
         }
     )

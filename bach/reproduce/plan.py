@@ -106,10 +106,11 @@ def commands(args: Options, folds_a: Path, folds_b: Path) -> dict[str, list[str]
         return str(Path(args.run_dir) / run)
 
     inputs = ["--part-a-dir", at("part_a"), "--hard-examples-dir", at("hard_examples")]
-    final = ["train_final.py", *inputs, "--folds", str(folds_b)]
+    folds = ["--folds", str(folds_b)]
+    final = ["train_final.py", *inputs, *folds]
     steps = {
         "part_a": ["train_part_a.py", "--folds", str(folds_a)],
-        "hard_examples": ["mine_hard_examples.py", "--model-dir", at("part_a")],
+        "hard_examples": ["mine_hard_examples.py", "--model-dir", at("part_a"), *folds],
         "final": final,
         "heatmaps": ["make_heatmap.py", "--model-dir", at("final")],
     }
