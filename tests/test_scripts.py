@@ -188,11 +188,12 @@ def test_folds_trained_apart_are_brought_together(toy, runs, tmp_path):
     assert len(json.loads((together / "metrics.json").read_text())["per_fold"]) == 3
 
 
-def test_a_fold_of_other_patches_is_not_taken_for_this_one(toy, runs, tmp_path):
-    train_part_a.main(part_a_words(toy, tmp_path / "run", "--limit", "2", "--fold", "0"))
+def test_a_fold_that_was_trained_otherwise_is_not_taken_for_this_one(toy, runs, tmp_path):
+    words = part_a_words(toy, tmp_path / "run", "--limit", "3", "--learning-rate", "0.1")
+    train_part_a.main([*words, "--fold", "0"])
     shutil.copytree(runs / "part_a/fold_1", tmp_path / "run/fold_1")
     with pytest.raises(InputError, match="must be gone on with as it was begun"):
-        train_part_a.main(part_a_words(toy, tmp_path / "run", "--limit", "2", "--resume"))
+        train_part_a.main([*words, "--resume"])
 
 
 def test_heatmaps_hold_everything_and_agree_with_the_scorer(toy, runs):
