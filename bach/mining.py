@@ -18,7 +18,7 @@ from bach.core.pictures import mask_and_grid, write_png
 from bach.core.tables import write_csv
 from bach.core.text import listed
 from bach.honest.splits import ALWAYS_TRAIN, join_folds
-from bach.patches import SLIDE_STRIDE_UM, SlideMaps, cell_patches, slide_patches
+from bach.patches import SLIDE_STRIDE_UM, SlideMaps, cell_patches, read_patches, slide_patches
 from bach.slides import Slide
 from bach.tissue import map_files, slide_maps
 
@@ -265,7 +265,7 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
     if file.exists():
         if key_file.exists() and read_json(key_file, "Delete it; the slide is done again.") == key:
             log.info("%s: finished before", name)
-            return pd.read_csv(file, dtype={"image_id": str})
+            return read_patches(file)
         log.info("%s: the slide or what its patches depend on has changed; done again", name)
         file.unlink()
     with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
@@ -290,4 +290,4 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
     write_png(folder / f"{name}.png", picture)
     write_json(key_file, key)
     write_csv(table, file)
-    return pd.read_csv(file, dtype={"image_id": str})
+    return read_patches(file)

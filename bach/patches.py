@@ -5,12 +5,15 @@ side in level-0 px (floats on slides), the share of tissue, and the label.
 """
 
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from bach.core.errors import InputError
+from bach.core.tables import read_table
 from bach.slides import PART_A_MPP
 
 # Kwok 2018, section 4.1: 1,495-px crops at a step of 99 px, shrunk five times to
@@ -52,6 +55,25 @@ class View(NamedTuple):
 
 
 PLAIN_VIEW = View()
+
+
+def read_patches(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a patch table of ours: `image_id` as text, all other columns as numbers.
+
+    An empty cell is not a number: the probabilities of a patch that was not predicted.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    table = read_table(path, COLUMNS)
+    names = [name for name in table.columns if name != "image_id"]
+    try:
+        return table.assign(**table[names].apply(pd.to_numeric))
+    except ValueError as error:
+        raise InputError(
+            f"{path} must be a patch table, with numbers in all columns but image_id.\n"
+            f"Received: {error}.\nDelete it and run the script that wrote it with --resume."
+        ) from error
 
 
 def grid(width: float, height: float, size: float, stride: float) -> np.ndarray:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from bach.core.errors import InputError
 from bach.patches import (
+    COLUMNS,
     NETWORK_MPP,
     PATCH_SIZE,
     PATCH_STRIDE,
@@ -12,6 +14,7 @@ from bach.patches import (
     box_means,
     grid,
     photo_patches,
+    read_patches,
     slide_patches,
 )
 
@@ -141,3 +144,16 @@ def test_boxes_without_area_and_maps_of_other_dimensions_are_refused():
         box_means(np.ones((3, 3)), 0, 0, [1, 0])
     with pytest.raises(ValueError, match="height, width"):
         box_means(np.ones((3, 3, 3)), 0, 0, 1)
+
+
+def test_a_patch_table_keeps_its_names_and_its_numbers(tmp_path):
+    rows = ["00123,1344.5,0.25,1344.5396145610277,0.7,3,", "NA,2,0.5,10,1,0,0.25"]
+    (tmp_path / "t.csv").write_text("\n".join([",".join([*COLUMNS, "prob_normal"]), *rows]))
+    table = read_patches(tmp_path / "t.csv")
+    assert table["image_id"].tolist() == ["00123", "NA"]
+    assert table["size"].iloc[0] == 1344.5396145610277
+    assert table["label"].dtype == np.int64
+    assert np.isnan(table["prob_normal"].iloc[0])
+    (tmp_path / "t.csv").write_text(",".join(COLUMNS) + "\na,1,2,3,much,0\n")
+    with pytest.raises(InputError, match=r"t\.csv must be a patch table"):
+        read_patches(tmp_path / "t.csv")

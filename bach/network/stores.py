@@ -22,12 +22,20 @@ from tqdm import tqdm
 from bach.core.errors import InputError
 from bach.core.files import atomic_path, fingerprint, read_json, write_json
 from bach.core.log import step
-from bach.core.tables import read_table, write_csv
+from bach.core.tables import write_csv
 from bach.core.text import listed
 from bach.data import read_photo
 from bach.network.batches import Selection
 from bach.network.image_network import SHRINK, photo_input
-from bach.patches import COLUMNS, NETWORK_SIZE, PATCH_SIZE, PLAIN_VIEW, View, photo_patches
+from bach.patches import (
+    COLUMNS,
+    NETWORK_SIZE,
+    PATCH_SIZE,
+    PLAIN_VIEW,
+    View,
+    photo_patches,
+    read_patches,
+)
 from bach.slides import Slide
 
 _AGAIN = "Delete the folder and run the script that cuts it again."
@@ -58,12 +66,10 @@ class PatchStore:
                 "Run the script that cuts it first, or name the run folder that holds it."
             )
         self.record = record = _read_record(folder)
-        table = read_table(folder / "patches.csv", COLUMNS)
-        numbers = [name for name in table.columns if name != "image_id"]
-        self.table = table.assign(**table[numbers].apply(pd.to_numeric))
+        self.table = read_patches(folder / "patches.csv")
         self.patches = np.load(folder / "patches.npy", mmap_mode="r")
         self.view = None if record["view"] is None else View(*record["view"])
-        shape = (len(table), *record["size"], 3)
+        shape = (len(self.table), *record["size"], 3)
         if self.patches.shape != shape:
             raise InputError(
                 f"The patch store {folder} is damaged.\n"
