@@ -39,8 +39,8 @@ def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:
         kind: "predictions" or "truth".
 
     Returns:
-        Table of `key` (see `image_key`), `image_id` (as written) and `label`
-        (int 0..3), in the order of the file.
+        Table of `key` (see `image_key`), `image_id` (as written), `label` (int 0..3)
+        and `patient` (as written; empty without such a column), in the order of the file.
 
     Raises:
         InputError: If the file is missing, empty or ragged, a class cannot be
@@ -64,9 +64,10 @@ def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:
             "Mend these rows; a table without header has the image first, then the class."
         )
     require_once(ids, path)
-    return pd.DataFrame({"key": ids.map(image_key), "image_id": ids, "label": labels}).astype(
-        {"label": int}
-    )
+    patients = table["patient"] if "patient" in names else pd.Series("", table.index)
+    return pd.DataFrame(
+        {"key": ids.map(image_key), "image_id": ids, "label": labels, "patient": patients}
+    ).astype({"label": int})
 
 
 def _read_named(path: str | os.PathLike) -> pd.DataFrame:

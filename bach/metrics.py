@@ -24,7 +24,7 @@ from bach.core.log import log
 from bach.core.tables import image_key
 from bach.core.text import columns, listed, number
 from bach.honest.intervals import accuracy_interval, format_interval, score_interval
-from bach.honest.splits import read_patients, with_patients
+from bach.honest.records import with_known_patients
 from bach.labels import read_class_map, read_labels, same_proportions
 from bach.scores import ACCURACIES, part_a_metrics, part_b_score, score_part_b
 
@@ -47,27 +47,38 @@ def _match(predicted: Collection[str], truth: Collection[str], what: str) -> lis
     return list(truth)
 
 
-def pair_part_a_files(predictions: str | os.PathLike, truth: str | os.PathLike) -> pd.DataFrame:
+def pair_part_a_files(
+    predictions: str | os.PathLike,
+    truth: str | os.PathLike,
+    patients: str | os.PathLike | None = None,
+) -> pd.DataFrame:
     """Bring a table of Part A predictions and a table of true classes together.
 
     Args:
         predictions: CSV file, see `read_labels`; images without truth are left out
             (logged).
         truth: CSV file, see `read_labels`.
+        patients: CSV file of `image_id` and `patient`; by default the column `patient`
+            of the predictions, or else of the truth, see `with_known_patients`.
 
     Returns:
-        Table of `image_id` (see `image_key`), `label` and `predicted` (0..3), in the
-        order of the truth.
+        Table of `image_id` (see `image_key`), `label` and `predicted` (0..3) and
+        `patient` (empty where unknown), in the order of the truth.
 
     Raises:
         InputError: If a table cannot be read or an image of the truth has no
             prediction.
     """
-    true_labels = read_labels(truth, "truth").set_index("key")["label"]
-    labels = read_labels(predictions, "predictions").set_index("key")["label"]
-    keys = _match(labels.index, true_labels.index, "images")
-    stated, answered = true_labels[keys].to_numpy(), labels[keys].to_numpy()
-    return pd.DataFrame({"image_id": keys, "label": stated, "predicted": answered})
+    true_labels, labels = read_labels(truth, "truth"), read_labels(predictions, "predictions")
+    keys = _match(labels["key"].tolist(), true_labels["key"].tolist(), "images")
+    table = pd.DataFrame(
+        {
+            "image_id": keys,
+            "label": true_labels["label"].to_numpy(),
+            "predicted": labels.set_index("key")["label"][keys].to_numpy(),
+        }
+    )
+    return with_known_patients(table, {str(predictions): labels, str(truth): true_labels}, patients)
 
 
 def score_part_b_folders(predicted: str | os.PathLike, truth: str | os.PathLike) -> dict:
@@ -190,7 +201,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     part_a.add_argument("--predictions", required=True, help="CSV, one row per image")
     part_a.add_argument("--truth", required=True, help="CSV of the true classes")
     part_a.add_argument(
-        "--patients", help="CSV of image_id, patient: the interval is then over patients"
+        "--patients",
+        help="CSV of image_id and patient, over which the interval is taken "
+        "(default: the column patient of the predictions, or of the truth)",
     )
     part_b = parts.add_parser("part-b", help="challenge score of class maps")
     part_b.add_argument("--predicted", required=True, help="folder of class maps <slide>.png")
@@ -207,9 +220,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.part == "part-a":
-        table = pair_part_a_files(args.predictions, args.truth)
-        if args.patients is not None:
-            table = with_patients(table, read_patients(args.patients))
+        table = pair_part_a_files(args.predictions, args.truth, args.patients)
         result = part_a_metrics(table["label"].to_numpy(), table["predicted"].to_numpy())
         result["accuracy_interval"] = interval = accuracy_interval(table)
         print(format_part_a(result))

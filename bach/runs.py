@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bach.core.errors import InputError, exit_with
+from bach.core.errors import exit_with
 from bach.core.files import to_json
+from bach.core.log import log
 from bach.core.text import columns, markdown
 from bach.honest.comparison import ALWAYS_BENIGN, FIGURES, PUBLISHED, compare, parts_of
-from bach.honest.intervals import SAMPLES, accuracy_interval, format_interval, score_interval
+from bach.honest.intervals import accuracy_interval, format_interval, score_interval
 from bach.honest.records import counts_of, read_images, read_slides
 from bach.scores import ACCURACIES, always, score_from_counts
 
@@ -199,10 +200,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     two = tools.add_parser("compare", help="say whether run A is better than run B")
     two.add_argument("run_a", help="run folder that the answer is about")
     two.add_argument("run_b", help="run folder to compare it with")
-    two.add_argument(
-        "--samples", type=int, default=SAMPLES, help=f"bootstrap resamples (default: {SAMPLES})"
-    )
-    two.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    for name in ("--samples", "--seed"):
+        two.add_argument(name, type=int, help="does nothing: the intervals draw nothing any more")
     many = tools.add_parser("table", help="leaderboard of runs beside published figures")
     many.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
     for tool in (two, many):
@@ -218,11 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.tool == "table":
         print(table(args.runs, args.patients))
         return 0
-    if args.samples < 1:
-        raise InputError(
-            f"There must be resamples.\nReceived: --samples={args.samples}.\nAsk for 1,000 or more."
-        )
-    result = compare(args.run_a, args.run_b, args.patients, args.samples, args.seed)
+    if args.samples is not None or args.seed is not None:
+        log.warning("--samples and --seed do nothing: the intervals draw nothing any more")
+    result = compare(args.run_a, args.run_b, args.patients)
     print(format_comparison(result))
     print(to_json(result))
     return 0

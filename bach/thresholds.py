@@ -28,7 +28,7 @@ from bach.core.log import log, step
 from bach.core.tables import image_key
 from bach.core.text import columns
 from bach.heatmap import THRESHOLDS, cells_to_map, to_classes
-from bach.honest.intervals import bootstrap, format_interval, score_interval, slide_sums
+from bach.honest.intervals import format_interval, jackknife, score_interval, slide_sums
 from bach.honest.records import SlideRecord, read_slides
 from bach.honest.splits import ALWAYS_TRAIN, read_folds
 from bach.labels import read_class_map
@@ -517,9 +517,10 @@ def compare_rules(rules: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, di
         result[rule] = {
             "score": score_interval(counts),
             "pooled": score_interval(counts, pooled=True),
-            "difference": bootstrap(
+            "difference": jackknife(
                 np.column_stack([sums[:, 0] - reference[:, 0], there])[there],
-                lambda drawn: ratio(drawn[..., 0], drawn[..., 1]),
+                lambda sums: ratio(sums[..., 0], sums[..., 1]),
+                lowest=-1.0,
                 unit="slides",
             ),
         }
@@ -532,6 +533,7 @@ def format_rules(result: Mapping[str, dict]) -> str:
     for rule, row in result.items():
         mean, *others = (format_interval(row[key], 4) for key in ("score", "pooled", "difference"))
         rows.append([rule, mean, *(text.rsplit(" (", 1)[0] for text in others)])
+    rows[0][-1] = ""  # itself
     table = columns(["rule", "score, mean over slides", "pooled", "minus the first"], rows)
     warning = next(iter(result.values()))["score"]["warning"]
     return f"{table}\nnote: {warning}" if warning else table

@@ -65,8 +65,9 @@ from bach.honest.features import read_features
 from bach.honest.intervals import (
     accuracy_from_sums,
     accuracy_sums,
-    bootstrap,
+    accuracy_worth,
     format_interval,
+    jackknife,
     patient_units,
     predicted_labels,
     unit_sums,
@@ -292,7 +293,7 @@ def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
 
     Returns:
         `arguments`; `seeds`, how many; `accuracy` and `binary_accuracy`, each `score`
-        (the mean over seeds) and `difference`, intervals as of `bootstrap`, and `sd` (of
+        (the mean over seeds) and `difference`, intervals as of `jackknife`, and `sd` (of
         the difference over seeds, None with one seed); `verdict` on the accuracy.
     """
     tables = []
@@ -311,7 +312,7 @@ def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
     sums = np.hstack(
         [accuracy_sums(table["label"], table[column]) for column in ("predicted", "predicted_base")]
     )
-    width = sums.shape[1] // 2
+    units, width = unit_sums(sums, numbers), sums.shape[1] // 2
     result: dict[str, dict] = {}
     for metric in ("accuracy", "binary_accuracy"):
 
@@ -321,10 +322,11 @@ def compare(base_dir: Path, name: str, seeds: Sequence[int]) -> dict:
         def difference(values: np.ndarray, metric: str = metric) -> np.ndarray:
             return score(values, metric) - accuracy_from_sums(values[..., width:], metric)
 
+        worth = accuracy_worth(units[:, :width], metric)
         per_seed = [difference(sums[table["seed"] == seed].sum(axis=0)) for seed in seeds]
         result[metric] = {
-            "score": bootstrap(unit_sums(sums, numbers), score, unit=unit),
-            "difference": bootstrap(unit_sums(sums, numbers), difference, unit=unit),
+            "score": jackknife(units, score, worth, unit=unit),
+            "difference": jackknife(units, difference, worth, lowest=-1.0, unit=unit),
             "sd": float(np.std(per_seed, ddof=1)) if len(seeds) > 1 else None,
         }
     return {

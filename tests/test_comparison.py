@@ -4,7 +4,7 @@ import pytest
 from made_up import heatmap_run, training_run, two_runs
 
 from bach.core.errors import InputError
-from bach.honest import comparison
+from bach.honest import comparison, records
 from bach.honest.intervals import accuracy_interval
 from bach.honest.records import read_images
 
@@ -31,7 +31,8 @@ def test_a_run_that_is_right_more_often_is_better_and_the_other_way_round_worse(
 def test_a_run_is_not_distinguishable_from_itself(pair):
     result = comparison.compare(pair[0], pair[0])
     assert result["verdict"] == "not distinguishable"
-    assert (result["difference"]["low"], result["difference"]["high"]) == (0, 0)
+    assert result["difference"]["value"] == 0
+    assert result["difference"]["low"] == -result["difference"]["high"] < -0.05
 
 
 def test_pairing_sees_a_difference_that_two_intervals_apart_would_hide(tmp_path):
@@ -77,6 +78,30 @@ def test_a_patient_table_takes_the_place_of_the_column(pair, tmp_path):
     result = comparison.compare(*pair, patients=tmp_path / "patients.csv")
     assert result["difference"]["unit"] == "1 patients + 60 images"
     assert result["difference"]["units"] == 61
+
+
+def test_the_patients_of_either_run_are_those_of_both(pair, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(records.log, "propagate", True)
+    label = pd.read_csv(pair[0] / "predictions.csv")["label"].to_numpy()
+    silent = training_run(tmp_path / "silent", label, label)
+    for one, other in ((pair[0], silent), (silent, pair[0])):
+        difference = comparison.compare(one, other)["difference"]
+        assert (difference["units"], difference["unit"]) == (30, "patients")
+    assert "no patient is known" not in caplog.text
+    comparison.compare(silent, silent)
+    assert "no patient is known" in caplog.text
+
+
+def test_a_patient_with_most_of_the_images_decides_nothing(tmp_path):
+    label = np.arange(100) % 4
+    patient = ["P0"] * 60 + [f"P{1 + n % 9}" for n in range(40)]
+    a = training_run(tmp_path / "a", label, label, patient)
+    b = training_run(tmp_path / "b", np.where(label == 0, 1, label), label, patient)
+    result = comparison.compare(a, b)
+    assert result["difference"]["units"] == 10
+    assert result["difference"]["worth"] < 5
+    assert result["verdict"] == "not distinguishable"
+    assert "only 10 patients, worth 2.6" in result["difference"]["warning"]
 
 
 def test_runs_that_disagree_about_the_truth_are_refused(tmp_path):
@@ -135,18 +160,19 @@ def test_slides_that_a_model_was_trained_on_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "units", "answer"),
+    ("low", "high", "worth", "answer"),
     [
         (0.01, 0.2, 10, "better"),
         (-0.2, -0.01, 10, "worse"),
         (-0.01, 0.2, 10, "not distinguishable"),
         (0.0, 0.2, 10, "not distinguishable"),
         (0.01, 0.2, 4, "not distinguishable"),
+        (0.01, 0.2, 4.9, "not distinguishable"),
         (None, None, 1, "not distinguishable"),
     ],
 )
-def test_the_interval_of_the_difference_decides(low, high, units, answer):
-    assert comparison.verdict({"low": low, "high": high, "units": units}) == answer
+def test_the_interval_of_the_difference_decides(low, high, worth, answer):
+    assert comparison.verdict({"low": low, "high": high, "units": 29, "worth": worth}) == answer
 
 
 def test_the_published_numbers_are_those_of_the_papers():

@@ -83,7 +83,9 @@ def test_every_table_of_results_says_where_it_comes_from_and_stands_in_a_page():
     tables = {path.stem for path in RESULTS.glob("*.csv")} - {"sources"}
     pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
     assert set(hooks.sources()) == tables
-    assert set(re.findall(r"^<!-- table: (\w+) -->$", pages, re.MULTILINE)) == tables
+    shown = set(re.findall(r"^<!-- table: (\w+) -->$", pages, re.MULTILINE))
+    linked = set(re.findall(r"\(results/(\w+)\.csv\)", pages))  # too long to be read there
+    assert shown | linked == tables
 
 
 def test_the_readme_repeats_figures_of_the_tables_and_no_others():

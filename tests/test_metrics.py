@@ -4,11 +4,13 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import training_run
 
-from bach import labels, metrics, scores
+from bach import labels, metrics, runs, scores
 from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import to_json
+from bach.honest.intervals import accuracy_interval, format_interval
 
 
 @pytest.fixture
@@ -145,6 +147,51 @@ def test_the_interval_is_over_patients_where_they_are_known(tmp_path, capsys):
     result = run(capsys, *argv, "--patients", tmp_path / "patients.csv")
     assert result["accuracy_interval"]["units"] == 45
     assert result["accuracy_interval"]["unit"] == "5 patients + 40 images"
+
+
+def test_training_metrics_and_table_have_one_interval_of_the_same_file(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    label = np.arange(80) % 4
+    predicted = np.where(rng.random(80) < 0.7, label, (label + 1) % 4)
+    patient = [f"P{n}" for n in rng.geometric(0.15, 80)]  # some have many images
+    folder = training_run(tmp_path / "run", predicted, label, patient)
+    file = folder / "predictions.csv"
+    in_training = accuracy_interval(pd.read_csv(file))
+    argv = ("part-a", "--predictions", file, "--truth", file)
+    printed = run(capsys, *argv)["accuracy_interval"]
+    assert printed == json.loads(to_json(in_training))
+    assert printed["unit"] == "patients"
+    assert printed["worth"] < 0.8 * printed["units"] < 30
+    text = format_interval(in_training, 3)
+    assert f", worth {printed['worth']:.0f})" in text
+    assert text in runs.table([folder])
+    metrics.main([str(word) for word in argv])
+    assert f"part-a {text}" in capsys.readouterr().out.splitlines()
+
+
+def test_the_truth_may_name_the_patients_and_a_table_of_patients_decides(tmp_path, capsys):
+    truth = write(tmp_path / "t.csv", "image_id,label,patient\na,0,x\nb,1,x\nc,2,y\nd,3,y\n")
+    plain = write(tmp_path / "p.csv", "image_id,predicted\na,0\nb,1\nc,2\nd,0\n")
+    argv = ("part-a", "--predictions", plain, "--truth", truth)
+    assert run(capsys, *argv)["accuracy_interval"]["units"] == 2
+    table = write(tmp_path / "q.csv", "image_id,patient\nA.tif,1\nB.tif,2\nC.tif,2\nD.tif,3\n")
+    assert run(capsys, *argv, "--patients", table)["accuracy_interval"]["units"] == 3
+
+
+def test_tables_that_name_other_patients_are_told_apart_in_the_log(tmp_path, capsys, messages):
+    truth = write(tmp_path / "t.csv", "image_id,label,patient\na,0,x\nb,1,x\nc,2,y\n")
+    other = write(tmp_path / "p.csv", "image_id,predicted,patient\na,0,v\nb,1,w\nc,2,\n")
+    result = run(capsys, "part-a", "--predictions", other, "--truth", truth)
+    assert result["accuracy_interval"]["units"] == 3  # v, w, and y of whom the first is silent
+    assert f"{truth} names other patients than {other} for 2 images (a, b)" in messages.text
+
+
+def test_that_no_patient_is_known_is_said(tmp_path, capsys, messages):
+    truth = write(tmp_path / "t.csv", "image_id,label\na,0\nb,1\n")
+    result = run(capsys, "part-a", "--predictions", truth, "--truth", truth)
+    assert result["accuracy_interval"]["unit"] == "images"
+    assert "no patient is known, images count as if independent" in messages.text
+    assert "--patients" in messages.text
 
 
 def test_a_map_of_another_size_is_scaled_without_a_shift_and_logged(tmp_path, capsys, messages):

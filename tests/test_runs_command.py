@@ -86,9 +86,18 @@ def test_a_comparison_is_laid_out_with_its_note(tmp_path):
     assert lines[-1].startswith("note: only 4 patients")
 
 
-def test_compare_ends_with_one_line_of_json(pair, capsys):
-    assert runs.main(["compare", str(pair[0]), str(pair[1]), "--samples", "500"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_compare_ends_with_one_line_of_json_and_has_no_use_for_seeds(
+    pair, capsys, caplog, monkeypatch
+):
+    monkeypatch.setattr(runs.log, "propagate", True)
+    words = ["compare", str(pair[0]), str(pair[1])]
+    assert runs.main(words) == 0
+    plain = capsys.readouterr().out
+    assert not caplog.text
+    assert runs.main([*words, "--samples", "500", "--seed", "3"]) == 0
+    assert "--samples and --seed do nothing" in caplog.text
+    assert capsys.readouterr().out == plain
+    lines = plain.splitlines()
     assert json.loads(lines[-1])["verdict"] == "better"
     assert "A is better than B (accuracy)" in lines
 

@@ -33,9 +33,9 @@ from bach.core.text import listed
 from bach.data import list_images
 from bach.honest.features import read_features
 from bach.honest.intervals import (
-    SAMPLES,
-    bootstrap,
     format_interval,
+    jackknife,
+    kish,
     patient_units,
     predicted_labels,
     unit_sums,
@@ -160,7 +160,7 @@ def score_twice(
     return pd.concat(parts, ignore_index=True)
 
 
-def measure_gap(predictions: pd.DataFrame, samples: int = SAMPLES) -> dict:
+def measure_gap(predictions: pd.DataFrame) -> dict:
     """Say what the leaky split promised and what the patient-safe one found.
 
     An image counts with the share of the draws that got it right, so that the
@@ -170,11 +170,10 @@ def measure_gap(predictions: pd.DataFrame, samples: int = SAMPLES) -> dict:
         predictions: Table of `image_id`, `label` (0..3), `patient`, `split` ("safe",
             "leaky"), and the `prob_` columns or `predicted`; an image may come any
             number of times, and both splits must have the same images.
-        samples: Number of bootstrap resamples.
 
     Returns:
         `safe` and `leaky` (accuracies) and `gap` (leaky minus safe, paired), each an
-        interval as of `bach.honest.intervals.bootstrap` over patients; `images` and
+        interval as of `bach.honest.intervals.jackknife` over patients; `images` and
         `patients`, their numbers.
 
     Raises:
@@ -194,10 +193,11 @@ def measure_gap(predictions: pd.DataFrame, samples: int = SAMPLES) -> dict:
     units = unit_sums(rows, numbers)
 
     def interval(weights: tuple[int, int]) -> dict:
-        return bootstrap(
+        return jackknife(
             units,
             lambda sums: ratio(sums[..., :2] @ np.array(weights), sums[..., 2]),
-            samples,
+            kish(units[:, 2]),
+            lowest=min(weights),
             unit=unit,
         )
 
@@ -229,7 +229,7 @@ def score_hidden(
         trees: Number of trees.
 
     Returns:
-        Interval of the accuracy, as of `bach.honest.intervals.bootstrap`, over test images.
+        Interval of the accuracy, as of `bach.honest.intervals.jackknife`, over test images.
     """
     right = np.zeros(len(truth))
     for seed in range(seeds):
@@ -238,7 +238,7 @@ def score_hidden(
         )
         right += (probs.argmax(axis=1) == truth.to_numpy()) / seeds
     units = np.column_stack([right, np.ones(len(right))])
-    return bootstrap(units, lambda sums: ratio(sums[..., 0], sums[..., 1]), unit="images")
+    return jackknife(units, lambda sums: ratio(sums[..., 0], sums[..., 1]), unit="images")
 
 
 # The tool

@@ -35,7 +35,7 @@ from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import write_json
 from bach.core.log import log
-from bach.core.tables import read_table
+from bach.core.text import listed
 from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_labels
 
@@ -167,14 +167,16 @@ def _damaged(path: str | os.PathLike, faults: list[str]) -> InputError:
 # Images
 
 
-def read_images(run: str | os.PathLike, patients: str | os.PathLike | None = None) -> pd.DataFrame:
+def read_images(
+    run: str | os.PathLike, patients: str | os.PathLike | None = None, alone: bool = True
+) -> pd.DataFrame:
     """Read the image predictions of a run.
 
     Args:
         run: Run folder with `predictions.csv`.
         patients: CSV with `image_id` and `patient`; None to use the column
-            `patient` of the predictions. Where neither is there, images count as
-            if independent (logged).
+            `patient` of the predictions, see `with_known_patients`.
+        alone: Whether nobody else is asked, so that it is logged if no patient is known.
 
     Returns:
         Table of `image_id` (reduced to its key), `label`, `predicted` (0..3) and
@@ -185,13 +187,54 @@ def read_images(run: str | os.PathLike, patients: str | os.PathLike | None = Non
     """
     path = Path(run) / "predictions.csv"
     truth = read_labels(path, "truth").set_index("key")["label"]
-    table = read_labels(path, "predictions")[["key", "label"]]
-    table.columns = ["image_id", "predicted"]
-    table["label"] = truth[table["image_id"]].to_numpy()
-    if patients is None and "patient" not in read_table(path).columns:
-        table["patient"] = ""
-    else:
-        table = with_patients(table, read_patients(path if patients is None else patients))
-    if not table["patient"].any():
-        log.warning("%s: no patient is known, images count as if independent", path)
-    return table[["image_id", "label", "predicted", "patient"]]
+    read = read_labels(path, "predictions")
+    keys = read["key"].to_numpy()
+    table = pd.DataFrame(
+        {"image_id": keys, "label": truth[keys].to_numpy(), "predicted": read["label"].to_numpy()}
+    )
+    return with_known_patients(table, {str(path): read}, patients, alone)
+
+
+def with_known_patients(
+    table: pd.DataFrame,
+    sources: Mapping[str, pd.DataFrame],
+    patients: str | os.PathLike | None = None,
+    warn: bool = True,
+) -> pd.DataFrame:
+    """Give images their patients, and so decide what the units of an interval are.
+
+    Whatever scores or compares images asks here, so that the same files have the same
+    interval. Where no patient is known, images count as if independent (logged).
+
+    Args:
+        table: Any table with `image_id`.
+        sources: {name: table of `image_id` and `patient`}; the first one that knows the
+            patient of an image decides. Others that say otherwise are named in the log.
+        patients: CSV of `image_id` and `patient`, which alone decides if it is given.
+        warn: Whether to log that no patient is known.
+
+    Returns:
+        A copy of the table with `patient`, empty where unknown.
+
+    Raises:
+        InputError: If the CSV file cannot be read.
+    """
+    if patients is not None:
+        sources = {str(patients): read_patients(patients)}
+    first, *others = sources
+    table = with_patients(table, sources[first])
+    for name in others:
+        other = with_patients(table, sources[name])["patient"]
+        known = table["patient"] != ""
+        differ = table["image_id"][known & (other != "") & (other != table["patient"])]
+        if len(differ):
+            message = "%s names other patients than %s for %d images (%s): the latter are taken"
+            log.warning(message, name, first, len(differ), listed(differ, most=3))
+        table["patient"] = table["patient"].where(known, other)
+    if warn and not table["patient"].any():
+        log.warning(
+            "%s: no patient is known, images count as if independent and the interval is too "
+            "narrow if some share a patient; name a CSV of image_id, patient for --patients",
+            " and ".join(sources),
+        )
+    return table

@@ -17,8 +17,8 @@ from bach.core.text import markdown, number
 from bach.honest.comparison import ALWAYS_BENIGN, PUBLISHED
 from bach.honest.intervals import (
     accuracy_interval,
-    bootstrap,
     format_interval,
+    jackknife,
     ratio,
     score_interval,
 )
@@ -206,5 +206,5 @@ def _mean(values: Sequence[float | None]) -> str:
     """Mean over slides with its interval; slides without a value are left out."""
     known = [value for value in values if value is not None and np.isfinite(value)]
     units = np.array([(value, 1) for value in known], np.float64).reshape(-1, 2)
-    interval = bootstrap(units, lambda sums: ratio(sums[..., 0], sums[..., 1]), unit="slides")
+    interval = jackknife(units, lambda sums: ratio(sums[..., 0], sums[..., 1]), unit="slides")
     return format_interval(interval, 3)
