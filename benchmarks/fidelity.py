@@ -7,7 +7,7 @@ slides that the models did not see. With --regions also: does a dense heatmap de
 size of the regions that it is computed in?
 
 Reads:   --data-dir (slides), --model-dir (run of train_final.py, or a .keras file).
-Writes:  --dir: a run folder a variant; finished ones are used as they are.
+Writes:  --dir: a run folder per variant; finished ones are used as they are.
 Command: make demo
          python benchmarks/fidelity.py --data-dir data/toy --model-dir runs/demo/final
          python benchmarks/fidelity.py --slides S.svs --model-dir M.keras --regions 23 55
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import make_heatmap
 from bach.core.errors import exit_with
+from bach.core.text import markdown, number
 from bach.data import list_images
 from bach.heatmap import to_heatmap
 from bach.network.dense import DenseModel, dense_step_um, predict_dense
@@ -164,14 +165,20 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for source, model in cases:
         rows += measure(source, model, args.dir / model.stem, args.variants)
-    print("| model | variant | correlation | largest difference | equal class | score | seconds |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        score = "-" if row["score"] is None else f"{row['score']:.4f}"
-        print(
-            f"| {row['model']} | {row['variant']} | {row['correlation']:.5f} | "
-            f"{row['largest']:.4f} | {row['equal']:.2%} | {score} | {row['seconds']} |"
-        )
+    header = ["model", "variant", "correlation", "largest difference", "equal class"]
+    cells = [
+        [
+            row["model"],
+            row["variant"],
+            number(row["correlation"], 5),
+            number(row["largest"], 4),
+            f"{row['equal']:.2%}",
+            number(row["score"], 4),
+            row["seconds"],
+        ]
+        for row in rows
+    ]
+    print(markdown([*header, "score", "seconds"], cells))
     if args.regions:
         for source, model in cases:
             slide = (

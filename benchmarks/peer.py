@@ -27,8 +27,6 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -37,6 +35,8 @@ from slides import ROOT, make_slide
 from bach.classes import CLASSES
 from bach.core.errors import InputError, exit_with
 from bach.core.files import atomic_path
+from bach.core.tables import read_table
+from bach.core.text import markdown
 from bach.network.patch_network import build_model
 from bach.patches import DENSE_STEP_UM, NETWORK_MPP, NETWORK_SIZE
 
@@ -97,7 +97,7 @@ def run_peer(args: argparse.Namespace, slide: Path) -> dict:
         *("--patch-overlap-ratio", round(overlap, 4)),
     ]
     seconds = seconds_of(words)
-    count = len(pd.read_csv(out / "model-outputs-csv" / f"{slide.stem}.csv"))
+    count = len(read_table(out / "model-outputs-csv" / f"{slide.stem}.csv"))
     return {"predictions": count, "seconds": round(seconds, 1)}
 
 
@@ -126,7 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dir", type=Path, default=Path("data/bench_peer"), help="where to work")
     parser.add_argument("--size", type=int, nargs=2, default=(5000, 5000), help="of the slide, px")
-    parser.add_argument("--batch-size", type=int, default=32, help="patches a batch, of both")
+    parser.add_argument("--batch-size", type=int, default=32, help="patches per batch, of both")
     parser.add_argument("--workers", type=int, default=2, help="wsinfer's reading processes")
     return parser.parse_args(argv)
 
@@ -139,11 +139,11 @@ def main(argv: list[str] | None = None) -> None:
     make_slide(slide, *args.size)
     rows = {"dense": run_ours(args, slide, "dense"), "peer": run_peer(args, slide)}
     rows["patches"] = run_ours(args, slide, "patches")
-    print("| command | predictions | seconds | predictions/s |\n|---|---|---|---|")
     result: dict = {"rows": rows}
     for name, row in rows.items():
         result[name] = round(row["predictions"] / row["seconds"], 3)
-        print(f"| {name} | {row['predictions']} | {row['seconds']} | {result[name]} |")
+    cells = [[name, *row.values(), result[name]] for name, row in rows.items()]
+    print(markdown(["command", "predictions", "seconds", "predictions/s"], cells))
     for name in ("patches", "dense"):
         result[f"ratio_{name}"] = round(result[name] / result["peer"], 2)
     print(json.dumps(result))

@@ -18,10 +18,10 @@ Figures of the last line:
                 another region or not used.
     rss_mb      peak resident memory of make_heatmap.py on the large slide; rss_growth is
                 that over the peak on the small one.
-    linearity   seconds a mm2 at 10, 50 and 200 mm2 of tissue in pieces of 10 mm2, largest
+    linearity   seconds per mm2 at 10, 50 and 200 mm2 of tissue in pieces of 10 mm2, largest
                 over smallest; medians, for the smaller ones are timed before and after the
                 largest, and the smallest also in between.
-    linearity_px  the network's pixels a mm2 for one square of 10, 50 and 200 mm2, largest
+    linearity_px  the network's pixels per mm2 for one square of 10, 50 and 200 mm2, largest
                 over smallest: what the surroundings of a small piece cost.
 
 Reads:   nothing.
@@ -48,6 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bach.core.errors import exit_with
 from bach.core.files import atomic_path
 from bach.core.log import log, step
+from bach.core.text import markdown
 from bach.heatmap import heatmap_patches
 from bach.network import backend
 from bach.network.dense import (
@@ -197,7 +198,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--areas", type=float, nargs="+", default=None, help="mm2, for linearity")
     parser.add_argument("--sample", type=int, default=192, help="patches of the grid to time")
     parser.add_argument("--every", type=int, default=4, help="regions of the bare pass: every n-th")
-    parser.add_argument("--batch-size", type=int, default=32, help="patches a batch of the grid")
+    parser.add_argument("--batch-size", type=int, default=32, help="patches per batch of the grid")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -234,7 +235,7 @@ class Bench:
         )
         self.wanted[self.table["row"], self.table["col"]] = True
         self.regions = self.cover(self.wanted)
-        # All has run once before it is timed: tracing is done once a script.
+        # All has run once before it is timed: tracing is done once per script.
         self.patch_seconds()
         middle = np.zeros(self.wanted.shape, bool)
         row, col = (length // 2 for length in middle.shape)
@@ -250,7 +251,7 @@ class Bench:
         return self.dense.region_px(region.rows) * self.dense.region_px(region.cols)
 
     def patch_seconds(self) -> float:
-        """Seconds a patch of the winner's grid, on patches spread over the slide."""
+        """Seconds per patch of the winner's grid, on patches spread over the slide."""
         rows = np.linspace(0, len(self.table) - 1, self.args.sample // 6).round().astype(int)
         sample = self.table.iloc[rows]
         return seconds_of(
@@ -263,7 +264,7 @@ class Bench:
         return seconds_of(lambda: predict_dense([model], self.slide, cells, every))
 
     def bare_seconds(self) -> float:
-        """Seconds a network pixel of the bare forward pass, on some of the regions."""
+        """Seconds per network pixel of the bare forward pass, on some of the regions."""
         some = self.regions[:: self.args.every]
         blanks = [
             np.zeros((self.dense.region_px(x.rows), self.dense.region_px(x.cols), 3), np.uint8)
@@ -305,7 +306,7 @@ def measure_speed(bench: Bench, large: Path, model: Path) -> dict:
 
 
 def measure_linearity(bench: Bench) -> dict:
-    """Seconds a mm2 of less and of more tissue."""
+    """Seconds per mm2 of less and of more tissue."""
     smallest, *larger = bench.args.areas
     shape = bench.wanted.shape
     times: dict[float, list[float]] = {area: [] for area in bench.args.areas}
@@ -360,9 +361,7 @@ def main(argv: list[str] | None = None) -> None:
         small = run_script(paths["small"], file, args)
         result["rss_growth"] = round(result["rss_mb"] / small["rss_mb"], 3)
     log.info("a patch has %d px, a step is %.1f um", NETWORK_SIZE, DENSE_STEP_UM)
-    print(f"| figure | {args.backbone}, {args.precision} |\n|---|---|")
-    for key, value in result.items():
-        print(f"| {key} | {value} |")
+    print(markdown(["figure", f"{args.backbone}, {args.precision}"], result.items()))
     print(json.dumps(result))
 
 

@@ -17,7 +17,7 @@ one after the other, so that what else the machine does falls on all. The first 
 of an epoch, some of which were read ahead while something else went on, count for
 `epoch_start` alone.
 
-Also the time and bytes to cut the patch store, once a round.
+Also the time and bytes to cut the patch store, once per round.
 
 Reads:   nothing.
 Writes:  a temporary folder, deleted.
@@ -50,6 +50,7 @@ from bach.core.errors import exit_with
 from bach.core.files import to_json
 from bach.core.log import log, setup_logging
 from bach.core.options import Training
+from bach.core.text import markdown
 from bach.network import backend, training
 from bach.network.augment import Augmentation
 from bach.network.batches import Batches
@@ -227,12 +228,11 @@ def _spread(values: np.ndarray) -> dict:
 
 def report(result: dict) -> None:
     """Print the table and the result as JSON."""
-    print("| figure | median | lowest | highest |\n|---|---|---|---|")
     figures = ("input_efficiency", "replica_overhead", "epoch_start", "augmentation")
     rows = {name: result[name] for name in figures}
     rows |= {f"patches/s, {name}": row for name, row in result["patches_per_s"].items()}
-    for name, row in rows.items():
-        print(f"| {name} | {' | '.join(f'{value:.3g}' for value in row.values())} |")
+    cells = [[name, *(f"{value:.3g}" for value in row.values())] for name, row in rows.items()]
+    print(markdown(["figure", "median", "lowest", "highest"], cells))
     cut = result["cut"]
     print(
         f"\ncut {cut['photos']} photos into {cut['patches']:,} patches: {cut['seconds']:.2f} s "
@@ -246,10 +246,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backbone", default="small", help="small, or of keras.applications")
-    parser.add_argument("--batch-size", type=int, default=64, help="patches a global batch")
-    parser.add_argument("--steps", type=int, default=20, help="batches to time a round")
+    parser.add_argument("--batch-size", type=int, default=64, help="patches per global batch")
+    parser.add_argument("--steps", type=int, default=20, help="batches to time per round")
     parser.add_argument("--rounds", type=int, default=5, help="times that all is timed")
-    parser.add_argument("--photos", type=int, default=4, help="photos a class to paint")
+    parser.add_argument("--photos", type=int, default=4, help="photos per class to paint")
     parser.add_argument(
         "--precision",
         default="float32",

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.log import log
-from bach.core.text import duration
+from bach.core.text import duration, listed
 from bach.data import read_photo
 from bach.network import backend, processes
 from bach.network.augment import orient, orientations
@@ -66,7 +66,7 @@ def load_models(
             + (f" of fold {', '.join(map(str, missing))}" if files else "")
             + f".\nReceived: {len(files)} finished.\nTrain first (or finish it with --resume)."
         )
-    log.info("models: %s of %s", ", ".join(f"fold {fold}" for fold in wanted), run_dir)
+    log.info("models: %s", listed(files[fold] for fold in wanted))
     loaded = {}
     for fold in wanted:
         model = load_model(files[fold])
