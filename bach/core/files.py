@@ -10,11 +10,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from bach.core.errors import InputError
+from bach.core.inputs import Limit, read_input, understood
 
 
 def first_process() -> bool:
@@ -97,10 +98,9 @@ def read_json(path: str | os.PathLike, remedy: str) -> Any:
     Raises:
         InputError: If the file is missing or damaged.
     """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} must hold JSON.\nReceived: {error}.\n{remedy}") from error
+    content = read_input(path, "hold JSON", remedy, Limit.JSON)
+    with understood(path, "hold JSON", remedy):
+        return json.loads(content.decode("utf-8"), parse_constant=_no_number)
 
 
 def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
@@ -146,6 +146,10 @@ def _digest(path: str | os.PathLike | None) -> str:
         raise InputError(
             f"No such file: {path}.\nReceived: {error.strerror}.\nCheck the name."
         ) from error
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word}, which is no number")
 
 
 def _dump(value: object, indent: int | None = None, sort: bool = False) -> str:
