@@ -1,18 +1,23 @@
-"""Files are whole or not there; a fingerprint is of content."""
+"""Files that are whole or not there, JSON, fingerprints."""
 
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from bach.core.errors import InputError, exit_with
+from bach.core.errors import InputError
 from bach.core.files import (
     atomic_folder,
     atomic_path,
+    clear_temporary,
     fingerprint,
     read_json,
+    read_object,
+    require_place,
     to_json,
     write_array,
     write_json,
@@ -96,11 +101,94 @@ def test_a_file_that_is_not_there_has_no_fingerprint(tmp_path):
         fingerprint({"slide": tmp_path / "A01.svs"})
 
 
-def test_an_input_error_becomes_its_message_and_exit_code_2(capsys):
-    def main():
-        raise InputError("Unpack the archive first.")
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("file/x.csv", "file is no folder"),
+        ("folder", "it is no file"),
+        ("/dev/null", "it is no file"),
+        ("n" * 300, "name too long"),
+        ("/proc/none/x.csv", "No such file"),
+        ("/sys/kernel/x.csv", "not permitted|Permission denied"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_and_when_it_is_written(
+    tmp_path, place, said
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with (
+        pytest.raises(
+            InputError, match=rf"{place} must be a place that can be written(?s:.)*{said}"
+        ),
+        atomic_path(tmp_path / place) as temporary,
+    ):
+        temporary.write_text("new")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
 
-    with pytest.raises(SystemExit) as end:
-        exit_with(main)
-    assert end.value.code == 2
-    assert capsys.readouterr().err == "InputError: Unpack the archive first.\n"
+
+@pytest.mark.parametrize("place", ["file/x/y", "n" * 300, "a\0b"])
+def test_a_place_that_can_never_be_made_is_refused_early(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"must be a place that can be written(?s:.)*Another\."):
+        require_place(tmp_path / place, "Another.")
+    require_place(tmp_path / "new/folder", "Another.")
+    require_place(tmp_path, "Another.", folder=True)
+    require_place(tmp_path / "file", "Another.")
+    for place, folder in ((tmp_path, False), (tmp_path / "file", True)):
+        with pytest.raises(InputError, match="but is there"):
+            require_place(place, "Another.", folder)
+
+
+def test_an_error_about_another_file_is_not_taken_for_one_of_the_place(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "x.csv"):
+        (tmp_path / "elsewhere/none").read_text()
+
+
+def test_what_killed_writers_left_is_removed_and_what_a_live_one_writes_stays(tmp_path):
+    code = (
+        "import os, sys; from bach.core.files import atomic_path, atomic_folder\n"
+        "with atomic_path(sys.argv[1] + '/a.npy') as t, atomic_folder(sys.argv[1] + '/b') as f:\n"
+        "    t.write_text('half'); (f / 'c').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "in")], check=False)
+    assert len(list((tmp_path / "in").iterdir())) == 2
+    (tmp_path / "in/.hidden.npy").touch()
+    with atomic_path(tmp_path / "in/live.npy") as live:
+        clear_temporary(tmp_path)
+        assert set((tmp_path / "in").iterdir()) == {live, tmp_path / "in/.hidden.npy"}
+        live.write_text("new")
+    assert (tmp_path / "in/live.npy").read_text() == "new"
+
+
+def test_the_next_writer_of_a_file_removes_what_the_last_one_left(tmp_path):
+    left = tmp_path / ".a.unfinished-12345678.npy"
+    left.touch()
+    write_array(tmp_path / "b.npy", np.eye(2))
+    assert left.exists()
+    write_array(tmp_path / "a.npy", np.eye(2))
+    assert not left.exists()
+
+
+def test_a_name_that_just_fits_can_be_written(tmp_path):
+    for name in ("é" * 120 + ".csv", "a." + "b" * 240 + ".csv"):
+        with atomic_path(tmp_path / name) as temporary:
+            temporary.write_text("new")
+        assert (tmp_path / name).read_text() == "new"
+
+
+def test_an_object_of_json_has_the_kinds_of_fields_it_should(tmp_path):
+    file = tmp_path / "x.json"
+    write_json(file, {"a": 1, "b": None, "c": ["x"]})
+    assert read_object(file, "Mend it.", a=float, b=dict, c=list, d=str)["a"] == 1
+    with pytest.raises(
+        InputError, match=r"Field 'c' of .*x\.json must be of kind object(?s:.)*Mend"
+    ):
+        read_object(file, "Mend it.", c=dict)
+    for text in ("[1]", "null", "3", '"x"'):
+        file.write_text(text)
+        with pytest.raises(InputError, match=r"must hold a JSON object(?s:.)*Mend it"):
+            read_object(file, "Mend it.")
+    file.write_text('{"a": NaN}')
+    with pytest.raises(InputError, match="NaN, which is no number"):
+        read_json(file, "Mend it.")

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from bach.core import options
 from bach.core.errors import InputError
 from bach.core.options import again, option
-from bach.core.run import Run, patch_folder, read_record
+from bach.core.run import Run, locked, patch_folder, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +98,99 @@ def test_a_run_killed_at_its_very_start_can_be_started_again(tmp_path):
     _finished(tmp_path)
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / "run.json").write_text('{"status": ')
-    with pytest.raises(InputError, match=r"run\.json must hold JSON"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"status": ',
+        b"",
+        b"\xff\xfe{}",
+        b"[1, 2]",
+        b"null",
+        b'{"arguments": [1]}',
+        b'{"starts": {}}',
+        b'{"starts": [3]}',
+        b'{"arguments": {"epochs": NaN}}',
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"run\.json"):
         _run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"\x00", b"[]", b'{"failed": 3}'])
+def test_damaged_metrics_are_named(tmp_path, content):
+    _finished(tmp_path)
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.json"):
+        _run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "n" * 300, "a\0b"])
+def test_a_place_where_no_folder_can_be_is_refused_before_the_start(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"must be a place(?s:.)*another --run-dir"):
+        _run(tmp_path / place)
+
+
+@pytest.mark.parametrize("place", ["/proc/none/run", "/sys/kernel/run"])
+def test_a_folder_that_cannot_be_made_is_refused_at_the_start(place):
+    with pytest.raises(InputError, match=f"{place} must be a place"), _run(place).start():
+        pass
+
+
+def test_a_log_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "log.txt").mkdir()
+    with pytest.raises(InputError, match=r"Is a directory"), _run(tmp_path).start():
+        pass
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_is_recorded_as_an_interruption(tmp_path, name, code):
+    body = (
+        "import os, signal, sys; from test_run import _run\n"
+        "from bach.core.errors import exit_with\n"
+        "def main():\n"
+        "    with _run(sys.argv[1]).start():\n"
+        f"        os.kill(os.getpid(), signal.{name})\n"
+        "exit_with(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", body, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == code
+    assert f"interrupted ({name}); the same command with --resume goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert read_record(tmp_path)["status"] == f"interrupted ({name})"
+
+
+def test_a_start_removes_what_a_killed_one_left_half_written(tmp_path):
+    with _run(tmp_path).start():
+        (tmp_path / "fold_0").mkdir()
+    left = [tmp_path / ".run.unfinished-abcdefgh.json", tmp_path / "fold_0/.a.unfinished-1.npz"]
+    for file in left:
+        file.touch()
+    with _run(tmp_path, resume=True).start():
+        assert not any(file.exists() for file in left)
+
+
+def test_one_who_waits_gets_the_folder_when_it_is_free(tmp_path):
+    order = []
+
+    def second():
+        with locked(tmp_path, "again", wait=True):
+            order.append("second")
+
+    with locked(tmp_path, "again"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join(timeout=60)
+    assert order == ["first", "second"]
 
 
 def test_resuming_with_other_arguments_is_refused_and_names_them(tmp_path):

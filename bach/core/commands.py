@@ -1,13 +1,11 @@
 """Commands as a user types them, started one after another by a command of ours."""
 
-import contextlib
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from bach.core.errors import InputError
+from bach.core.errors import InputError, ended_by_signals
 
 # The checkout: the package, the four scripts and the committed folds lie here.
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,13 +37,13 @@ def run_command(words: Sequence[str], again: str, shown: Sequence[str] | None = 
 
     Raises:
         InputError: If it fails.
-        KeyboardInterrupt: If we are interrupted, or killed by SIGTERM.
+        KeyboardInterrupt: If we are interrupted, or ended by a signal.
     """
     print(f"\n$ python {' '.join(shown or words)}", flush=True)
     first = str(ROOT / words[0]) if words[0].endswith(".py") else words[0]
     last = ""
     with (
-        _interrupted_by_kill(),
+        ended_by_signals(),
         subprocess.Popen(
             [sys.executable, first, *words[1:]],
             stdout=subprocess.PIPE,
@@ -67,17 +65,3 @@ def run_command(words: Sequence[str], again: str, shown: Sequence[str] | None = 
             f"When that is fixed, {again} goes on from there."
         )
     return last
-
-
-@contextlib.contextmanager
-def _interrupted_by_kill() -> Iterator[None]:
-    """Let a plain `kill` interrupt us, as Ctrl-C does."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

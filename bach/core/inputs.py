@@ -34,6 +34,8 @@ class Limit(enum.IntEnum):
     ARCHIVE = 4 * GB
 
 
+# Windows knows no waiting pipes among its files, but another kind of newlines.
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # The longest reason of a library that is repeated to the user.
 _REASON = 300
 
@@ -106,7 +108,7 @@ def _open(
 ) -> Iterator[IO[bytes]]:
     try:
         # Without waiting: to open a pipe waits for somebody who writes to it.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | _FLAGS)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(_said(path, must, _reason(error), remedy)) from error
     found = os.fstat(handle)

@@ -19,12 +19,34 @@ def setup_logging(file: str | os.PathLike | None = None) -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [_Stream(sys.stderr)]
     if file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_File(file, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
+
+
+class _Stream(logging.StreamHandler):
+    """Says nothing where nobody listens any more."""
+
+    def handleError(self, record):  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class _File(logging.FileHandler):
+    """Says once that a log cannot be written (a full disk), not once per line."""
+
+    _said = False
+
+    def handleError(self, record):  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            log.warning("%s: lines of the log are lost: %s", self.baseFilename, error.strerror)
 
 
 @contextlib.contextmanager

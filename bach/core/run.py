@@ -23,7 +23,14 @@ import filelock
 
 from bach.core import options
 from bach.core.errors import InputError
-from bach.core.files import first_process, read_json, write_json
+from bach.core.files import (
+    clear_temporary,
+    first_process,
+    read_object,
+    require_place,
+    write_json,
+    writing,
+)
 from bach.core.log import log, setup_logging
 from bach.core.text import duration, listed
 
@@ -65,6 +72,7 @@ class Run:
 
     def __init__(self, args: Any, done: Callable[[dict], bool] = lambda metrics: True):
         self.path = Path(args.run_dir)
+        require_place(self.path, "Name another --run-dir.", folder=True)
         self._args = args
         self._began = time.monotonic()
         self._starts: list[dict] = []
@@ -123,7 +131,8 @@ class Run:
             yield
             return
         with locked(self.path, "the same command with --resume"):
-            setup_logging(self.path / "log.txt")
+            with writing(self.path):
+                setup_logging(self.path / "log.txt")
             if self._starts:
                 log.info("resuming %s", self.path)
             if device:
@@ -133,10 +142,12 @@ class Run:
             self._write_status("running")
             try:
                 yield
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, BrokenPipeError) as error:
+                # Ctrl-C, a signal, or nobody who reads what is printed.
+                why = f" ({error})" if str(error) not in ("", "SIGINT") else ""
                 with contextlib.suppress(InputError):  # no room to say so does not hide why
-                    self._write_status("interrupted")
-                log.warning("interrupted; the same command with --resume goes on")
+                    self._write_status(f"interrupted{why}")
+                log.warning("interrupted%s; the same command with --resume goes on", why)
                 raise
             except BaseException as error:
                 with contextlib.suppress(InputError):
@@ -184,9 +195,20 @@ def read_record(run: str | os.PathLike) -> dict[str, Any] | None:
     file = Path(run) / "run.json"
     if not file.exists():
         return None
-    record = read_json(file, "Name another --run-dir, or delete this one.")
-    if not isinstance(record, dict):
-        raise InputError(f"{file} must be the record of a run.\nReceived: {record!r:.50}.")
+    record = read_object(
+        file,
+        "Name another --run-dir, or delete this one.",
+        arguments=dict,
+        starts=list,
+        folder=str,
+        status=str,
+        command=str,
+    )
+    if not all(isinstance(start, dict) for start in record.get("starts", [])):
+        raise InputError(
+            f"{file} must be the record of a run.\nReceived: starts that are no objects.\n"
+            "Name another --run-dir, or delete this one."
+        )
     return record
 
 
@@ -199,10 +221,7 @@ def read_metrics(run: str | os.PathLike) -> dict[str, Any] | None:
     file = Path(run) / "metrics.json"
     if not file.exists():
         return None
-    metrics = read_json(file, "Delete it and run the same command with --resume.")
-    if not isinstance(metrics, dict):
-        raise InputError(f"{file} must hold the figures of a run.\nReceived: {metrics!r:.50}.")
-    return metrics
+    return read_object(file, "Delete it and run the same command with --resume.", failed=list)
 
 
 def patch_folder(run: str | os.PathLike) -> Path:
@@ -214,27 +233,47 @@ def patch_folder(run: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, again: str) -> Iterator[None]:
+def locked(folder: Path, again: str, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of a folder, which is made if it is not there.
 
     Args:
         folder: The folder; processes that do not ask for its lock are not kept out.
         again: What to run once the other process has ended, for the error.
+        wait: Whether to wait for the other process instead.
+
+    What killed processes left half written in the folder is removed.
 
     Raises:
-        InputError: If another process holds the folder.
+        InputError: If another process holds the folder, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held = filelock.FileLock(folder / _LOCK).acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise InputError(
-            f"Another process is at work in {folder}.\n"
-            f"Received: --run-dir={folder}.\n"
-            f"Wait until it has ended, or end it; then run {again}."
-        ) from error
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _acquire(folder, again, wait)
     with held:
+        clear_temporary(folder)
         yield
+
+
+def _acquire(folder: Path, again: str, wait: bool) -> contextlib.AbstractContextManager:
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        return lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        if not wait:
+            raise InputError(
+                f"Another process is at work in {folder}.\n"
+                f"Received: {folder / _LOCK}, which it holds.\n"
+                f"Wait until it has ended, or end it; then run {again}."
+            ) from error
+    except NotImplementedError:
+        log.warning(
+            "%s: its file system has no locks, so that two processes may work here side by side "
+            "and spoil each other's files; see that there is one",
+            folder,
+        )
+        return contextlib.nullcontext()
+    log.info("waiting for another process that is at work in %s", folder)
+    return lock.acquire()
 
 
 def _now() -> str:
