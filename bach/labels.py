@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bach.classes import CHOICES, CLASSES, COLORS, NUMBERED, parse_label
+from bach.classes import CHOICES, CLASSES, COLORS, NUMBERED, PROB_COLUMNS, parse_label
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.pictures import read_indexed, write_indexed
-from bach.core.tables import as_numbers, image_key, read_table, require_once
+from bach.core.tables import as_numbers, image_key, read_table, require_once, with_header
 from bach.core.text import listed
 from bach.scores import as_labels
 
@@ -81,6 +81,15 @@ def _read_named(path: str | os.PathLike) -> pd.DataFrame:
         )
     first = [str(cell).lower() for cell in table.iloc[0]]
     if first[0] not in _ID_COLUMNS and read_class(first[1]) is not None:
+        # A spreadsheet's trailing separators are no columns.
+        table = table.loc[:, [column < 2 or (table[column] != "").any() for column in table]]
+        if len(table.columns) > 2:
+            raise InputError(
+                f"{path} without a header must have two columns, the image and its class.\n"
+                f"Received: {len(table.columns)} columns, first {','.join(first)}.\n"
+                "Which of them is the class, only a header can tell: for example "
+                f"image_id,label, or image_id,{','.join(PROB_COLUMNS)} for one number per class."
+            )
         return table.set_axis([f"column {number + 1}" for number in table.columns], axis=1)
     known = {*_ID_COLUMNS, *_TRUTH_COLUMNS, *_PREDICTED_COLUMNS}
     if not known & set(first) and _prob_columns(first) is None:
@@ -95,14 +104,7 @@ def _read_named(path: str | os.PathLike) -> pd.DataFrame:
             f"{path} must hold a row per image.\nReceived: only '{','.join(first)}'.\n"
             f"Check the file, and that its classes are {CHOICES}."
         )
-    double = {name for name in first if name and first.count(name) > 1}
-    if double:
-        raise InputError(
-            f"Every column of {path} must have a name of its own.\n"
-            f"Received more than once: {listed(sorted(double))}.\nRename or remove one of them."
-        )
-    table = table.iloc[1:].reset_index(drop=True).set_axis(first, axis=1)
-    return table.loc[:, ~table.columns.duplicated()]  # a spreadsheet's columns without names
+    return with_header(table.iloc[1:].reset_index(drop=True), first, path)
 
 
 def _find_labels(
@@ -179,8 +181,9 @@ def _largest(path: str | os.PathLike, cells: pd.DataFrame) -> list[int]:
 def read_class(text: str, first: int = 0) -> int | None:
     """A class name, or a number counted from `first`; None if it is neither."""
     label = parse_label(text)
-    if label is None and re.fullmatch(r"\d+(\.0*)?", text):
-        label = int(float(text)) - first
+    number = re.fullmatch(r"0*(\d)(\.0*)?", text) if label is None else None
+    if number is not None:
+        label = int(number[1]) - first
     return label if label is not None and 0 <= label < len(CLASSES) else None
 
 

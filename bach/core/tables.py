@@ -1,18 +1,20 @@
 """Tables in CSV files: the one reader, the one writer, and the keys that join them."""
 
+import codecs
+import collections
 import csv
 import io
 import os
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from bach.core.errors import InputError
 from bach.core.files import atomic_path
+from bach.core.inputs import Limit, read_input, understood
 from bach.core.text import listed
 
 # Endings that file names carry in published tables; anything else after a dot
@@ -21,6 +23,11 @@ _PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy")
 _SLIDES = (".xml", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif")
 _ENDINGS = frozenset((*_PICTURES, *_SLIDES))
 
+
+_MUST = "be a readable CSV file"
+# Where a small file of separators would fill the memory.
+_MOST_CELLS = 20_000_000
+_MOST_COLUMNS = 10_000
 
 # What tables write where a patient is not known, letters, digits and question marks of it.
 _MISSING = frozenset(
@@ -86,7 +93,8 @@ def read_table(
 ) -> pd.DataFrame:
     """Read a CSV file, ours or of anyone else, as text.
 
-    Comma, semicolon or tab; cells are stripped; empty lines are left out.
+    Comma, semicolon or tab; cells are stripped; empty lines are left out. UTF-8, or UTF-16
+    with the mark that spreadsheets begin it with.
 
     Args:
         path: CSV file.
@@ -99,18 +107,10 @@ def read_table(
         Table of str, in the order of the file; an empty cell is the empty string.
 
     Raises:
-        InputError: If the file is missing or ragged, or a column is missing, or an image
-            comes twice; all offending rows are named.
+        InputError: If the file is missing, no text, too large or ragged, or a column is
+            missing or comes twice, or an image comes twice; all offending rows are named.
     """
-    lines = [line for line in _read_text(path, errors).splitlines() if line.strip()]
-    separator = max(",;\t", key=lines[0].count) if lines else ","
-    reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=separator)
-    try:
-        rows = [[cell.strip() for cell in row] for row in reader]
-    except csv.Error as error:
-        raise InputError(
-            f"{path} must be a readable CSV file.\nReceived: {error}.\nWrite it again."
-        ) from error
+    rows = _parse(path, _read_text(path, errors))
     width = len(rows[0]) if rows else 0
     ragged = [number for number, row in enumerate(rows, 1) if len(row) != width]
     if ragged:
@@ -120,11 +120,28 @@ def read_table(
             "Mend these rows; a cell that holds the separator must be quoted."
         )
     names: Sequence = rows.pop(0) if header and rows else range(width)
-    table = pd.DataFrame(rows, columns=list(names), dtype=str)
+    table = with_header(pd.DataFrame(rows, columns=range(width), dtype=str), names, path)
     require_columns(table, needed, path)
     if key is not None:
         require_once(table[key], path)
     return table
+
+
+def with_header(table: pd.DataFrame, names: Sequence, path: object) -> pd.DataFrame:
+    """Name the columns of a table; of those without a name, as spreadsheets write, one is kept.
+
+    Raises:
+        InputError: If a name comes twice.
+    """
+    counts = collections.Counter(names)
+    double = sorted(name for name, count in counts.items() if name != "" and count > 1)
+    if double:
+        raise InputError(
+            f"Every column of {path} must have a name of its own.\n"
+            f"Received more than once: {listed(double)}.\nRename or remove one of them."
+        )
+    table = table.set_axis(list(names), axis=1)
+    return table.loc[:, ~table.columns.duplicated()]
 
 
 def require_columns(table: pd.DataFrame, needed: Collection[str], path: object) -> None:
@@ -167,22 +184,63 @@ def as_numbers(table: pd.DataFrame, names: Sequence[str], path: object) -> pd.Da
     bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
     if len(bad):
         raise InputError(
-            f"The columns {', '.join(names)} of {path} must be numbers.\n"
+            f"The columns {', '.join(map(str, names))} of {path} must be numbers.\n"
             f"Received something else in table rows {listed(bad + 1)}.\nCorrect these rows."
         )
     return numbers
 
 
 def write_csv(table: pd.DataFrame, path: str | os.PathLike) -> None:
-    """Write a pandas table without its index, whole or not at all."""
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+    """Write a pandas table without its index, whole or not at all.
+
+    Raises:
+        InputError: If it cannot be written, or holds a file name that is no text.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            table.to_csv(temporary, index=False)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"Names must be text that UTF-8 can write, for {path}.\nReceived: {error}.\n"
+            "Rename the files whose names hold other bytes."
+        ) from error
 
 
 def _read_text(path: str | os.PathLike, errors: str) -> str:
+    content = read_input(path, _MUST, "Check the path.", Limit.TABLE)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding, remedy = "utf-16", "Save it as CSV UTF-8."
+    else:
+        encoding, remedy = "utf-8-sig", 'Save it as UTF-8 ("CSV UTF-8" in a spreadsheet program).'
+    with understood(path, _MUST, remedy):
+        text = content.decode(encoding, errors)
+        if "\0" in text:
+            raise ValueError("bytes that are no text (NUL)")
+        return text
+
+
+def _parse(path: str | os.PathLike, text: str) -> list[list[str]]:
+    """The cells of every line that is not empty."""
+    rows: list[list[str]] = []
+    cells = line = 0
     try:
-        return Path(path).read_text(encoding="utf-8-sig", errors=errors)
-    except (OSError, UnicodeDecodeError) as error:
+        first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
+        separator = max(",;\t", key=lambda sign: len(next(csv.reader([first], delimiter=sign))))
+        # Strict: a quote that is never closed would swallow the rows that follow.
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        for row in reader:
+            line = reader.line_num
+            stripped = [cell.strip() for cell in row]
+            # A table of one column may have an empty cell, which is written as "".
+            cell_of_one = row == [""] and len(rows) > 0 and len(rows[0]) == 1
+            if len(row) > 1 or any(stripped) or cell_of_one:
+                rows.append(stripped)
+                cells += len(row)
+            if cells > _MOST_CELLS or len(row) > _MOST_COLUMNS:
+                raise ValueError(f"more than {_MOST_COLUMNS:,} columns or {_MOST_CELLS:,} cells")
+    except (csv.Error, ValueError, StopIteration) as error:
         raise InputError(
-            f"{path} must be a readable CSV file.\nReceived: {error}.\nCheck the path."
+            f"{path} must {_MUST}.\nReceived: {error} (after line {line}).\n"
+            "Mend the line; a cell that holds a quote must be quoted, and its quotes doubled."
         ) from error
+    return rows
