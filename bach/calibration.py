@@ -12,6 +12,7 @@ fitted on all. The last line on stdout is the result as JSON.
 """
 
 import argparse
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,10 @@ import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
-from bach.core.files import read_json, to_json, write_json
+from bach.core.files import read_object, to_json, write_json
 from bach.core.log import log
 from bach.core.pictures import write_png
-from bach.core.tables import as_numbers, image_key, read_table
+from bach.core.tables import as_probs, as_whole, image_key, read_table
 from bach.core.text import columns, number
 from bach.honest.splits import ALWAYS_TRAIN, read_folds
 from bach.labels import read_labels
@@ -146,7 +147,13 @@ def stored_temperature(run: str | os.PathLike) -> float:
         InputError: If there is none.
     """
     remedy = f"Run `python -m bach.calibration {run}` first."
-    return float(read_json(Path(run) / "calibration.json", remedy)["temperature"])
+    file = Path(run) / "calibration.json"
+    temperature = read_object(file, remedy, temperature=float).get("temperature")
+    if temperature is None or not 0 < temperature < math.inf:
+        raise InputError(
+            f"{file} must hold a temperature above 0.\nReceived: {temperature}.\n{remedy}"
+        )
+    return float(temperature)
 
 
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
@@ -315,7 +322,7 @@ def read_predictions(
         known = read_folds(folds)
         fold = keys.map(dict(zip(known["image_id"].map(image_key), known["fold"], strict=True)))
     elif "fold" in table.columns:
-        fold = pd.to_numeric(table["fold"], errors="coerce")
+        fold = as_whole(table, ["fold"], path, at_least=ALWAYS_TRAIN)["fold"]
     else:
         raise InputError(
             f"{path} must have the column fold, to score each fold by the others.\n"
@@ -333,7 +340,7 @@ def read_predictions(
         )
     if not held_out.all():
         log.warning("left out, of no fold: %d images", int((~held_out).sum()))
-    probs = as_numbers(table[held_out], PROB_COLUMNS, path).to_numpy()
+    probs = as_probs(table, PROB_COLUMNS, path)[held_out].to_numpy()
     return probs, labels[keys[held_out]].to_numpy(), fold_of[held_out]
 
 

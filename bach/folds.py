@@ -19,7 +19,7 @@ import pandas as pd
 from bach import data
 from bach.classes import CLASSES, parse_label
 from bach.core.errors import InputError, exit_with
-from bach.core.files import to_json
+from bach.core.files import require_place, to_json
 from bach.core.log import log
 from bach.core.tables import write_csv
 from bach.core.text import listed
@@ -96,7 +96,8 @@ def _make(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
     folds = make_folds(with_patients(table, patients), args.folds, args.seed, unknown)
     check_folds(folds)
     out = Path(args.out)
-    if out.exists() and out.read_text(encoding="utf-8") != folds.to_csv(index=False):
+    require_place(out, "Name another --out.")
+    if out.exists() and out.read_bytes() != folds.to_csv(index=False).encode():
         raise InputError(
             f"A fold table is never overwritten by another one.\n"
             f"Received: --out={out}, which holds other folds.\n"

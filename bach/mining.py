@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bach.annotations import annotation_path, read_regions
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError
-from bach.core.files import fingerprint, read_json, write_json
+from bach.core.files import fingerprint, read_json, read_object, write_json
 from bach.core.log import log, step
 from bach.core.options import SlideScript, decisive
 from bach.core.pictures import mask_and_grid, write_png
@@ -192,8 +192,13 @@ def find_draw(run: str | os.PathLike, folds: pd.DataFrame, fold: int | None) -> 
     Raises:
         InputError: If no draw left out just the slides that the fold holds out.
     """
-    record = read_json(Path(run) / _DRAWS, "Run mine_hard_examples.py again.")
-    mined = pd.DataFrame({"image_id": record["slides"]})
+    again = "Run mine_hard_examples.py again."
+    record = read_object(Path(run) / _DRAWS, again, slides=list, left_out=dict)
+    if not record.keys() >= {"slides", "left_out"}:
+        raise InputError(
+            f"{Path(run) / _DRAWS} must say what was drawn.\nReceived: {listed(record)}.\n{again}"
+        )
+    mined = pd.DataFrame({"image_id": record["slides"]}, dtype=str)
     fold_of = join_folds(mined, folds, "--folds")["fold"]
     heldout = sorted(mined["image_id"][fold_of == (np.nan if fold is None else fold)])
     for name, slides in record["left_out"].items():
@@ -242,7 +247,7 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
     """Predict the patches of one slide, or read its table if nothing has changed since.
 
     Writes `NAME.csv` (every patch with at least 5% tissue), `NAME.png` (tissue mask and
-    grid) and `NAME.json` (fingerprint of what they depend on), the table last.
+    grid) and `NAME.json` (fingerprint of what they depend on and of the table), last.
 
     Args:
         path: The slide.
@@ -263,7 +268,9 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
     settings = {**decisive(args), "models": predictor.digests}
     key = fingerprint(map_files(path, args.masks), settings)
     if file.exists():
-        if key_file.exists() and read_json(key_file, "Delete it; the slide is done again.") == key:
+        # The table itself counts, which a damaged disk may have cut short.
+        then = read_json(key_file, "Delete it.") if key_file.exists() else None
+        if then == key | fingerprint({"table": file}):
             log.info("%s: finished before", name)
             return read_patches(file)
         log.info("%s: the slide or what its patches depend on has changed; done again", name)
@@ -288,6 +295,6 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
         COLORS,
     )
     write_png(folder / f"{name}.png", picture)
-    write_json(key_file, key)
     write_csv(table, file)
+    write_json(key_file, key | fingerprint({"table": file}))
     return read_patches(file)

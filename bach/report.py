@@ -37,7 +37,7 @@ from bach.core.errors import InputError, exit_with
 from bach.core.files import to_json
 from bach.core.log import log, step
 from bach.core.pictures import contact_sheet, legend, write_png
-from bach.core.tables import as_numbers, read_table, write_csv
+from bach.core.tables import as_probs, as_whole, read_table, write_csv
 from bach.core.text import columns, listed
 from bach.data import list_images, natural_key, read_photo
 from bach.labels import read_class
@@ -103,8 +103,13 @@ def read_run(run: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _read(path: Path, whole: Sequence[str], text: Sequence[str]) -> pd.DataFrame:
     table = read_table(path, (*text, *whole, *PROB_COLUMNS))
-    numbers = as_numbers(table, (*whole, *PROB_COLUMNS), path)
-    return table[list(text)].join(numbers.astype(dict.fromkeys(whole, int)))
+    numbers = as_whole(table, whole, path).join(as_probs(table, PROB_COLUMNS, path))
+    if not numbers["label"].between(0, len(CLASSES) - 1).all():
+        raise InputError(
+            f"Every label in {path} must be a class: 0..{len(CLASSES) - 1}.\n"
+            f"Received: {listed(numbers['label'].unique())}.\nFinish the run with --resume."
+        )
+    return table[list(text)].join(numbers)
 
 
 def mistakes(images: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,6 @@
 """
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from bach.core.errors import exit_with
 from bach.core.files import to_json
 from bach.core.log import log
+from bach.core.run import read_record
 from bach.core.text import columns, markdown
 from bach.honest.comparison import ALWAYS_BENIGN, FIGURES, PUBLISHED, compare, parts_of
 from bach.honest.intervals import accuracy_interval, format_interval, score_interval
@@ -167,11 +167,7 @@ def _printed(value: float) -> str:
 
 
 def _read_record(run: Path) -> dict:
-    try:
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # predictions made elsewhere have no record
-    return record if isinstance(record, dict) else {}
+    return read_record(run) or {}  # predictions made elsewhere have no record
 
 
 def _argument(run: Path, name: str, depth: int = 3) -> object:

@@ -50,9 +50,11 @@ from PIL import Image, UnidentifiedImageError
 from bach import calibration
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
-from bach.core.files import atomic_folder, atomic_path, read_json
+from bach.core.files import atomic_folder, atomic_path, read_json, require_place
+from bach.core.inputs import Limit, read_input
 from bach.core.log import log, step
 from bach.core.tables import (
+    SUM_TOLERANCE,
     as_numbers,
     image_key,
     read_table,
@@ -77,14 +79,15 @@ _SPACED = [re.sub("(?<=[a-z])(?=[A-Z])", " ", name) for name in CLASSES]
 HEADER = ("case", "class", *(f"P({name})" for name in _SPACED))
 TEST_IDS = tuple(f"test{number}" for number in range(100))
 
-# Wider than the rounding of four numbers to three decimals, 4 x 0.0005.
-SUM_TOLERANCE = 0.0025
-
 _WIDTHS = {"2018": 2, "probabilities": len(HEADER)}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 # A plain name on any system, with one {slide}.
 _MAP_NAME = re.compile(r"(?!\.)[^{}/\\:*?\"<>|]*\{slide\}[^{}/\\:*?\"<>|]*\.png")
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can hold
+# A table of 100 images has 10 kB.
+_TABLE_BYTES = 10 * 2**20
+_MOST_ROWS = 100_000
+_MOST_FILES = 10_000
 _MAX_PIXELS = 2**32  # a BACH slide has 2.6e9 at level 0; a byte per pixel
 
 Size = tuple[int, int]  # width, height
@@ -149,6 +152,8 @@ def table_faults(data: bytes, dialect: str, ids: Iterable[str]) -> list[str]:
     rows = [(number, line.split(",")) for number, line in enumerate(lines, start=1)]
     if not lines[-1]:
         rows.pop()  # what follows the last line ending
+    if len(rows) > _MOST_ROWS:
+        return [*faults, f"file: {len(rows):,} rows; at most {_MOST_ROWS:,} are looked at"]
     widths = Counter(len(cells) for _, cells in rows)
     for other in DIALECTS:
         if other != dialect and widths[_WIDTHS[other]] > len(rows) / 2:
@@ -256,7 +261,16 @@ class Template:
             )
 
     def file(self, slide: str) -> str:
-        """Name of the file of a slide."""
+        """Name of the file of a slide.
+
+        Raises:
+            InputError: If the slide's name holds what would lead to another folder.
+        """
+        if re.search(r"[/\\\0]", slide):
+            raise InputError(
+                f"The name of a slide must be that of a file, without folders.\n"
+                f"Received: {slide!r}.\nRename it."
+            )
         return self.name.replace("{slide}", slide)
 
     def map_size(self, class_map: Size, slide: Size | None) -> Size:
@@ -430,7 +444,7 @@ def _open_submission(path: Path) -> tuple[list[Member], list[str]]:
     members: list[Member]
     if path.is_dir():
         files = sorted(path.iterdir())
-        members = [(file.name + "/" * file.is_dir(), file.read_bytes) for file in files]
+        members = [(one.name + "/" * one.is_dir(), functools.partial(_read, one)) for one in files]
     elif not path.is_file():
         raise InputError(
             f"There must be a submission to check.\nReceived: {path}, not there.\nCheck the path."
@@ -441,9 +455,11 @@ def _open_submission(path: Path) -> tuple[list[Member], list[str]]:
                 infos = archive.infolist()
         except Exception as error:  # see _content
             return [], [f"archive: cannot be read ({error})"]
+        if len(infos) > _MOST_FILES:
+            return [], [f"archive: {len(infos):,} files; at most {_MOST_FILES:,} are looked at"]
         members = [(one.filename, functools.partial(_read_member, path, one)) for one in infos]
     else:
-        members = [(path.name, path.read_bytes)]
+        members = [(path.name, functools.partial(_read, path))]
     faults, kept = [], []
     for name, read in members:
         *folders, base = name.split("/")
@@ -458,9 +474,20 @@ def _open_submission(path: Path) -> tuple[list[Member], list[str]]:
     return kept, faults
 
 
+def _read(path: Path) -> bytes:
+    return read_input(path, "be a file", "Send files alone.", _limit(path.name))
+
+
 def _read_member(path: Path, info: zipfile.ZipInfo) -> bytes:
+    # What a file of an archive takes once it is unpacked may be a thousand times more.
+    if info.file_size > _limit(info.filename):
+        raise ValueError(f"{info.file_size:,} bytes; at most {_limit(info.filename):,} are read")
     with zipfile.ZipFile(path) as archive:
         return archive.read(info)
+
+
+def _limit(name: str) -> int:
+    return _TABLE_BYTES if name.lower().endswith(".csv") else Limit.PICTURE
 
 
 def _content(member: Member, faults: list[str]) -> bytes | None:
@@ -469,7 +496,7 @@ def _content(member: Member, faults: list[str]) -> bytes | None:
     try:
         return read()
     except Exception as error:  # whatever zipfile makes of the damage, it is a fault of the file
-        faults.append(f"{name}: cannot be read ({error})")
+        faults.append(f"{name}: cannot be read ({' '.join(str(error).split())})")
         return None
 
 
@@ -811,6 +838,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     if args.zip and out.suffix != ".zip":
         out = out.with_suffix(".zip") if out.suffix == ".csv" else Path(f"{out}.zip")
+    require_place(out, "Name another --out.", folder=out.is_dir())
     if args.command == "part-a":
         _write_part_a(args, out)
     else:

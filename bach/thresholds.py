@@ -23,7 +23,7 @@ import numpy as np
 from bach.calibration import apply_temperature, fit_temperature
 from bach.classes import BENIGN, CLASSES, NORMAL
 from bach.core.errors import InputError, exit_with
-from bach.core.files import to_json, write_json
+from bach.core.files import read_array, to_json, write_json
 from bach.core.log import log, step
 from bach.core.tables import image_key
 from bach.core.text import columns
@@ -394,8 +394,8 @@ def read_cells(run: str | os.PathLike, folds: str | os.PathLike | None = None) -
 
 def _read_cells(run: Path, slide: str, record: SlideRecord, fold: int) -> Cells:
     try:
-        values = np.load(run / "heatmaps" / f"{slide}.npy")
-        probs = np.load(run / "probs" / f"{slide}.npy")
+        values = read_array(run / "heatmaps" / f"{slide}.npy", "Make the heatmaps again.", 2)
+        probs = read_array(run / "probs" / f"{slide}.npy", "Make the heatmaps again.", 3)
         truth = read_class_map(run / "truth" / f"{slide}.png")
         expected = record.height / record.downsample, record.width / record.downsample
         # A map's size is rounded one way or another, so it is known to a pixel.
@@ -403,6 +403,10 @@ def _read_cells(run: Path, slide: str, record: SlideRecord, fold: int) -> Cells:
             raise ValueError(f"truth of shape {truth.shape} where {expected} pixels are expected")
         if probs.shape != (*values.shape, len(CLASSES)):
             raise ValueError(f"probs of shape {probs.shape} and a heatmap of shape {values.shape}")
+        least = min(np.nanmin(one, initial=0) for one in (values, probs))
+        most = max(np.nanmax(one, initial=0) for one in (values, probs))
+        if least < -1e-3 or most > 1 + 1e-3:
+            raise ValueError("probabilities or heat that are not in 0..1")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{run} must hold heatmaps, probs, truth and slides of {slide} that fit.\n"

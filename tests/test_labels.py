@@ -172,15 +172,15 @@ def test_more_than_two_columns_need_a_header_to_tell_which_is_the_class(tmp_path
     file.write_text("n001,1,0,0,0\nb001,0,1,0,0\n")
     for kind in ("truth", "predictions"):
         with pytest.raises(InputError, match=r"must have two columns(?s:.)*Received: 5 columns"):
-            read_labels(file, kind)
+            labels.read_labels(file, kind)
     file.write_text("n001,Normal,,\nb001,Benign,,\n")  # as a spreadsheet leaves emptied columns
-    assert read_labels(file, "truth")["label"].tolist() == [0, 1]
+    assert labels.read_labels(file, "truth")["label"].tolist() == [0, 1]
 
 
 def test_a_number_of_any_length_is_a_class_or_refused(tmp_path):
     file = tmp_path / "truth.csv"
     file.write_text("image_id,label\na,0002.00\n")
-    assert read_labels(file, "truth")["label"].tolist() == [2]
+    assert labels.read_labels(file, "truth")["label"].tolist() == [2]
     file.write_text(f"image_id,label\na,{'9' * 5000}\n")
     with pytest.raises(InputError, match="must name a class"):
-        read_labels(file, "truth")
+        labels.read_labels(file, "truth")

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from bach.core.errors import InputError
-from bach.core.inputs import Limit, read_input, understood
+from bach.core.inputs import Limit, open_input, read_input, understood
 
 try:
     import fcntl
@@ -233,6 +233,25 @@ def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
     """Write an array as `.npy`, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, array)
+
+
+def read_array(path: str | os.PathLike, remedy: str, dimensions: int) -> np.ndarray:
+    """Read an array of numbers from `.npy`.
+
+    Args:
+        path: The file.
+        remedy: What to do if it cannot be read, a sentence.
+        dimensions: Number of dimensions that it must have.
+
+    Raises:
+        InputError: If the file is missing or damaged, or holds something else.
+    """
+    must = f"hold an array of {dimensions} dimensions"
+    with open_input(path, must, remedy, Limit.ARRAY) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        if array.ndim != dimensions or array.dtype.kind not in "biuf":
+            raise ValueError(f"an array of shape {array.shape} and type {array.dtype}")
+        return array
 
 
 def fingerprint(

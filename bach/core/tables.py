@@ -24,6 +24,9 @@ _SLIDES = (".xml", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif")
 _ENDINGS = frozenset((*_PICTURES, *_SLIDES))
 
 
+# Wider than the rounding of four numbers to three decimals, 4 x 0.0005.
+SUM_TOLERANCE = 0.0025
+
 _MUST = "be a readable CSV file"
 # Where a small file of separators would fill the memory.
 _MOST_CELLS = 20_000_000
@@ -186,6 +189,45 @@ def as_numbers(table: pd.DataFrame, names: Sequence[str], path: object) -> pd.Da
         raise InputError(
             f"The columns {', '.join(map(str, names))} of {path} must be numbers.\n"
             f"Received something else in table rows {listed(bad + 1)}.\nCorrect these rows."
+        )
+    return numbers
+
+
+def as_whole(
+    table: pd.DataFrame, names: Sequence[str], path: object, at_least: int = -(2**53)
+) -> pd.DataFrame:
+    """The columns `names` of a table of text as int64; "3.0" is 3.
+
+    Raises:
+        InputError: If a cell is no whole number, or less than `at_least`; the rows are named.
+    """
+    numbers = as_numbers(table, names, path)
+    bad = ((numbers % 1 != 0) | (numbers < at_least) | (numbers > 2**53)).any(axis=1)
+    if bad.any():
+        least = f", {at_least} or more" if at_least > -(2**53) else ""
+        raise InputError(
+            f"The columns {', '.join(names)} of {path} must be whole numbers{least}.\n"
+            f"Received something else in table rows {listed(np.flatnonzero(bad) + 1)}.\n"
+            "Correct these rows."
+        )
+    return numbers.astype(np.int64)
+
+
+def as_probs(table: pd.DataFrame, names: Sequence[str], path: object) -> pd.DataFrame:
+    """The columns `names` of a table of text as probabilities of classes, float64.
+
+    Raises:
+        InputError: If one is not in 0..1, or a row does not sum to 1 as closely as rounding
+            allows; the rows are named.
+    """
+    numbers = as_numbers(table, names, path)
+    bad = ((numbers < 0) | (numbers > 1)).any(axis=1)
+    bad |= (numbers.sum(axis=1) - 1).abs() > SUM_TOLERANCE
+    if bad.any():
+        raise InputError(
+            f"The columns {', '.join(names)} of {path} must be probabilities, which sum to 1.\n"
+            f"Received something else in table rows {listed(np.flatnonzero(bad) + 1)}.\n"
+            "Correct these rows, or write the table again."
         )
     return numbers
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bach.core.errors import InputError
 from bach.core.log import log
-from bach.core.tables import image_key
+from bach.core.tables import image_key, read_table
 from bach.core.text import listed
 from bach.honest.intervals import (
     FEW_UNITS,
@@ -106,8 +106,7 @@ def _holds_images(path: Path) -> bool:
     """Whether there are predictions, of images and not of patches."""
     if not path.is_file():
         return False
-    with path.open(encoding="utf-8-sig") as lines:
-        return not {"x", "y"} <= set(lines.readline().strip().split(","))
+    return not {"x", "y"} <= set(read_table(path))
 
 
 # Comparing two

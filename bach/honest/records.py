@@ -22,7 +22,6 @@
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +32,7 @@ import pandas as pd
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
-from bach.core.files import write_json
+from bach.core.files import read_object, write_json
 from bach.core.log import log
 from bach.core.text import listed
 from bach.honest.splits import read_patients, with_patients
@@ -79,15 +78,16 @@ class SlideRecord:
     def __post_init__(self) -> None:
         for name in _NUMBERS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            known = isinstance(value, int | float) and not isinstance(value, bool)
+            if not known or not abs(value) < 1e15:  # neither nan nor infinite
                 raise ValueError(f"{name} must be a number. Received: {value!r}.")
         object.__setattr__(self, "models", tuple(self.models))
         if self.counts is not None:
             shape = (len(CLASSES), len(CLASSES))
-            counts = np.array(self.counts, np.int64)
-            if counts.shape != shape:
-                raise ValueError(f"counts must be {shape}. Received: {counts.shape}.")
-            object.__setattr__(self, "counts", counts)
+            counts = np.array(self.counts)
+            if counts.shape != shape or counts.dtype.kind not in "iu" or (counts < 0).any():
+                raise ValueError(f"counts must be {shape} numbers. Received: {self.counts!r:.80}.")
+            object.__setattr__(self, "counts", counts.astype(np.int64))
 
 
 # Slides
@@ -104,8 +104,8 @@ def read_slide(path: str | os.PathLike) -> SlideRecord:
     """
     try:
         return _parse(Path(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(path, [f"{Path(path).name}: {error}"]) from error
+    except (InputError, ValueError, TypeError) as error:
+        raise _damaged(path, [f"{Path(path).name}: {' '.join(str(error).split())}"]) from error
 
 
 def read_slides(run: str | os.PathLike) -> dict[str, SlideRecord]:
@@ -128,8 +128,8 @@ def read_slides(run: str | os.PathLike) -> dict[str, SlideRecord]:
             continue
         try:
             found[path.stem] = _parse(path)
-        except (OSError, ValueError, TypeError) as error:
-            faults.append(f"{path.name}: {error}")
+        except (InputError, ValueError, TypeError) as error:
+            faults.append(f"{path.name}: {' '.join(str(error).split())}")
     if faults:
         raise _damaged(folder, faults)
     return found
@@ -148,9 +148,7 @@ def write_slide(path: str | os.PathLike, record: SlideRecord) -> None:
 
 
 def _parse(path: Path) -> SlideRecord:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"holds no JSON object, but {values!r:.40}")
+    values = read_object(path, "Delete it.")
     # Versions to come may say more.
     known = [field.name for field in dataclasses.fields(SlideRecord)]
     return SlideRecord(**{name: values[name] for name in known if name in values})

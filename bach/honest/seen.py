@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bach.core.errors import InputError
-from bach.core.files import read_json
+from bach.core.files import read_object
 from bach.core.log import log
 from bach.core.tables import image_key
 from bach.core.text import listed
@@ -71,10 +71,12 @@ def read_seen(file: str | os.PathLike) -> Seen:
         with zipfile.ZipFile(file) as archive:
             values = json.loads(archive.read(_ENTRY))
         return Seen(**{name: frozenset(keys) for name, keys in values.items()})
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except Exception:  # whatever zipfile makes of the damage, nothing can be believed
         pass
     beside = file.parent / "slides.json"
-    slides = read_json(beside, "Train the model again.")["trained_on"] if beside.exists() else ()
+    remedy = "Train the model again."
+    known = read_object(beside, remedy, trained_on=list) if beside.exists() else {}
+    slides = known.get("trained_on") or ()
     return Seen.of(slides=slides) | Seen(unknown=frozenset([str(file)]))
 
 
