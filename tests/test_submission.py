@@ -269,7 +269,8 @@ def test_a_template_name_must_be_a_plain_file_name_of_a_slide(name):
         ("[1]", "must be a JSON object"),
         ('{"colour": 1}', "colour"),
         ('{"values": [0, 1, 2, 256]}', "values must be"),
-        ('{"downsample": NaN}', "downsample must"),
+        ('{"downsample": NaN}', "NaN, which is no number"),
+        ('{"downsample": 1e999}', "downsample must"),
     ],
 )
 def test_a_template_file_that_says_something_else_is_refused(tmp_path, text, reason):
