@@ -245,3 +245,20 @@ def test_the_picture_has_a_panel_for_each_table_and_bars_as_high_as_the_share_th
     bar = blue(right)[1] - legend
     assert bar > 1000
     assert blue(half)[1] - legend == pytest.approx(bar / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("cell", ["3.0", "0.9", "-0.1", "word", ""])
+def test_what_is_no_probability_is_refused(tmp_path, cell):
+    run = run_folder(tmp_path / "run", size=30)
+    table = pd.read_csv(run / "predictions.csv", dtype=str)
+    table.loc[[4, 5], "prob_normal"] = cell
+    table.to_csv(run / "predictions.csv", index=False)
+    with pytest.raises(InputError, match=r"predictions\.csv must be (?s:.)*rows 5, 6"):
+        calibration.main([str(run)])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"temperature": "1"}', '{"temperature": 0}'])
+def test_a_damaged_temperature_is_named(tmp_path, text):
+    (tmp_path / "calibration.json").write_text(text)
+    with pytest.raises(InputError, match=r"calibration\.json(?s:.)*bach\.calibration"):
+        calibration.stored_temperature(tmp_path)

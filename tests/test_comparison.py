@@ -188,3 +188,9 @@ def test_the_published_numbers_are_those_of_the_papers():
     assert np.mean(list(comparison.ALWAYS_BENIGN.values())) == pytest.approx(0.60, abs=0.005)
     assert figures["always Benign", "A01-A10"]["score"] == 0.60
     assert all(entry["source"] for entry in comparison.PUBLISHED)
+
+
+def test_predictions_that_are_no_text_are_named(pair):
+    (pair[0] / "predictions.csv").write_bytes(b"\xff\x00\xfe")
+    with pytest.raises(InputError, match=r"predictions\.csv must be a readable"):
+        comparison.compare(*pair)

@@ -111,3 +111,18 @@ def test_the_committed_part_b_folds_are_made_by_the_command_in_their_readme(tmp_
     folds.main([*argv, "--folds", "5", "--seed", "0", "--out", str(out)])
     assert out.read_text() == (COMMITTED / "part_b.csv").read_text()
     assert read_folds(out)["fold"].value_counts().tolist() == [2] * 5
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    table, damaged = tmp_path / "images.csv", tmp_path / "damaged.csv"
+    many_images().to_csv(table, index=False)
+    damaged.write_bytes(b"\xff\xfe")
+    argv = ["make", "--images", str(table), "--part", "a", "--out"]
+    for out, said in (
+        (tmp_path, "but is there"),
+        (damaged, "other folds"),
+        (table / "x", "folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            folds.main([*argv, str(out)])
+    assert damaged.read_bytes() == b"\xff\xfe"

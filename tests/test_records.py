@@ -76,14 +76,18 @@ def test_all_damaged_records_are_named(tmp_path):
         "B1": {"width": 3},
         "B2": whole | {"counts": [1, 2]},
         "B3": whole | {"height": "tall"},
+        "B6": whole | {"counts": [[-1] * 4] * 4},
+        "B7": whole | {"counts": [[0.5] * 4] * 4},
+        "B8": whole | {"width": 10**400},
     }.items():
         (tmp_path / "slides" / f"{name}.json").write_text(json.dumps(values))
     (tmp_path / "slides" / "B4.json").write_text("[1]")
     (tmp_path / "slides" / "B5.json").write_text('{"width": ')
+    (tmp_path / "slides" / "B9.json").mkdir()
     with pytest.raises(InputError) as caught:
         read_slides(tmp_path)
     said = str(caught.value)
-    assert all(f"B{number}.json: " in said for number in range(1, 6))
+    assert all(f"B{number}.json: " in said for number in range(1, 10))
     assert "A01" not in said
     with pytest.raises(InputError, match="tall"):
         read_slide(tmp_path / "slides" / "B3.json")

@@ -202,3 +202,25 @@ def test_what_cannot_be_used_is_said(run, tmp_path):
     (tmp_path / "other.csv").write_text("image,class\nn1,Normal\n")
     with pytest.raises(InputError, match="columns label, predicted"):
         report.read_ticks(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "said"),
+    [
+        ("prob_benign", "word", "must be numbers"),
+        ("prob_benign", "", "must be numbers"),
+        ("prob_benign", "3.0", "must be probabilities"),
+        ("prob_benign", "0.01", "must be probabilities"),
+        ("whole", "0.5", "must be whole numbers"),
+        ("label", "9", "must be a class"),
+    ],
+)
+@pytest.mark.parametrize("file", ["predictions.csv", "patch_predictions.csv"])
+def test_a_damaged_cell_of_the_predictions_is_named(run, file, column, cell, said):
+    table = pd.read_csv(run / file, dtype=str, keep_default_na=False)
+    if column == "whole":
+        column = "x" if "x" in table else "fold"
+    table.loc[0, column] = cell
+    table.to_csv(run / file, index=False)
+    with pytest.raises(InputError, match=rf"{file} {said}"):
+        report.read_run(run)

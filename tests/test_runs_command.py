@@ -10,6 +10,7 @@ import pytest
 from made_up import heatmap_run, training_run, two_runs
 
 from bach import runs
+from bach.core.errors import InputError
 from bach.honest.comparison import PUBLISHED, compare
 
 
@@ -121,3 +122,11 @@ def test_run_as_a_program_errors_give_exit_code_2_and_help_0(tmp_path):
     helped = program("compare", "--help")
     assert helped.returncode == 0
     assert "run_a" in helped.stdout
+
+
+def test_a_damaged_record_is_named_and_a_missing_one_is_none(pair):
+    (pair[0] / "run.json").unlink()
+    assert "good" in runs.table([pair[0]])
+    (pair[0] / "run.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(InputError, match=r"run\.json must hold JSON"):
+        runs.table([pair[0]])

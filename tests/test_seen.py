@@ -30,6 +30,10 @@ def test_a_file_that_says_nothing_is_unknown_but_for_the_list_beside_it(tmp_path
     assert read_seen(file) == Seen(unknown=frozenset([str(file)]))
     (tmp_path / "slides.json").write_text('{"trained_on": ["A01", "A03"]}')
     assert read_seen(file).slides == {"a01", "a03"}
+    for damage in (b"", b"\0" * 40):
+        whole = _model(tmp_path / "d.keras", Seen.of(slides=["A01"])).read_bytes()
+        (tmp_path / "d.keras").write_bytes(whole[:60] + damage + whole[100:])
+        assert read_seen(tmp_path / "d.keras").unknown
     (tmp_path / "x.weights.h5").write_bytes(b"no zip")
     assert read_seen(tmp_path / "x.weights.h5").unknown
 

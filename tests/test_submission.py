@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import random
 import re
 import subprocess
@@ -221,6 +222,23 @@ def test_a_damaged_member_of_an_archive_is_a_fault(tmp_path):
     write(path, path.read_bytes().replace(b"test1.tif", b"test7.tif"))
     (fault,) = faults_part_a(path, "2018", IDS)
     assert fault.startswith("a.csv: cannot be read (Bad CRC-32")
+
+
+def test_an_archive_that_would_fill_the_memory_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr("a.csv", b"0" * (11 * 2**20))
+    assert (tmp_path / "a.zip").stat().st_size < 20_000
+    (fault,) = faults_part_a(tmp_path / "a.zip", "2018", IDS)
+    assert "at most 10,485,760 are read" in fault
+    many = archive(tmp_path / "b.zip", [(f"{number}.csv", "") for number in range(10_001)])
+    assert faults_part_a(many, "2018", IDS)[0].startswith("archive: 10,001 files")
+    (fault,) = faults_part_a(write(tmp_path / "c.csv", "x\n" * 200_000), "2018", IDS)
+    assert fault.startswith("file: 200,000 rows")
+
+
+def test_a_pipe_in_a_folder_is_a_fault_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    assert "a pipe or device" in faults_part_a(tmp_path, "2018", IDS)[0]
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path):
@@ -607,6 +625,13 @@ def test_faults_of_class_maps_are_all_named_and_nothing_is_left(tmp_path, heatma
         assert "T11.png: missing" in message
         assert content(tmp_path) == before
         assert not (tmp_path / "folder").exists()
+
+
+def test_the_name_of_a_slide_leads_to_no_other_folder(tmp_path, heatmaps):
+    maps = maps_of(heatmaps) | {"../../evil": heatmaps / "class_maps/T2.png"}
+    with pytest.raises(InputError, match=r"evil: The name of a slide must be that of a file"):
+        write_part_b(maps, tmp_path / "in/out")
+    assert not list(tmp_path.rglob("*evil*"))
 
 
 def test_a_folder_that_is_not_empty_is_never_replaced(tmp_path, heatmaps):

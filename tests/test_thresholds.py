@@ -388,6 +388,14 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(InputError, match=r"A01 that fit(.|\n)*\(30, 75\)"):
         thresholds.read_cells(run)
     run = heatmap_run(tmp_path / "other")
+    for content in (b"", b"\x93NUMPY", np.lib.format.magic(1, 0) + b"\xff\xff"):
+        (run / "heatmaps" / "A01.npy").write_bytes(content)
+        with pytest.raises(InputError, match=r"A01\.npy must hold an array"):
+            thresholds.read_cells(run)
+    np.save(run / "heatmaps" / "A01.npy", np.full((24, 30), 1e30, np.float32))
+    with pytest.raises(InputError, match=r"A01 that fit(.|\n)*0\.\.1"):
+        thresholds.read_cells(run)
+    run = heatmap_run(tmp_path / "third")
     (run / "probs" / "A02.npy").unlink()
     with pytest.raises(InputError, match=r"A02\.npy"):
         thresholds.read_cells(run)
