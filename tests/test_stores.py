@@ -1,6 +1,8 @@
 """Patch stores: what is cut, and that a store of something else is refused."""
 
+import concurrent.futures
 import shutil
+import time
 
 import cv2
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 
 from bach.core.errors import InputError
+from bach.network import stores
 from bach.network.stores import (
     PatchStore,
     cut_photos,
@@ -71,6 +74,18 @@ def test_a_store_is_cut_once_and_mapped_from_disk(photo, images, tmp_path):
     assert again.table.equals(store.table)
     assert again.table["image_id"].tolist() == ["n001"] * 14 + ["b001"] * 14
     assert again.view == PatchStore(tmp_path / "store").view == View(32)
+
+
+def test_runs_that_share_a_folder_wait_for_the_one_that_cuts(images, tmp_path, monkeypatch):
+    cut = []
+    write = stores._write_patches
+    monkeypatch.setattr(
+        stores, "_write_patches", lambda *given: (cut.append(1), time.sleep(0.3), write(*given))
+    )
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: cut_photos(images, tmp_path / "patches"), range(3)))
+    assert len(cut) == 1
+    assert all((one.patches == found[0].patches).all() for one in found)
 
 
 def test_a_store_of_other_pixels_photos_labels_or_views_is_refused(images, tmp_path):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from bach.core.errors import InputError
 from bach.core.files import atomic_path, fingerprint, read_json, write_json
 from bach.core.log import step
+from bach.core.run import locked
 from bach.core.tables import write_csv
 from bach.core.text import listed
 from bach.data import read_photo
@@ -266,13 +267,18 @@ def _cut_once(folder: str | os.PathLike, recipe: _Recipe) -> PatchStore:
     folder = Path(folder)
     with step("patches") as notes:
         record = recipe.record()
-        if store_exists(folder):
+        there = store_exists(folder)
+        if not there:
+            # Runs that share the folder wait for the first, which cuts for all of them.
+            with locked(folder, _AGAIN, wait=True):
+                there = store_exists(folder)
+                if not there:
+                    _write_patches(folder, recipe)
+                    write_json(folder / "store.json", record)
+                    write_csv(pd.concat(recipe.tables, ignore_index=True), folder / "patches.csv")
+        if there:
             _check_record(folder, _read_record(folder), record, recipe.what)
             notes.append(f"cut before from the same {recipe.what}")
-        else:
-            _write_patches(folder, recipe)
-            write_json(folder / "store.json", record)
-            write_csv(pd.concat(recipe.tables, ignore_index=True), folder / "patches.csv")
         store = PatchStore(folder)
         rows, cols = recipe.size
         count = f"{len(recipe.tables)} {recipe.what} -> {len(store.table):,}"
@@ -281,7 +287,6 @@ def _cut_once(folder: str | os.PathLike, recipe: _Recipe) -> PatchStore:
 
 
 def _write_patches(folder: Path, recipe: _Recipe) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     ends = np.cumsum([0, *map(len, recipe.tables)])
     shape = (int(ends[-1]), *recipe.size, 3)
     needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
