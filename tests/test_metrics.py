@@ -186,6 +186,14 @@ def test_tables_that_name_other_patients_are_told_apart_in_the_log(tmp_path, cap
     assert f"{truth} names other patients than {other} for 2 images (a, b)" in messages.text
 
 
+def test_another_spelling_of_a_patient_is_no_other_patient(tmp_path, capsys, messages):
+    truth = write(tmp_path / "t.csv", "image_id,label,patient\na,0,P07\nb,1,P8\nc,2,na\n")
+    other = write(tmp_path / "p.csv", "image_id,predicted,patient\na,0,p 7\nb,1,\nc,2,?\n")
+    result = run(capsys, "part-a", "--predictions", other, "--truth", truth)
+    assert result["accuracy_interval"]["unit"] == "2 patients + 1 images"
+    assert "other patients" not in messages.text
+
+
 def test_that_no_patient_is_known_is_said(tmp_path, capsys, messages):
     truth = write(tmp_path / "t.csv", "image_id,label\na,0\nb,1\n")
     result = run(capsys, "part-a", "--predictions", truth, "--truth", truth)

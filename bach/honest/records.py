@@ -34,6 +34,7 @@ from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import read_object, write_json
 from bach.core.log import log
+from bach.core.tables import patient_key
 from bach.core.text import listed
 from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_labels
@@ -224,7 +225,8 @@ def with_known_patients(
     for name in others:
         other = with_patients(table, sources[name])["patient"]
         known = table["patient"] != ""
-        differ = table["image_id"][known & (other != "") & (other != table["patient"])]
+        alike = other.map(patient_key) == table["patient"].map(patient_key)
+        differ = table["image_id"][known & (other != "") & ~alike]
         if len(differ):
             message = "%s names other patients than %s for %d images (%s): the latter are taken"
             log.warning(message, name, first, len(differ), listed(differ, most=3))
