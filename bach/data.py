@@ -2,14 +2,17 @@
 
     python -m bach.data data/BACH
 
-prints counts per class and every problem found, and exits with 1 if there is any.
+prints counts per class, the sum of every annotation and every problem found, and exits with 1 if
+there is any problem.
 """
 
 import argparse
 import concurrent.futures
+import dataclasses
 import hashlib
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +21,18 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from bach.annotations import annotation_mpp, annotation_path, read_regions
+from bach.annotations.checks import AnnotationSummary, slide_labels
+from bach.annotations.files import ENDINGS, Folder, folders_of
+from bach.annotations.regions import read_annotation, read_class_map_file, reasons
 from bach.classes import CLASSES, PREFIXES, parse_label
+from bach.core import options
 from bach.core.errors import InputError, exit_with
+from bach.core.log import log
 from bach.core.pictures import read_header, read_rgb
 from bach.core.tables import image_key, read_table
-from bach.core.text import columns, listed
+from bach.core.text import columns, listed, number
 from bach.slides import PART_A_MPP, PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide
+from bach.tissue import map_downsample
 
 TRAIN_FOLDER = "ICIAR2018_BACH_Challenge"
 TEST_FOLDER = "ICIAR2018_BACH_Challenge_TestDataset"
@@ -33,6 +41,14 @@ GROUND_TRUTH = "microscopy_ground_truth.csv"
 PHOTO_WIDTH, PHOTO_HEIGHT = 2048, 1536
 
 COLUMNS = ["image_id", "path", "part", "label", "patient", "width", "height", "mpp"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of bach.data."""
+
+    class_map: str | None = options.again(options.Slides, "class_map", None)
+
 
 _REMEDY = "Copy or unpack it again; photos are 8-bit RGB."
 
@@ -108,7 +124,7 @@ def list_images(data_dir: str | os.PathLike, name: str, limit: int | None = None
     table = find_data(data_dir)
     table = table[table["part"] == name]
     if name == "B":
-        table = table[[annotation_path(path) is not None for path in table["path"]]]
+        table = table[annotated(table["path"])]
     if table.empty:
         what = {"A": "Part A photos", "B": "annotated Part B slides"}.get(name, f"{name} images")
         raise InputError(
@@ -127,6 +143,38 @@ def list_images(data_dir: str | os.PathLike, name: str, limit: int | None = None
     return table.reset_index(drop=True)
 
 
+def annotated(slides: Iterable[str | os.PathLike]) -> list[bool]:
+    """Which slides have an annotation file beside them, whatever is in it."""
+    paths = list(map(Path, slides))
+    folders = folders_of(paths)
+    return [bool(folders[path.parent].files(path)) for path in paths]
+
+
+def check_annotation_files(
+    slides: Sequence[str | os.PathLike], class_map: str | os.PathLike | None = None
+) -> None:
+    """Look at the annotation files of slides before the slow work starts.
+
+    A file that belongs to no slide is a warning in the log.
+
+    Args:
+        slides: The slides.
+        class_map: As in `bach.annotations.read_regions`.
+
+    Raises:
+        InputError: If a slide has several, or one that is no file, or the class map cannot
+            be read.
+    """
+    if class_map is not None:
+        read_class_map_file(class_map)
+    folders = folders_of(slides)
+    for slide in slides:
+        folders[Path(slide).parent].only(slide)
+    for folder in folders.values():
+        for line in folder.strays():
+            log.warning("%s", line)
+
+
 def read_photo(path: str | os.PathLike) -> np.ndarray:
     """Decode a photo: uint8 `(height, width, 3)`, RGB.
 
@@ -136,18 +184,42 @@ def read_photo(path: str | os.PathLike) -> np.ndarray:
     return read_rgb(path, _REMEDY, modes=("RGB", "RGBA", "P"))
 
 
-def check_data(data_dir: str | os.PathLike) -> tuple[pd.DataFrame, list[str]]:
+def check_data(
+    data_dir: str | os.PathLike, class_map: str | os.PathLike | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """Open and check every file of the challenge data.
+
+    Args:
+        data_dir: As in `find_data`.
+        class_map: What names of classes in annotations mean, as in
+            `bach.annotations.read_regions`.
 
     Returns:
         The table of `find_data`, and one line for each problem: unreadable or
         truncated files, unexpected sizes and modes, labels that disagree between
         folder, file name and ground-truth CSV, exact and near duplicates, slides
-        without scale, and annotations that cannot be read.
+        without scale, annotations that cannot be read or do not lie on their slide,
+        and files that look like annotations and are read for no slide.
 
     Raises:
-        InputError: If there is no challenge data in the folder.
+        InputError: If there is no challenge data in the folder, or the class map
+            cannot be read.
     """
+    checked = _check(data_dir, class_map)
+    return checked.table, checked.problems
+
+
+class _Checked(NamedTuple):
+    """What a look at all data gives; `sums` are the annotations' by the name of the slide."""
+
+    table: pd.DataFrame
+    problems: list[str]
+    sums: dict[str, AnnotationSummary]
+
+
+def _check(data_dir: str | os.PathLike, class_map: str | os.PathLike | None) -> _Checked:
+    if class_map is not None:
+        read_class_map_file(class_map)
     table = find_data(data_dir)
     paths = table.loc[table["part"].isin(["A", "A-test"]), "path"].tolist()
     with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
@@ -157,12 +229,20 @@ def check_data(data_dir: str | os.PathLike) -> tuple[pd.DataFrame, list[str]]:
     problems += _label_problems(Path(data_dir), table[table["part"] == "A"])
     problems += _duplicates(photos)
     slides = table.loc[table["part"].isin(["B", "B-test"]), "path"]
+    folders, sums = folders_of(slides), {}
+    for root in filter(None, _roots(Path(data_dir))):
+        folders.setdefault(root / "WSI", Folder(root / "WSI"))  # without a slide
     for path in tqdm(slides, desc="slides", disable=None):
-        problems += _check_slide(path)
+        found, summary = _check_slide(path, folders[Path(path).parent], class_map)
+        problems += found
+        if summary is not None:
+            sums[Path(path).stem] = summary
+    problems += [line for folder in folders.values() for line in folder.strays()]
+    problems += _misplaced(Path(data_dir), slides.tolist())
     doubled = table[table["image_id"].duplicated(keep=False)].groupby("image_id")["path"]
     for image_id, copies in doubled:
         problems.append(f"image id {image_id} stands for several files: {', '.join(copies)}")
-    return table, problems
+    return _Checked(table, problems, sums)
 
 
 def _roots(data_dir: Path) -> tuple[Path | None, Path | None]:
@@ -285,12 +365,12 @@ def _label_problems(data_dir: Path, photos: pd.DataFrame) -> list[str]:
 def _read_ground_truth(file: Path) -> tuple[dict[str, int], list[str]]:
     """Labels by `image_key`, and the rows that name no class."""
     stated, problems = {}, []
-    for number, cells in enumerate(read_table(file, header=False).to_numpy().tolist(), start=1):
+    for row, cells in enumerate(read_table(file, header=False).to_numpy().tolist(), start=1):
         label = parse_label(cells[1]) if len(cells) > 1 else None
         if label is not None:
             stated[image_key(cells[0])] = label
-        elif number > 1 or len(cells) < 2:  # the first row may be a header
-            problems.append(f"{file}, row {number}: no class in {','.join(cells)!r}")
+        elif row > 1 or len(cells) < 2:  # the first row may be a header
+            problems.append(f"{file}, row {row}: no class in {','.join(cells)!r}")
     return stated, problems
 
 
@@ -309,31 +389,73 @@ def _duplicates(photos: list[_Photo]) -> list[str]:
     return problems
 
 
-def _check_slide(path: str) -> list[str]:
-    problems = []
-    mpp = None
+def _check_slide(
+    path: str, folder: Folder, class_map: str | os.PathLike | None
+) -> tuple[list[str], AnnotationSummary | None]:
+    """Problems of a slide and its annotation, and the sum of that."""
+    problems, annotation, summary = [], None, None
     try:
-        with Slide(path) as slide:
-            slide.check()
-            mpp = slide.mpp
+        annotation = folder.only(path)
     except InputError as error:
         problems.append(_in_a_line(error))
-    annotation = annotation_path(path)
-    if annotation is not None:
-        try:
-            regions = read_regions(annotation)
-            if not regions:
-                problems.append(f"{annotation}: holds no region; all of the slide counts as Normal")
-            stated = annotation_mpp(annotation)
-            if stated and mpp and abs(stated - mpp) > 0.02 * mpp:
-                problems.append(f"{annotation}: made at {stated} um/px, the slide has {mpp}")
-        except InputError as error:
-            problems.append(_in_a_line(error))
-    return problems
+    try:
+        with Slide(path) as slide:
+            # Whatever is wrong with the pixels, the annotation is looked at.
+            try:
+                slide.check()
+            except InputError as error:
+                problems.append(_in_a_line(error))
+            if annotation is not None:
+                downsample = map_downsample(slide.mpp)
+                _, summary = slide_labels(annotation, slide, downsample, class_map)
+    except InputError as error:
+        problems.append(_in_a_line(error))
+        if annotation is not None and str(annotation) not in str(error):  # the slide's own fault
+            try:
+                read_annotation(annotation, class_map)
+            except InputError as other:
+                problems.append(_in_a_line(other))
+    if summary is not None:
+        problems += [f"{annotation}: {line}" for line in summary.problems]
+    return problems, summary
+
+
+def _misplaced(data_dir: Path, slides: list[str]) -> list[str]:
+    """Annotations in other folders than their slides, where nothing looks for them."""
+    with_none = {
+        image_key(slide) for slide, has in zip(slides, annotated(slides), strict=True) if not has
+    }
+    lines = []
+    for root in filter(None, _roots(data_dir)):
+        beside = {Path(slide).parent for slide in slides}
+        for path in sorted(root.rglob("*")):
+            if path.suffix.lower() not in ENDINGS or path.parent in beside:
+                continue
+            if image_key(path.stem) in with_none or beside & set(path.parents):
+                lines.append(f"{path}: is not read; an annotation must lie beside its slide")
+    return lines
 
 
 def _in_a_line(error: InputError) -> str:
     return str(error).replace("\n", " ")
+
+
+def _sums_table(sums: dict[str, AnnotationSummary]) -> str:
+    """The sums of annotations, a row per slide."""
+    header = ["slide", "annotation", "regions", "painted", "holes"]
+    header += [f"{name} mm2" for name in CLASSES] + ["beyond the slide"]
+    rows = [
+        [name, sum_.file, sum_.regions, sum_.painted, sum_.holes]
+        + [number(sum_.mm2[label]) for label in CLASSES]
+        + [f"{sum_.outside:.1%}"]
+        for name, sum_ in sums.items()
+    ]
+    lines = [columns(header, rows)]
+    for name, sum_ in sums.items():
+        if sum_.skipped:
+            lines.append(f"{name}: left out: {reasons(sum_.skipped)}")
+        lines += [f"{name}: {note}" for note in sum_.notes]
+    return "\n".join(lines)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -341,21 +463,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m bach.data", description="Find the challenge data on disk and check it."
     )
     parser.add_argument("data_dir", help="folder of the challenge data")
+    options.add(parser, Options)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    table, problems = check_data(args.data_dir)
+    table, problems, sums = _check(args.data_dir, args.class_map)
     rows = []
     for part, images in table.groupby("part"):
         if part == "A":
             counts = images["label"].value_counts(sort=False).sort_index()
             rows += [(part, CLASSES[label], count) for label, count in counts.items()]
         else:
-            annotated = sum(annotation_path(path) is not None for path in images["path"])
-            rows.append((part, f"{annotated} annotated" if part == "B" else "-", len(images)))
+            count = sum(annotated(images["path"]))
+            rows.append((part, f"{count} annotated" if part == "B" else "-", len(images)))
     print(columns(("part", "class", "images"), rows))
+    if sums:
+        print(f"\n{_sums_table(sums)}\n")
     for problem in problems:
         print(f"problem: {problem}")
     print(f"{len(table)} files, {len(problems)} problems")

@@ -179,7 +179,8 @@ class HeatmapMaker:
         folds = unseen or self._predictor.folds
         models = {str(fold): self._predictor.digests[str(fold)] for fold in folds}
         settings = {**options.decisive(self._args), "models": models}
-        key = fingerprint(map_files(path, self._args.masks), settings)
+        args = self._args
+        key = fingerprint(map_files(path, args.masks, args.class_map), settings)
         file = self._folder / "slides" / f"{name}.json"
         if file.exists():
             record = read_slide(file)
@@ -188,8 +189,8 @@ class HeatmapMaker:
                 return record
             log.info("%s: the slide or what its heatmap depends on has changed; done again", name)
         start = time.monotonic()
-        with step(name) as notes, Slide(path, mpp=self._args.mpp) as slide:
-            maps = slide_maps(slide, self._args.masks, self._args.exclude_pen)
+        with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
+            maps = slide_maps(slide, args.masks, args.exclude_pen, args.class_map)
             table = heatmap_patches(maps, self._predictor.step_um)
             cell = self._predictor.step_um / slide.mpp
             probs = stitch(
@@ -218,6 +219,7 @@ class HeatmapMaker:
             in_sample=not unseen,
             areas_mm2=areas_mm2(class_map, maps),
             **slide_scores(class_map, maps),
+            annotation=maps.annotation,
             seconds=time.monotonic() - start,
             key=key,
         )

@@ -266,7 +266,7 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
     name = Path(path).stem
     file, key_file = folder / f"{name}.csv", folder / f"{name}.json"
     settings = {**decisive(args), "models": predictor.digests}
-    key = fingerprint(map_files(path, args.masks), settings)
+    key = fingerprint(map_files(path, args.masks, args.class_map), settings)
     if file.exists():
         # The table itself counts, which a damaged disk may have cut short.
         then = read_json(key_file, "Delete it.") if key_file.exists() else None
@@ -276,7 +276,7 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
         log.info("%s: the slide or what its patches depend on has changed; done again", name)
         file.unlink()
     with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
-        maps = slide_maps(slide, args.masks, args.exclude_pen)
+        maps = slide_maps(slide, args.masks, args.exclude_pen, args.class_map)
         table = mining_patches(maps, predictor.step_um, args.mode == "dense")
         used = (table["tissue"] >= MIN_TISSUE_HARD).to_numpy()
         probs = np.full((len(table), len(CLASSES)), np.nan, np.float32)

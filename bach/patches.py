@@ -6,6 +6,7 @@ side in level-0 px (floats on slides), the share of tissue, and the label.
 
 import math
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -134,6 +135,7 @@ class SlideMaps(NamedTuple):
         tissue: Tissue mask, bool `(rows, cols)`.
         labels: Annotation as uint8 0..3 `(rows, cols)`, or None.
         thumbnail: uint8 `(rows, cols, 3)`; empty where nothing is drawn.
+        annotation: Sum of the annotation as it is stored (`AnnotationSummary`), or None.
     """
 
     name: str
@@ -144,6 +146,7 @@ class SlideMaps(NamedTuple):
     tissue: np.ndarray
     labels: np.ndarray | None = None
     thumbnail: np.ndarray = np.zeros((0, 0, 3), np.uint8)
+    annotation: Mapping[str, object] | None = None
 
 
 def slide_patches(maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM) -> pd.DataFrame:

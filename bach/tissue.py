@@ -6,7 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from bach.annotations import annotation_path, label_mask, read_regions
+from bach.annotations.checks import slide_labels
+from bach.annotations.files import annotation_path
 from bach.core.log import log
 from bach.core.pictures import read_rgb
 from bach.patches import SlideMaps
@@ -136,7 +137,10 @@ def map_downsample(mpp: float) -> int:
 
 
 def slide_maps(
-    slide: Slide, masks: str | os.PathLike | None = None, exclude_pen: bool = False
+    slide: Slide,
+    masks: str | os.PathLike | None = None,
+    exclude_pen: bool = False,
+    class_map: str | os.PathLike | None = None,
 ) -> SlideMaps:
     """Thumbnail, tissue mask and label mask of a slide, all of one size.
 
@@ -145,16 +149,19 @@ def slide_maps(
         masks: Folder of tissue masks `NAME.png` to use instead of finding tissue; a
             slide without one there has its tissue found.
         exclude_pen: Do not take pen marks for tissue.
+        class_map: What names of classes in annotations mean, as in `read_regions`.
 
     Raises:
-        InputError: If slide, annotation or mask cannot be read.
+        InputError: If slide, annotation or mask cannot be read, or the annotation holds
+            nothing that lies on the slide.
     """
     downsample = map_downsample(slide.mpp)
     thumbnail = slide.thumbnail(downsample * slide.mpp)
-    labels = None
+    labels, summary = None, None
     annotation = annotation_path(slide.path)
     if annotation is not None:
-        labels = label_mask(read_regions(annotation), slide.width, slide.height, downsample)
+        labels, summary = slide_labels(annotation, slide, downsample, class_map)
+        summary.log(slide.name)
     file = _mask_path(slide.name, masks)
     if file is None:
         tissue = tissue_mask(thumbnail, exclude_pen=exclude_pen)
@@ -164,7 +171,15 @@ def slide_maps(
         tissue = cv2.resize(given, size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
         log.info("%s: tissue mask from %s", slide.name, file)
     return SlideMaps(
-        slide.name, slide.width, slide.height, slide.mpp, downsample, tissue, labels, thumbnail
+        slide.name,
+        slide.width,
+        slide.height,
+        slide.mpp,
+        downsample,
+        tissue,
+        labels,
+        thumbnail,
+        None if summary is None else summary.record(),
     )
 
 
@@ -174,16 +189,25 @@ def _mask_path(name: str, masks: str | os.PathLike | None) -> Path | None:
     return file if file is not None and file.exists() else None
 
 
-def map_files(path: str | os.PathLike, masks: str | os.PathLike | None) -> dict[str, Path | None]:
+def map_files(
+    path: str | os.PathLike,
+    masks: str | os.PathLike | None,
+    class_map: str | os.PathLike | None = None,
+) -> dict[str, Path | None]:
     """The files that the maps of a slide are made from, for a fingerprint.
 
     Args:
         path: The slide. Of one in several files (.mrxs, .vms) only the named one counts.
-        masks: As in `slide_maps`.
+        masks, class_map: As in `slide_maps`.
+
+    Raises:
+        InputError: If the slide has several annotations, or one that is no file.
     """
     path = Path(path)
-    return {
+    files = {
         "slide": path,
         "annotation": annotation_path(path),
         "mask": _mask_path(path.stem, masks),
     }
+    # Without one there is no such part, so that what was made before there were any stays true.
+    return files if class_map is None else {**files, "class_map": Path(class_map)}

@@ -1,22 +1,31 @@
+"""Annotation files as people bring them, read as regions of a class."""
+
 import json
 import logging
+from xml.sax.saxutils import quoteattr
 
-import cv2
 import numpy as np
 import pytest
-from skimage.draw import polygon
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from bach import annotations
-from bach.annotations import Region, annotation_mpp, label_mask, read_regions
+from bach.annotations import annotation_mpp, label_mask, read_regions, regions
+from bach.annotations.regions import read_annotation, read_class_map_file
+from bach.classes import BENIGN, INSITU, INVASIVE, NORMAL
 from bach.core.errors import InputError
 
 SQUARE = [(160, 480), (320, 480), (320, 640), (160, 640)]
+
+# Hypothesis runs many examples in one folder; each writes its file anew.
+FUZZ = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture
 def messages(caplog, monkeypatch):
     # A script's setup_logging turns propagation off, and caplog listens at the root.
-    monkeypatch.setattr(annotations.log, "propagate", True)
+    monkeypatch.setattr(regions.log, "propagate", True)
     caplog.set_level(logging.INFO, logger="bach")
     return caplog
 
@@ -25,19 +34,19 @@ def box(x, y, side):
     return [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]
 
 
-def region(text="", value=None, points=SQUARE, number=1, hole=0):
+def region(text="", value=None, points=SQUARE, number=1, hole=0, kind="0"):
     attribute = "" if value is None else f'<Attribute Id="1" Name="" Value="{value}"/>'
     vertices = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in points)
     return (
-        f'<Region Id="{number}" Type="0" Text="{text}" NegativeROA="{hole}">'
+        f'<Region Id="{number}" Type="{kind}" Text="{text}" NegativeROA="{hole}">'
         f"<Attributes>{attribute}</Attributes><Vertices>{vertices}</Vertices></Region>"
     )
 
 
-def layer(*regions, number=1, name=""):
+def layer(*members, number=1, name=""):
     return (
         f'<Annotation Id="{number}" Name="{name}"><Regions><RegionAttributeHeaders/>'
-        f"{''.join(regions)}</Regions><Plots/></Annotation>"
+        f"{''.join(members)}</Regions><Plots/></Annotation>"
     )
 
 
@@ -47,8 +56,8 @@ def write(tmp_path, *layers, head=' MicronsPerPixel="0.467000"'):
     return path
 
 
-def labels(path):
-    return [one.label for one in read_regions(path)]
+def labels(path, class_map=None):
+    return [one.label for one in read_regions(path, class_map)]
 
 
 def geojson(tmp_path, *features, name="slide.geojson"):
@@ -57,12 +66,41 @@ def geojson(tmp_path, *features, name="slide.geojson"):
     return path
 
 
-def feature(rings, label="Benign", kind="Polygon"):
+def feature(rings, label="Benign", kind="Polygon", **more):
     properties = {"objectType": "annotation"}
     if label is not None:
         properties["classification"] = {"name": label, "color": [1, 2, 3]}
-    geometry = {"type": kind, "coordinates": rings}
+    geometry = {"type": kind, "coordinates": rings, **more}
     return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def classified(classification, **properties):
+    one = feature([SQUARE])
+    one["properties"] = {"classification": classification, **properties}
+    return one
+
+
+def asap(*annotations):
+    return (
+        f"<ASAP_Annotations><Annotations>{''.join(annotations)}</Annotations>"
+        "<AnnotationGroups/></ASAP_Annotations>"
+    )
+
+
+def in_group(group, points, kind="Polygon"):
+    coordinates = "".join(
+        f'<Coordinate Order="{order}" X="{x}" Y="{y}"/>' for order, (x, y) in points
+    )
+    return (
+        f'<Annotation Name="Annotation 0" Type="{kind}" PartOfGroup="{group}" Color="#F4FA58">'
+        f"<Coordinates>{coordinates}</Coordinates></Annotation>"
+    )
+
+
+def class_map(tmp_path, *rows):
+    path = tmp_path / "classes.csv"
+    path.write_text("\n".join(rows))
+    return path
 
 
 # Aperio ImageScope
@@ -91,6 +129,13 @@ def test_a_layer_named_by_a_class_is_believed_before_its_number(tmp_path):
     assert labels(write(tmp_path, layer(region(), number=1, name="Invasive"))) == [3]
 
 
+def test_the_number_of_a_layer_with_another_name_counts_and_the_log_says_so(tmp_path, messages):
+    assert labels(write(tmp_path, layer(region(), number=1, name="Tumor"))) == [1]
+    assert "counts as Benign by the number of its layer" in messages.text
+    mapped = class_map(tmp_path, "tumor,Invasive")
+    assert labels(write(tmp_path, layer(region(), number=1, name="Tumor")), mapped) == [3]
+
+
 def test_every_layer_is_read_and_a_layer_may_be_empty(tmp_path):
     path = write(
         tmp_path,
@@ -100,7 +145,6 @@ def test_every_layer_is_read_and_a_layer_may_be_empty(tmp_path):
         layer(region("invasive"), number=4),
     )
     assert labels(path) == [1, 2, 3]
-    assert labels(write(tmp_path)) == []
 
 
 def test_vertices_are_floats_in_level_0_pixels(tmp_path):
@@ -118,6 +162,10 @@ def test_vertices_are_floats_in_level_0_pixels(tmp_path):
         (layer(region(number=5), number=4), "region 5 of layer 4 .*\n.*no text.*Id='4'"),
         (layer(region(points=[(1, 2), ("", 3), (4, 5)])), "must be numbers"),
         (layer(region(points=[(1, 2), ("nan", 3), (4, 5)])), "must be finite"),
+        (layer(region(points=[(1, 2), ("1e300", 3), (4, 5)])), "must be finite, and pixels"),
+        (layer(region(points=[(1, 2), ("1,2,3", 3), (4, 5)])), "'1,2,3' is no number"),
+        (layer(region(kind="9")), "must be a kind of shape .*\n.*Type='9'"),
+        (layer(region(hole="perhaps")), "NegativeROA of region 1"),
     ],
 )
 def test_a_region_that_cannot_be_read_is_named(tmp_path, layers, message):
@@ -127,34 +175,95 @@ def test_a_region_that_cannot_be_read_is_named(tmp_path, layers, message):
 
 def test_contradicting_classes_are_logged_and_the_attribute_wins(tmp_path, messages):
     assert labels(write(tmp_path, layer(region("invasive", "benign")))) == [1]
-    assert "several classes (benign, invasive); taken: Benign" in messages.text
+    assert "several classes (benign, invasive); taken: benign" in messages.text
 
 
-def test_a_hole_needs_no_class_and_comes_after_the_regions_of_its_layer(tmp_path):
+def test_regions_and_holes_come_in_the_order_of_the_file_and_a_hole_needs_no_class(tmp_path):
     path = write(
         tmp_path,
-        layer(region("??", hole=1), region("benign", number=2), number=9),
+        layer(
+            region("benign", number=2),
+            region("??", hole=1),
+            region("invasive", points=box(200, 500, 20)),
+            number=9,
+        ),
         layer(region("invasive"), number=3),
     )
-    assert [(one.label, one.is_hole, one.layer) for one in read_regions(path)] == [
+    found = read_regions(path)
+    assert [(one.label, one.is_hole, one.layer) for one in found] == [
         (1, False, 0),
         (0, True, 0),
+        (3, False, 0),
         (3, False, 1),
     ]
+    # The island of the first layer, as drawn after the hole, and the region of the second.
+    assert (label_mask(found[:3], 400, 700, 10)[50:52, 20:22] == 3).all()
 
 
-def test_a_region_with_fewer_than_3_vertices_is_kept_logged_and_paints_nothing(tmp_path, messages):
-    for points in ([], [(20, 20)], [(0, 0), (900, 900)]):
-        regions = read_regions(write(tmp_path, layer(region(points=points))))
-        assert regions[0].points.shape == (len(points), 2)
-        assert not label_mask(regions, 1000, 1000, 16).any()
-    assert "1 of 1 regions have fewer than 3 vertices" in messages.text
+def test_kinds_of_shapes_are_told_apart(tmp_path):
+    corners = [(200, 200), (1800, 2600)]
+    four = [(200, 200), (1800, 200), (1800, 2600), (200, 2600)]
+    whole = 1600 * 2400
+    for kind, points, area in (
+        ("1", corners, whole),
+        ("Rectangle", corners, whole),
+        ("1", four, whole),
+        ("1", [four[0], four[1], four[3], four[2]], whole),
+        ("2", corners, np.pi / 4 * whole),
+        ("2", corners[::-1], np.pi / 4 * whole),
+        ("2", four, np.pi / 4 * whole),
+        ("2", [*four, four[0]], np.pi / 4 * whole),
+        ("Ellipse", four, np.pi / 4 * whole),
+        ("0", four, whole),
+        ("", four, whole),
+        ("Polygon", four, whole),
+    ):
+        path = write(tmp_path, layer(region("invasive", points=points, kind=kind)))
+        mask = label_mask(read_regions(path), 2000, 3000, 10)
+        assert (mask == 3).sum() * 100 == pytest.approx(area, rel=2e-3), (kind, points)
+
+
+def test_an_ellipse_that_was_drawn_out_is_painted_as_it_was_drawn(tmp_path):
+    turns = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    tilted = np.column_stack([np.cos(turns) * 900, np.sin(turns) * 300]) @ [[0.8, 0.6], [-0.6, 0.8]]
+    (one,) = read_regions(write(tmp_path, layer(region("benign", points=tilted + 1000, kind="2"))))
+    assert one.points == pytest.approx(tilted + 1000, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "word"), [("3", "arrow"), ("4", "ruler"), ("5", "polyline")])
+def test_what_is_no_area_is_left_out_and_counted(tmp_path, messages, kind, word):
+    other = region("103.2um", kind=kind, number=8)
+    assert labels(write(tmp_path, layer(region("invasive"), other, other))) == [3]
+    assert f"left out: 2 ({word})" in messages.text
+    with pytest.raises(InputError, match=rf"must hold a region .*\n.*1 \({word}\)"):
+        read_regions(write(tmp_path, layer(region("invasive", kind=kind))))
+
+
+@pytest.mark.parametrize("points", [[], [(20, 20)], [(0, 0), (900, 900)]])
+def test_an_outline_of_fewer_than_3_vertices_is_left_out_and_counted(tmp_path, messages, points):
+    path = write(tmp_path, layer(region("benign", points=points), region("invasive")))
+    assert labels(path) == [3]
+    assert "left out: 1 (outline of fewer than 3 vertices)" in messages.text
+
+
+def test_halo_annotations_are_read_as_layers_named_by_a_class(tmp_path):
+    path = tmp_path / "slide.annotations"
+    vertices = "".join(f'<V X="{x}" Y="{y}"/>' for x, y in SQUARE)
+    path.write_text(
+        '<Annotations><Annotation LineColor="65280" Name="Invasive" Visible="True"><Regions>'
+        '<Region Type="Polygon" HasEndcaps="0" NegativeROA="0">'
+        f"<Vertices>{vertices}</Vertices><Comments/></Region></Regions></Annotation></Annotations>"
+    )
+    (one,) = read_regions(path)
+    assert one.label == 3
+    assert one.points.tolist() == [list(map(float, point)) for point in SQUARE]
 
 
 @pytest.mark.parametrize(
     ("head", "mpp"),
     [
         (' MicronsPerPixel="0.467000"', 0.467),
+        (' MicronsPerPixel="0,4670"', 0.467),
         ("", None),
         (' MicronsPerPixel=""', None),
         (' MicronsPerPixel="0"', None),
@@ -165,7 +274,7 @@ def test_the_scale_is_read_where_there_is_one(tmp_path, head, mpp):
 
 
 def test_a_scale_that_is_no_number_is_refused_and_geojson_has_none(tmp_path):
-    for text in ("fine", "-1", "nan"):
+    for text in ("fine", "-1", "nan", "1_0"):
         with pytest.raises(InputError, match=f"Received: '{text}'"):
             annotation_mpp(write(tmp_path, head=f' MicronsPerPixel="{text}"'))
     assert annotation_mpp(geojson(tmp_path)) is None
@@ -174,35 +283,35 @@ def test_a_scale_that_is_no_number_is_refused_and_geojson_has_none(tmp_path):
 def test_50000_vertices_are_read_and_painted(tmp_path):
     t = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
     points = np.column_stack([np.cos(t), np.sin(t)]) * 20_000 + 21_000
-    regions = read_regions(write(tmp_path, layer(region(points=points))))
-    mask = label_mask(regions, 42_000, 62_000, 16)
+    found = read_regions(write(tmp_path, layer(region(points=points))))
+    mask = label_mask(found, 42_000, 62_000, 16)
     assert mask.sum() * 16**2 == pytest.approx(np.pi * 20_000**2, rel=1e-3)
 
 
-# ASAP and QuPath
-
-
-def asap(group, points):
-    coordinates = "".join(
-        f'<Coordinate Order="{order}" X="{x}" Y="{y}"/>' for order, (x, y) in points
-    )
-    return (
-        "<ASAP_Annotations><Annotations>"
-        f'<Annotation Name="Annotation 0" Type="Polygon" PartOfGroup="{group}" Color="#F4FA58">'
-        f"<Coordinates>{coordinates}</Coordinates></Annotation></Annotations>"
-        "<AnnotationGroups/></ASAP_Annotations>"
-    )
+# ASAP
 
 
 def test_asap_annotations_are_read_in_the_order_of_their_vertices(tmp_path):
     path = tmp_path / "slide.xml"
-    path.write_text(asap("In Situ", [(10, (9, 9)), (0, (1, 2)), (2, (5.5, 6))]))
+    path.write_text(asap(in_group("In Situ", [(10, (9, 9)), (0, (1, 2)), (2, (5.5, 6))])))
     (one,) = read_regions(path)
     assert one.label == 2
     assert one.points.tolist() == [[1, 2], [5.5, 6], [9, 9]]
-    path.write_text(asap("None", [(0, (1, 2))]))
+    path.write_text(asap(in_group("None", enumerate(SQUARE))))
     with pytest.raises(InputError, match="PartOfGroup='None'"):
         read_regions(path)
+    assert labels(path, class_map(tmp_path, "None,Invasive")) == [3]
+
+
+def test_asap_points_and_measurements_have_no_area_and_splines_do(tmp_path, messages):
+    path = tmp_path / "slide.xml"
+    kinds = ("PointSet", "Dot", "Measurement", "Spline", "Rectangle")
+    path.write_text(asap(*(in_group("Invasive", enumerate(SQUARE), kind) for kind in kinds)))
+    assert labels(path) == [3, 3]
+    assert "left out: 1 (points), 1 (point), 1 (ruler)" in messages.text
+
+
+# QuPath
 
 
 def test_geojson_is_read_whatever_the_file_is_called(tmp_path):
@@ -216,12 +325,13 @@ def test_geojson_is_read_whatever_the_file_is_called(tmp_path):
     assert labels(path) == [1]
 
 
-def test_inner_rings_are_holes_and_islands_in_them_stay(tmp_path):
-    rings = [[box(0, 0, 60), box(10, 10, 40)], [box(20, 20, 20)]]
+@pytest.mark.parametrize("turn", [1, -1])
+def test_inner_rings_are_holes_whatever_their_turn_and_islands_in_them_stay(tmp_path, turn):
+    rings = [[box(0, 0, 60), box(10, 10, 40)[::turn]], [box(20, 20, 20)]]
     for polygons in (rings, rings[::-1]):
-        regions = read_regions(geojson(tmp_path, feature(polygons, kind="MultiPolygon")))
-        assert sum(one.is_hole for one in regions) == 1
-        mask = label_mask(regions, 60, 60, 10)
+        found = read_regions(geojson(tmp_path, feature(polygons, kind="MultiPolygon")))
+        assert sum(one.is_hole for one in found) == 1
+        mask = label_mask(found, 60, 60, 10)
         assert mask[[0, 1, 2, 3, 4, 5], 2].tolist() == [1, 0, 1, 1, 0, 1]
 
 
@@ -230,20 +340,65 @@ def test_points_and_lines_are_left_out_and_logged(tmp_path, messages):
         feature([1, 2], None, "Point"),
         feature([SQUARE]),
         feature([[1, 2]], None, "LineString"),
+        feature([], kind="MultiPolygon"),
     ]
     assert labels(geojson(tmp_path, *shapes)) == [1]
-    assert "2 points or lines" in messages.text
+    assert "left out: 1 (point), 1 (line), 1 (empty polygon)" in messages.text
+
+
+def test_collections_are_taken_apart(tmp_path):
+    parts = [feature([SQUARE])["geometry"], {"type": "Point", "coordinates": [1, 2]}]
+    one = feature([SQUARE])
+    one["geometry"] = {"type": "GeometryCollection", "geometries": parts}
+    annotation = read_annotation(geojson(tmp_path, one))
+    assert len(annotation.regions) == 1
+    assert annotation.skipped == {"point": 1}
+
+
+def test_an_ellipse_of_qupath_by_its_corners_is_an_ellipse(tmp_path):
+    path = geojson(tmp_path, feature([[*SQUARE, SQUARE[0]]], isEllipse=True))
+    mask = label_mask(read_regions(path), 400, 700, 2)
+    assert (mask == 1).sum() * 4 == pytest.approx(np.pi / 4 * 160**2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("classification", "label"),
+    [
+        ("Invasive", 3),
+        ({"name": "Invasive: Positive"}, 3),
+        ({"names": ["Invasive", "Positive"]}, 3),
+        ({"names": ["Positive", "in situ"], "color": [1, 2, 3]}, 2),
+        (["Benign"], 1),
+    ],
+)
+def test_a_derived_class_is_the_first_of_its_parts_that_is_a_class(tmp_path, classification, label):
+    assert labels(geojson(tmp_path, classified(classification))) == [label]
+
+
+def test_objects_without_class_and_classes_with_a_star_are_left_out_and_counted(tmp_path, messages):
+    others = [feature([SQUARE], None), classified(None), classified({}), classified({"names": []})]
+    path = geojson(tmp_path, *others, feature([SQUARE], "Ignore*"), feature([SQUARE], "Invasive"))
+    assert labels(path) == [3]
+    assert "left out: 4 (without class), 1 (class with a star" in messages.text
+    with pytest.raises(InputError, match=r"must hold a region of a class.*\n.*4 \(without class"):
+        read_regions(geojson(tmp_path, *others))
 
 
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ([feature([SQUARE]), feature([SQUARE], None)], "feature 1 .*\n.*no classification"),
-        ([feature([SQUARE], "Tumor")], "feature 0 .*\n.*'Tumor'"),
+        ([feature([SQUARE]), feature([SQUARE], "Tumor")], "feature 1 .*\n.*'Tumor'"),
         ([{"type": "Feature", "geometry": None}], "geometry of feature 0"),
         ([feature([1, 2])], "must be numbers x, y"),
         ([feature([1], kind="MultiPolygon")], "geometry of feature 0"),
         ([feature([[["a", 1], [2, 3], [4, 5]]])], "must be numbers x, y"),
+        ([feature([["12", "34", "56"]])], "must be numbers x, y.\nReceived: '12'"),
+        ([feature([[["1", "2"], [3, 4], [5, 6]]])], "must be numbers x, y"),
+        ([feature([[[True, 2], [3, 4], [5, 6]]])], "must be numbers x, y"),
+        ([feature([[[10**400, 2], [3, 4], [5, 6]]])], "must be numbers x, y"),
+        ([{**feature([SQUARE]), "properties": [1]}], "properties of feature 0 .* an object"),
+        ([classified(7)], "classification of feature 0"),
+        ([classified({"name": 7})], "classification of feature 0"),
     ],
 )
 def test_a_feature_that_cannot_be_read_is_named(tmp_path, features, message):
@@ -251,136 +406,235 @@ def test_a_feature_that_cannot_be_read_is_named(tmp_path, features, message):
         read_regions(geojson(tmp_path, *features))
 
 
+# Classes of one's own
+
+
+def test_all_unknown_classes_are_named_at_once_with_the_option_that_maps_them(tmp_path):
+    names = ("Tumor", "Stroma", "Tumor", "Benign")
+    path = geojson(tmp_path, *(feature([SQUARE], name) for name in names))
+    with pytest.raises(InputError) as error:
+        read_regions(path)
+    assert "feature 0" in str(error.value)
+    assert "Received: 'Tumor' (2 times); 'Stroma'." in str(error.value)
+    assert "--class-map FILE" in str(error.value)
+    mapped = class_map(tmp_path, "theirs,ours", "TUMOR,Invasive", "stroma ,ignore")
+    annotation = read_annotation(path, mapped)
+    assert [one.label for one in annotation.regions] == [3, 3, 1]
+    assert annotation.skipped == {"ignored by the class map": 1}
+
+
+def test_a_class_map_comes_before_our_own_spellings_and_qupaths_star(tmp_path):
+    path = geojson(tmp_path, feature([SQUARE], "Benign"), feature([SQUARE], "Region*"))
+    assert labels(path, class_map(tmp_path, "Benign;2", "Region*;Invasive")) == [2, 3]
+
+
+def test_the_name_of_an_object_counts_only_where_it_is_mapped(tmp_path):
+    path = geojson(tmp_path, classified(None, name="Invasive"), feature([SQUARE]))
+    assert labels(path) == [1]
+    assert labels(path, class_map(tmp_path, "Invasive,Invasive")) == [3, 1]
+
+
+def test_a_class_map_is_read_with_and_without_header(tmp_path):
+    expected = {"tumor": INVASIVE, "dcis, high grade": INSITU, "stroma": -1, "gland": NORMAL}
+    rows = ["Tumor,Invasive", '"DCIS,  high grade",in situ', "Stroma,Ignore", "gland,0"]
+    assert read_class_map_file(class_map(tmp_path, *rows)) == expected
+    assert read_class_map_file(class_map(tmp_path, "Theirs,Ours", *rows)) == expected
+    assert read_class_map_file(class_map(tmp_path, "a,benign")) == {"a": BENIGN}
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("rows", "received"),
     [
-        ("", "XML that is broken"),
-        ("<Annotations><Annotation>", "XML that is broken"),
-        ('{"type": "FeatureCollection", "feat', "JSON that is broken"),
-        ('{"type": "FeatureCollection"}', "without a list of features"),
-        ("[1, 2]", "without a list of features"),
-        ("<svg/>", "XML of another kind"),
+        ([""], "no row"),
+        (["theirs,ours"], "no row"),
+        (["Tumor,Cancer", "x,Benign"], "'Tumor,Cancer'"),
+        (["Tumor,Benign", "tumor,Invasive"], "'tumor,Invasive'"),
+        (["Tumor"], "'Tumor'"),
+        (["a,Benign,c"], "'a,Benign,c'"),
     ],
 )
-def test_other_files_are_refused_with_a_remedy(tmp_path, text, message):
+def test_a_class_map_that_cannot_be_read_names_its_rows(tmp_path, rows, received):
+    with pytest.raises(InputError, match=r"name and what it means[\s\S]*Received: " + received):
+        read_class_map_file(class_map(tmp_path, *rows))
+
+
+# Text
+
+
+def test_a_decimal_comma_in_a_lone_number_is_read(tmp_path):
+    points = [("200,5", "200,25"), ("1800,5", "1e2"), ("-3,", "2600,25")]
+    (one,) = read_regions(write(tmp_path, layer(region("benign", points=points))))
+    assert one.points.tolist() == [[200.5, 200.25], [1800.5, 100], [-3, 2600.25]]
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [
+        ("", "utf-8"),
+        ("", "utf-8-sig"),
+        ("", "utf-16"),
+        ("", "utf-16-le"),
+        ("", "utf-16-be"),
+        ("", "utf-32"),
+        ("utf-8", "utf-16"),
+        ("utf-8", "utf-16-le"),
+        ("utf-16", "utf-8"),
+        ("UTF-16", "utf-8-sig"),
+        ("UCS-2", "utf-8"),
+        ("iso-8859-1", "latin-1"),
+        ("windows-1252", "cp1252"),
+        ("shift_jis", "shift_jis"),
+    ],
+)
+def test_xml_is_read_in_any_encoding_and_under_wrong_declarations(tmp_path, declared, encoding):
+    text = layer(region("Invasive"), name="é" if declared[:2] in ("is", "wi") else "layer")
+    head = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
     path = tmp_path / "slide.xml"
-    path.write_text(text)
+    path.write_bytes(f"{head}<Annotations>{text}</Annotations>".encode(encoding))
+    assert labels(path) == [3]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_geojson_is_read_in_any_encoding(tmp_path, encoding):
+    path = tmp_path / "slide.json"
+    path.write_bytes(json.dumps([feature([SQUARE])]).encode(encoding))
+    assert labels(path) == [1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"\0" * 900, "900 bytes of nothing but zeros"),
+        (b"<Annotations><Annotation>", "XML that is cut short"),
+        (b'<Annotations><Annotation Id="1', "XML that is cut short"),
+        (b"<Annotations></Annotation></Annotations>", r"XML that is broken .* line 1"),
+        (b"<Annotations>\n&amp; &nbsp;</Annotations>", r"XML that is broken .* line 2"),
+        (b'{"type": "FeatureCollection", "feat', "JSON that is cut short"),
+        (b'{"type": "FeatureCollection", "features": [', "JSON that is cut short"),
+        (b'{"type": FeatureCollection}', "JSON that is broken .* line 1 column 10"),
+        (b"[" * 100_000, "JSON that is broken"),
+        (b"[1" + b"0" * 5000 + b"]", "JSON that is broken"),
+        (b'{"type": "FeatureCollection"}', "without a list of features"),
+        (b"[1, 2]", "without a list of features"),
+        (b'{"positive": [{"name": "a", "vertices": [[1, 2]]}]}', "without a list of features"),
+        (b"<svg/>", "XML of another kind"),
+        (b"x,y\n1,2\n", "neither XML nor JSON; it begins with 'x,y"),
+        (b"PK\x03\x04\x14\0\0\0\x08\0", "neither XML nor JSON"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "bytes that are no UTF-8"),
+        (b'<?xml version="1.0" encoding="bogus-8"?><a/>', "encoding='bogus-8'"),
+        (b'<?xml version="1.0" encoding="punycode"?><a/>', "encoding='punycode'"),
+        (b'<?xml version="1.0" encoding="rot13"?><a/>', "encoding='rot13'"),
+        (
+            "<Annotations Text='\u00fc'/>".encode("latin-1"),
+            "no UTF-8 .*byte 0xfc",
+        ),
+        (b'<!DOCTYPE a [<!ENTITY b "c">]><Annotations/>', r"document type \(DTD\)"),
+        (b"<!DOCTYPE html><html/>", r"document type \(DTD\)"),
+        (b"<Annotations/>", "a file without regions"),
+        (b'{"type": "FeatureCollection", "features": []}', "a file without regions"),
+        (b"<ASAP_Annotations/>", "a file without regions"),
+    ],
+)
+def test_other_files_are_refused_with_what_is_wrong_with_them(tmp_path, content, message):
+    path = tmp_path / "slide.xml"
+    path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_regions(path)
-    with pytest.raises(InputError, match="readable annotation file"):
-        read_regions(tmp_path / "none.xml")
 
 
-# Painting
+def test_a_file_without_regions_says_that_it_would_make_the_slide_normal(tmp_path):
+    with pytest.raises(InputError, match=r"count as Normal[\s\S]*Delete the file"):
+        read_regions(write(tmp_path))
+    only_a_hole = write(tmp_path, layer(region(hole=1)))
+    with pytest.raises(InputError, match="Received: 1 holes"):
+        read_regions(only_a_hole)
 
 
-def shape(points, label=1, **more):
-    return Region(label, np.array(points, float).reshape(-1, 2), **more)
+# Anything at all
 
 
-def test_a_rectangle_paints_exactly_its_pixels():
-    mask = label_mask([shape(SQUARE, 3)], 1000, 1000, 16)
-    expected = np.zeros((63, 63), np.uint8)
-    expected[30:40, 10:20] = 3
-    assert mask.dtype == np.uint8
-    assert np.array_equal(mask, expected)
+@FUZZ
+@given(st.binary(max_size=300) | st.text(max_size=200).map(lambda text: text.encode("utf-16")))
+def test_any_bytes_are_refused_as_input(tmp_path, content):
+    path = tmp_path / "slide.xml"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        read_regions(path)
 
 
-def test_a_pixel_belongs_to_the_region_its_centre_lies_in():
-    # from 0.4 to 2.6 mask pixels: the centres 0.5, 1.5 and 2.5 lie in it
-    assert label_mask([shape(box(4, 4, 22))], 40, 40, 10).tolist() == [
-        [1, 1, 1, 0],
-        [1, 1, 1, 0],
-        [1, 1, 1, 0],
-        [0, 0, 0, 0],
-    ]
-    # from 0.6 to 2.4: only 1.5
-    assert np.argwhere(label_mask([shape(box(6, 6, 18))], 40, 40, 10)).tolist() == [[1, 1]]
+NUMBERS = st.integers() | st.floats() | st.just(10**400)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *("type", "features", "geometry", "geometries", "coordinates"),
+                    *("properties", "classification", "name", "names", "isEllipse"),
+                ]
+            ),
+            inner | st.sampled_from(["Feature", "Polygon", "MultiPolygon", "Invasive", "Point"]),
+            max_size=4,
+        )
+    ),
+    max_leaves=20,
+)
+RINGS = st.lists(st.lists(st.lists(NUMBERS, max_size=3), max_size=5) | ANY_JSON, max_size=3)
 
 
-@pytest.mark.parametrize("downsample", [1, 7.3, 16])
-def test_the_area_of_a_circle_is_right_to_one_percent(downsample):
-    t = np.linspace(0, 2 * np.pi, 400, endpoint=False)
-    circle = np.column_stack([np.cos(t), np.sin(t)]) * 900 + (1000.3, 1200.8)
-    mask = label_mask([shape(circle)], 2100, 2300, downsample)
-    assert mask.sum() * downsample**2 == pytest.approx(np.pi * 900**2, rel=0.01)
-    rows, columns = np.nonzero(mask)
-    centre = (columns.mean() + 0.5) * downsample, (rows.mean() + 0.5) * downsample
-    assert centre == pytest.approx((1000.3, 1200.8), abs=0.1 * downsample)
+def read_and_paint(path):
+    """Read and paint a file; an InputError is what may happen to any."""
+    try:
+        found = read_regions(path)
+    except InputError:
+        return
+    assert any(not one.is_hole for one in found)
+    label_mask(found, 400, 300, 16)
 
 
-def test_any_outline_agrees_with_testing_every_pixel_centre():
-    rng = np.random.default_rng(0)
-    for _ in range(20):  # crossing itself, and beyond the slide
-        points = rng.uniform(-20, 80, (rng.integers(3, 12), 2))
-        expected = np.zeros((60, 50), np.uint8)
-        rows, columns = polygon(points[:, 1] - 0.5, points[:, 0] - 0.5, expected.shape)
-        expected[rows, columns] = 1
-        assert np.array_equal(label_mask([shape(points)], 50, 60, 1), expected)
+@FUZZ
+@given(ANY_JSON, RINGS, ANY_JSON)
+def test_any_json_is_read_or_refused(tmp_path, anything, rings, properties):
+    path = tmp_path / "slide.json"
+    whole = {**feature(rings, "Invasive")}
+    odd = {**feature([SQUARE]), "properties": properties}
+    geometry = {"type": "Feature", "geometry": anything, "properties": None}
+    for content in (anything, [anything], {"features": anything}, [whole], [odd], [geometry]):
+        path.write_text(json.dumps(content))
+        read_and_paint(path)
 
 
-def test_regions_that_touch_neither_overlap_nor_leave_a_gap():
-    rng = np.random.default_rng(0)
-    middle = np.column_stack([rng.uniform(20, 40, 9), np.linspace(0, 60, 9)])
-    left = [*middle, (0, 60), (0, 0)]
-    right = [*middle, (60, 60), (60, 0)]
-    a, b = (label_mask([shape(points)], 60, 60, 1) for points in (left, right))
-    assert (a + b == 1).all()
-
-
-def test_opencv_grows_a_region_by_its_outline_and_we_do_not():
-    points = np.round((np.array(SQUARE) / 16 - 0.5) * 256).astype(int)
-    mask = np.zeros((63, 63), np.uint8)
-    cv2.fillPoly(mask, [points], 1, shift=8)
-    assert mask.sum() == 121
-    assert label_mask([shape(SQUARE)], 1000, 1000, 16).sum() == 100
-
-
-def test_the_mask_is_rounded_up_and_a_region_may_end_at_its_far_corner():
-    mask = label_mask([shape(box(0, 0, 5000))], 1001, 500, 16)
-    assert mask.shape == (32, 63)
-    assert (mask == 1).all()
-    assert label_mask([], 2048, 3000, 3000 / 7).shape == (7, 5)
-    assert label_mask([], 3, 2, 16).shape == (1, 1)
-
-
-def test_flipping_a_slide_flips_its_mask():
-    rng = np.random.default_rng(0)
-    points = rng.uniform(0, 320, (8, 2))
-    mask = label_mask([shape(points)], 320, 480, 16)
-    flipped = label_mask([shape(points * (-1, 1) + (320, 0))], 320, 480, 16)
-    assert np.array_equal(flipped, mask[:, ::-1])
-
-
-def test_later_regions_paint_over_earlier_ones():
-    regions = [shape(box(0, 0, 40), 3), shape(box(10, 10, 20), 1), shape(box(20, 20, 30), 2)]
-    assert np.diagonal(label_mask(regions, 60, 60, 10)).tolist() == [3, 1, 2, 2, 2, 0]
-
-
-def test_a_hole_sets_its_area_back_to_normal(tmp_path):
+@FUZZ
+@given(
+    st.lists(st.tuples(st.integers(0, 900), st.binary(max_size=6), st.integers(0, 9)), max_size=6)
+)
+def test_xml_with_any_bytes_changed_is_read_or_refused(tmp_path, changes):
     path = write(
         tmp_path,
-        layer(region(points=box(10, 10, 20), hole=1), region("benign", points=box(0, 0, 40))),
+        layer(region("invasive"), region(hole=1), region("benign", "x", kind="2"), number=1),
+        layer(region(points=[("1,5", "2"), (3, 4), (5, 9)]), number=3),
     )
-    mask = label_mask(read_regions(path), 50, 50, 10)
-    assert np.diagonal(mask).tolist() == [1, 0, 0, 1, 0]
+    content = bytearray(path.read_bytes())
+    for place, new, gone in changes:
+        content[place : place + gone] = new
+    path.write_bytes(content)
+    read_and_paint(path)
 
 
-def test_a_hole_cuts_its_own_layer_and_shows_what_lies_below():
-    regions = [
-        shape(box(0, 0, 50), 1, layer=0),
-        shape(box(10, 10, 30), 3, layer=1),
-        shape(box(20, 20, 10), 0, is_hole=True, layer=1),
-    ]
-    assert np.diagonal(label_mask(regions, 60, 60, 10)).tolist() == [1, 3, 1, 3, 1, 0]
-
-
-def test_a_region_outside_the_slide_or_between_centres_paints_nothing():
-    for points in (box(-500, 0, 100), box(2000, 2000, 10), box(1, 1, 3)):
-        assert not label_mask([shape(points)], 100, 100, 10).any()
-
-
-@pytest.mark.parametrize("sides", [(0, 10, 1), (10, -1, 1), (10, 10, 0)])
-def test_a_mask_without_size_is_refused(sides):
-    with pytest.raises(ValueError, match="above 0"):
-        label_mask([], *sides)
+@FUZZ
+@given(st.lists(st.tuples(st.sampled_from(["X", "Y", "Order", "Type"]), st.text(max_size=8))))
+def test_xml_with_any_attributes_is_read_or_refused(tmp_path, values):
+    path = tmp_path / "slide.xml"
+    extra = dict(values)
+    given_kind = quoteattr(extra.pop("Type", "0"))
+    vertex = " ".join(f"{name}={quoteattr(text)}" for name, text in extra.items())
+    vertices = "".join(f'<Coordinate Order="{n}" X="{n}" Y="{n * n}"/>' for n in range(4))
+    path.write_text(
+        f'<ASAP_Annotations><Annotation PartOfGroup="Benign" Type={given_kind}><Coordinates>'
+        f"{vertices}<Coordinate {vertex}/></Coordinates></Annotation></ASAP_Annotations>",
+        encoding="utf-8",
+        errors="surrogatepass",
+    )
+    read_and_paint(path)

@@ -1,5 +1,6 @@
 """Finding and checking the challenge data."""
 
+import os
 import shutil
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from PIL import Image
 
 from bach import data
+from bach.annotations import Region
 from bach.classes import CLASSES, PREFIXES
 from bach.core.errors import InputError
-from bach.toy.aperio import write_slide
+from bach.toy.aperio import write_annotation_xml, write_slide
 
 
 @pytest.fixture
@@ -113,6 +115,114 @@ def test_slides_without_scale_and_bad_annotations_are_problems(tmp_path):
     assert "A02.svs must be a readable picture" in problems[1]
     assert "A03.xml" in problems[2]
     assert len(problems) == 3
+
+
+@pytest.fixture
+def slides(tmp_path):
+    """Four slides of 320x320 px, and what writes an annotation beside one."""
+    folder = tmp_path / data.TRAIN_FOLDER / "WSI"
+    folder.mkdir(parents=True)
+    for number in (1, 2, 3, 4):
+        write_slide(folder / f"A0{number}.svs", np.full((320, 320, 3), 245, np.uint8), mpp=0.5)
+
+    def annotate(file, left=0, label=3, name=None, mpp=0.5):
+        square = np.array([(left, 0), (left + 160, 0), (left + 160, 160), (left, 160)], float)
+        write_annotation_xml(folder / file, [Region(label, square)], mpp, "text")
+        if name is not None:
+            path = folder / file
+            text = path.read_text()
+            path.write_text(text.replace('Text="', f'Text="{name}" was="'))
+
+    return folder, annotate
+
+
+def test_the_sums_of_annotations_are_listed(slides, capsys):
+    folder, annotate = slides
+    annotate("A01.xml")
+    annotate("a02.SVS.XML", label=1, left=80)
+    assert data.main([str(folder.parent.parent)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].split() == ["B", "2", "annotated", "4"]
+    assert out[3].split()[:5] == ["slide", "annotation", "regions", "painted", "holes"]
+    assert out[4].split()[:5] == ["A01", "A01.xml", "1", "1", "0"]
+    assert out[4].split()[-2:] == ["0.007", "0.0%"]
+    assert out[5].split()[:2] == ["A02", "a02.SVS.XML"]
+    assert data.list_images(folder.parent.parent, "B")["image_id"].tolist() == ["A01", "A02"]
+
+
+def test_annotations_that_cannot_be_those_of_their_slides_are_problems(slides, capsys):
+    folder, annotate = slides
+    annotate("A01.xml", left=9000)
+    annotate("A02.xml", left=240)
+    annotate("A03.xml", mpp=0.25)
+    (folder / "A04.xml").write_text("<Annotations/>")
+    assert data.main([str(folder.parent.parent)]) == 1
+    out = capsys.readouterr().out
+    problems = [line for line in out.splitlines() if line.startswith("problem: ")]
+    assert len(problems) == 4
+    assert "A01.xml a region must be left" in problems[0]
+    assert "A02.xml: beyond the slide: region 1 of layer 1 (50%)" in problems[1]
+    assert "0.25 um per px (MicronsPerPixel), and 0.5 of the slide" in problems[2]
+    assert "A04.xml must hold a region of a class" in problems[3]
+
+
+def test_files_that_look_like_annotations_and_are_not_read_are_problems(slides):
+    folder, annotate = slides
+    annotate("A01.xml")
+    annotate("A01.svs.xml")
+    annotate("A07.xml")
+    (folder.parent / "labels").mkdir()
+    (folder / "deeper").mkdir()
+    annotate("../labels/A02.xml")
+    annotate("../labels/B09.xml")
+    annotate("deeper/A03.xml")
+    os.mkfifo(folder / "A04.xml")
+    _, problems = data.check_data(folder.parent.parent)
+    assert [
+        any(part in problem for problem in problems)
+        for part in (
+            "A01.svs.xml, A01.xml",
+            "A04.xml must be a readable annotation file",
+            "A07.xml: belongs to no slide",
+            "WSI/deeper/A03.xml: is not read",
+            "labels/A02.xml: is not read",
+        )
+    ] == [True] * 5
+    assert len(problems) == 5
+    for number in (1, 2, 3, 4):
+        (folder / f"A0{number}.svs").unlink()
+    write_slide(
+        folder.parent.parent / data.TEST_FOLDER / "WSI/t.svs", np.zeros((16, 16, 3), np.uint8)
+    )
+    _, problems = data.check_data(folder.parent.parent)
+    assert sum("belongs to no slide" in problem for problem in problems) == 4
+
+
+def test_a_class_map_says_what_names_of_ones_own_mean(slides, tmp_path, capsys):
+    folder, annotate = slides
+    annotate("A01.xml", name="Tumor")
+    where = str(folder.parent.parent)
+    assert data.main([where]) == 1
+    assert "'Tumor'" in capsys.readouterr().out
+    (tmp_path / "classes.csv").write_text("theirs,ours\ntumor,Invasive\n")
+    assert data.main([where, "--class-map", str(tmp_path / "classes.csv")]) == 0
+    (tmp_path / "classes.csv").write_text("tumor,Cancer\n")
+    with pytest.raises(InputError, match="'tumor,Cancer'"):
+        data.main([where, "--class-map", str(tmp_path / "classes.csv")])
+
+
+def test_a_look_before_the_work_warns_of_strays_and_refuses_doubles(slides, caplog, monkeypatch):
+    folder, annotate = slides
+    monkeypatch.setattr(data.log, "propagate", True)
+    annotate("A01.xml")
+    annotate("A9.xml")
+    data.check_annotation_files([folder / "A01.svs"])
+    assert "A9.xml: belongs to no slide" in caplog.text
+    annotate("A02.xml")
+    annotate("A02_annotations.xml")
+    data.check_annotation_files([folder / "A01.svs"])
+    with pytest.raises(InputError, match="one annotation file"):
+        data.check_annotation_files([folder / "A01.svs", folder / "A02.svs"])
 
 
 def test_an_empty_or_absent_folder_is_an_error_that_says_what_to_do(tmp_path):

@@ -9,7 +9,7 @@ from bach.annotations import Region
 from bach.core.errors import InputError
 from bach.core.pictures import write_gray, write_png
 from bach.slides import Slide
-from bach.tissue import map_downsample, pen_mask, slide_maps, tissue_mask
+from bach.tissue import map_downsample, map_files, pen_mask, slide_maps, tissue_mask
 from bach.toy.aperio import write_annotation_xml, write_slide
 
 GLASS = (242, 242, 242)
@@ -210,6 +210,21 @@ def test_the_labels_of_a_slide_are_those_of_the_annotation_beside_it(tmp_path):
     assert maps.thumbnail.shape == (20, 40, 3)
     assert (maps.labels[:, :20] == 0).all()
     assert (maps.labels[:, 20:] == 2).all()
+
+
+def test_a_class_map_decides_labels_and_is_a_part_of_the_fingerprint(tmp_path):
+    write_slide(tmp_path / "one.svs", np.full((320, 640, 3), 245, np.uint8))
+    square = np.array([[320, 0], [640, 0], [640, 320], [320, 320]], float)
+    write_annotation_xml(tmp_path / "one.xml", [Region(2, square)], spelling="text")
+    classes = tmp_path / "classes.csv"
+    with Slide(tmp_path / "one.svs") as slide:
+        before = slide_maps(slide)
+        classes.write_text("carcinoma in situ,Invasive\nin situ carcinoma,Invasive\ninsitu,3\n")
+        after = slide_maps(slide, class_map=classes)
+    assert (set(before.labels.ravel()), set(after.labels.ravel())) == ({0, 2}, {0, 3})
+    assert after.annotation["painted"] == 1
+    assert map_files(slide.path, None).keys() == {"slide", "annotation", "mask"}
+    assert map_files(slide.path, None, classes)["class_map"] == classes
 
 
 def test_a_pen_mark_is_no_tissue_if_asked_for(tmp_path):

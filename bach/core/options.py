@@ -112,6 +112,12 @@ class Slides:
         path=True,
     )
     exclude_pen: bool = option(False, "do not take pen marks for tissue")
+    class_map: str | None = option(
+        None,
+        "CSV of names of classes in the annotations and what they mean: rows theirs,ours, where "
+        "ours is a class or ignore",
+        path=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,12 @@
     score, score_tissue           Part B score of all pixels and of tissue alone; null if undefined
     baseline, baseline_tissue     the same of always predicting Benign
     counts                        4 x 4 pixels, rows the true and columns the predicted class
+    annotation                    regions read, painted and left out (why), mm2 per class, and
+                                  what there was to say about them
     seconds                       time it took
     key                           fingerprint of what the files depend on
 
-`score` to `counts` are there only if the slide is annotated.
+`score` to `annotation` are there only if the slide is annotated.
 """
 
 import dataclasses
@@ -39,7 +41,7 @@ from bach.core.text import listed
 from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_labels
 
-_SCORES = ("score", "score_tissue", "baseline", "baseline_tissue", "counts")
+_SCORES = ("score", "score_tissue", "baseline", "baseline_tissue", "counts", "annotation")
 _NUMBERS = ("width", "height", "mpp", "step", "downsample", "patches")
 
 
@@ -73,6 +75,7 @@ class SlideRecord:
     baseline: float | None = None
     baseline_tissue: float | None = None
     counts: np.ndarray | None = None
+    annotation: Mapping[str, Any] | None = None  # runs before 1.1 lack it
     seconds: float | None = None  # the earliest runs lack it
     key: Mapping[str, Any]
 

@@ -110,7 +110,7 @@ def report(args: Options, is_bach: bool, slides: pd.DataFrame, problems: int) ->
 
 def check(args: Options) -> int:
     """Check the data; problems stop the run unless they are to be ignored."""
-    table, problems = check_data(args.data_dir)
+    table, problems = check_data(args.data_dir, args.class_map)
     counts = table.groupby("part").size()
     print(", ".join(f"{count} of part {name}" for name, count in counts.items()))
     for problem in problems:

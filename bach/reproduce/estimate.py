@@ -47,7 +47,7 @@ def survey(args: Options) -> pd.DataFrame:
     rows = []
     for path in tqdm(table["path"], desc="slides", disable=None):
         with Slide(path, mpp=args.mpp) as slide:
-            maps = slide_maps(slide)
+            maps = slide_maps(slide, class_map=args.class_map)
         row = {"image_id": maps.name, "annotated": maps.labels is not None, "mined": 0}
         row |= {"cells": len(heatmap_patches(maps, args.step_um)), "pixels": maps.tissue.size}
         if maps.labels is not None:

@@ -35,6 +35,7 @@ class Scale:
     """Options of the scripts that read slides."""
 
     mpp: float | None = again(options.Slides, "mpp", None)
+    class_map: str | None = again(options.Slides, "class_map", None)
 
 
 @dataclasses.dataclass(frozen=True)
