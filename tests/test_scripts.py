@@ -456,6 +456,46 @@ def test_a_slide_that_fails_leaves_the_others_done(red_model, tmp_path, capsys):
     assert json.loads((tmp_path / "run/metrics.json").read_text())["slides"] == 4
 
 
+def test_an_annotation_that_is_mended_is_scored_anew_and_a_faulty_one_fails_its_slide(
+    red_model, tmp_path
+):
+    pixels = np.full((1600, 1600, 3), (235, 180, 215), np.uint8)
+    pixels[:, :400] = 245
+    pixels[800:, 800:] = (200, 20, 60)
+    names = ("mended", "beyond", "mapped")
+    for name in names:
+        write_slide(tmp_path / f"{name}.svs", pixels)
+
+    def annotate(name, x, y, word="Invasive"):
+        square = np.array([(x, y), (x + 800, y), (x + 800, y + 800), (x, y + 800)], float)
+        write_annotation_xml(tmp_path / f"{name}.xml", [Region(3, square)], 0.467, "text")
+        text = (tmp_path / f"{name}.xml").read_text()
+        (tmp_path / f"{name}.xml").write_text(text.replace('Text="', f'Text="{word}" was="'))
+
+    annotate("mended", 0, 0)
+    annotate("beyond", 40_000, 40_000)
+    annotate("mapped", 800, 800, "Tumor")
+    classes = tmp_path / "classes.csv"
+    classes.write_text("tumor,Invasive\n")
+    command = ["--slides", *(str(tmp_path / f"{name}.svs") for name in names)]
+    command += ["--model-dir", str(red_model), "--step-um", "67.2", "--class-map", str(classes)]
+    command += ["--run-dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match=r"1 of 3 slides failed[\s\S]*beyond.xml a region"):
+        make_heatmap.main(command)
+    first = json.loads((tmp_path / "run/slides/mended.json").read_text())
+    mapped = json.loads((tmp_path / "run/slides/mapped.json").read_text())
+    assert mapped["annotation"]["mm2"]["Invasive"] == pytest.approx((0.8 * 0.467) ** 2)
+    annotate("mended", 800, 800)
+    annotate("beyond", 800, 800)
+    make_heatmap.main([*command, "--resume"])
+    second = json.loads((tmp_path / "run/slides/mended.json").read_text())
+    assert second["score"] > first["score"]
+    assert second["score"] == json.loads((tmp_path / "run/slides/beyond.json").read_text())["score"]
+    assert read_class_map(tmp_path / "run/truth/mended.png")[-1, -1] == 3
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "mapped: annotation mapped.xml: 1 regions, 1 painted; 0.140 mm2 Invasive" in log
+
+
 @pytest.mark.parametrize("mode", ["patches", "dense"])
 def test_slides_of_no_tissue_of_one_patch_and_of_less_are_done(red_model, tmp_path, mode):
     red = (200, 20, 60)
