@@ -494,6 +494,12 @@ def test_xml_is_read_in_any_encoding_and_under_wrong_declarations(tmp_path, decl
     assert labels(path) == [3]
 
 
+def test_a_blank_line_before_the_xml_is_no_fault(tmp_path):
+    path = write(tmp_path, layer(region("invasive")))
+    path.write_text("\n \n" + path.read_text())
+    assert labels(path) == [3]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_geojson_is_read_in_any_encoding(tmp_path, encoding):
     path = tmp_path / "slide.json"

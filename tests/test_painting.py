@@ -363,9 +363,11 @@ def test_a_region_outside_the_slide_or_between_centres_paints_nothing():
         assert not label_mask([shape(points)], 100, 100, 10).any()
 
 
-def test_an_outline_that_encloses_no_pixel_is_named(messages):
-    label_mask([shape([(0, 0), (90, 90), (45, 45)], name="there and back")], 100, 100, 10)
-    assert "enclose no pixel of the map: there and back" in messages.text
+def test_an_outline_that_encloses_nothing_is_named(messages):
+    back = shape([*SQUARE, *SQUARE[::-1]], name="A")
+    label_mask([back, shape(box(1, 1, 3), name="B")], 1000, 1000, 16)
+    assert "outlines go there and back, and enclose nothing: A" in messages.text
+    assert "enclose no pixel of the map: B" in messages.text
 
 
 # Cost

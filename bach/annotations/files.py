@@ -48,7 +48,13 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike, slides: Iterable[str | os.PathLike] = ()):
         self.path = Path(path)
-        names = os.listdir(path) if self.path.is_dir() else []
+        try:
+            names = os.listdir(path) if self.path.is_dir() else []
+        except OSError as error:
+            raise InputError(
+                f"The folder of a slide must be readable: {path}.\nReceived: {error.strerror}.\n"
+                "Allow it to be read, or copy the slides elsewhere."
+            ) from error
         names = sorted(name for name in names if not name.startswith("."))
         slide_names = {name for name in names if Path(name).suffix.lower() in SLIDE_SUFFIXES}
         by_name: dict[str, set[str]] = {}
@@ -99,13 +105,13 @@ class Folder:
     def strays(self) -> list[str]:
         """A line for each file that looks like an annotation and is read for no slide."""
         lines = [
-            f"{path}: belongs to no slide of its folder, and nothing reads it; name it like its "
-            "slide, or move it away"
+            f"{_shown(path)}: belongs to no slide of its folder, and nothing reads it; name it "
+            "like its slide, or move it away"
             for path in self._strays
         ]
         return lines + [
-            f"{self.path / name}: looks like an annotation, but nothing reads it under this name; "
-            f"annotations end in {', '.join(ENDINGS)}"
+            f"{_shown(self.path / name)}: looks like an annotation, but nothing reads it under "
+            f"this name; annotations end in {', '.join(ENDINGS)}"
             for name in self._unread
         ]
 
@@ -184,6 +190,11 @@ def read_text(path: str | os.PathLike) -> str:
             f"Received: bytes that are no {encoding.upper()} ({error}).\n"
             "Open it in a text editor and save it as UTF-8, or export it again."
         ) from error
+
+
+def _shown(path: Path) -> str:
+    """A path for a message, also one that is no text."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _keys_of_slide(name: str) -> set[str]:

@@ -110,7 +110,6 @@ def read_shapes(path: str | Path) -> Content:
 def _parse_xml(path: Path, text: str) -> ET.Element:
     builder = ET.TreeBuilder()
     parser = expat.ParserCreate()
-    parser.buffer_text = True
 
     def refuse(*_: object) -> None:
         # Entities that a DTD defines can grow a few bytes to gigabytes; no tool writes one.
@@ -127,7 +126,7 @@ def _parse_xml(path: Path, text: str) -> ET.Element:
     parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2])
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(text, True)
+        parser.Parse(text.lstrip(), True)  # a blank line before <?xml is no XML to it
         return builder.close()
     except (expat.ExpatError, ValueError) as error:
         cut = getattr(error, "code", 0) in _CUT_SHORT

@@ -25,7 +25,10 @@ _NOT_PAINTED = 255
 
 # Why a region has no pixel, or a hole no effect.
 BEYOND, NO_PIXEL, ERASED = "beyond the slide", "encloses no pixel of the map", "erased by holes"
-IDLE = "hole that cuts nothing"
+HOLLOW, IDLE = "outline that encloses nothing", "hole that cuts nothing"
+
+# An outline of more pixels than that, in width and height, was meant to enclose something.
+_HOLLOW_PX = 3
 
 
 class Region(NamedTuple):
@@ -152,13 +155,12 @@ def paint(regions: Sequence[Region], width: int, height: int, downsample: float)
     for number, region in enumerate(regions):
         runs, even = found[number]
         area, outside = _area(region.points, runs.size * downsample**2, width, height)
-        lost = ""
         if region.is_hole:
             outside, lost = 0.0, IDLE if number in idle else ""
-        elif not runs.size:
-            lost = BEYOND if outside > 0.5 else NO_PIXEL
-        elif not left[number].size:
-            lost = ERASED
+        elif runs.size:
+            lost = "" if left[number].size else ERASED
+        else:
+            lost = _why_empty(region.points / downsample, outside)
         over = [j for j in inside.get(number, ()) if _meet(left[number], left[j])]
         below = regions[over[0]].name if over else ""
         crossed = even / max(runs.size, 1)
@@ -167,17 +169,28 @@ def paint(regions: Sequence[Region], width: int, height: int, downsample: float)
     return Painting(mask.reshape(rows, columns), counts, fates)
 
 
+def _why_empty(points: np.ndarray, outside: float) -> str:
+    """Why an outline has no pixel; its vertices in mask pixels."""
+    if outside > 0.5:
+        return BEYOND
+    large = len(points) > 0 and np.ptp(points, axis=0).min() > _HOLLOW_PX
+    return HOLLOW if large and not outside else NO_PIXEL
+
+
 def faults(regions: Sequence[Region], fates: Sequence[Fate]) -> list[str]:
     """A line for each way in which an annotation was lost that nobody can have meant."""
     both = list(zip(regions, fates, strict=True))
     outside = [f"{r.name} ({f.outside:.0%})" for r, f in both if f.outside > _OUTSIDE]
     erased = [r.name for r, f in both if f.lost == ERASED]
+    hollow = [r.name for r, f in both if f.lost == HOLLOW]
     idle = [r.name for r, f in both if f.lost == IDLE]
     lines = []
     if outside:
         lines.append(f"beyond the slide: {listed(outside)}; is it the annotation of another slide?")
     if erased:
         lines.append(f"erased by holes that come later in the file: {listed(erased)}")
+    if hollow:
+        lines.append(f"outlines go there and back, and enclose nothing: {listed(hollow)}")
     if idle:
         lines.append(f"holes with no region before them in their layer cut nothing: {listed(idle)}")
     return lines

@@ -75,7 +75,7 @@ class SlideRecord:
     baseline: float | None = None
     baseline_tissue: float | None = None
     counts: np.ndarray | None = None
-    annotation: Mapping[str, Any] | None = None  # runs before 1.1 lack it
+    annotation: Mapping[str, Any] | None = None  # earlier runs lack it
     seconds: float | None = None  # the earliest runs lack it
     key: Mapping[str, Any]
 
