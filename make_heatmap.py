@@ -36,7 +36,7 @@ from bach.core.options import again, option
 from bach.core.run import Run
 from bach.core.tables import image_key, write_csv
 from bach.core.text import listed, number
-from bach.data import check_annotation_files, find_data, list_images
+from bach.data import find_data, list_images
 from bach.heatmap import STEP_UM, THRESHOLDS, HeatmapMaker, to_classes
 from bach.honest.intervals import format_interval, score_interval
 from bach.honest.records import SlideRecord
@@ -145,9 +145,7 @@ def list_slides(args: Options) -> pd.DataFrame:
             f"Received twice: {listed(table.loc[keys.duplicated(), 'image_id'])}. Rename one, or "
             "use two runs."
         )
-    table = table.head(args.limit or len(table)).reset_index(drop=True)
-    check_annotation_files(table["path"].tolist(), args.class_map)
-    return table
+    return table.head(args.limit or len(table)).reset_index(drop=True)
 
 
 def rule(args: Options):

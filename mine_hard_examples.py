@@ -29,7 +29,7 @@ from bach.core.options import again, option
 from bach.core.pictures import contact_sheet, write_png
 from bach.core.run import Run
 from bach.core.tables import write_csv
-from bach.data import check_annotation_files, list_images
+from bach.data import list_images
 from bach.honest.splits import check_belongs, join_folds, read_folds
 from bach.mining import (
     ALL,
@@ -82,7 +82,6 @@ def main(argv: list[str] | None = None) -> int:
     slides, folds = list_images(args.data_dir, "B"), read_folds(args.folds)
     check_belongs(slides, folds, args.folds)
     slides = join_folds(slides, folds, args.folds).head(args.limit or len(slides))
-    check_annotation_files(slides["path"].tolist(), args.class_map)
     run = Run(args)
     if run.finished:
         print(run.path)

@@ -162,15 +162,11 @@ def check_annotation_files(
         class_map: As in `bach.annotations.read_regions`.
 
     Raises:
-        InputError: If a slide has several, or one that is no file, or the class map cannot
-            be read.
+        InputError: If the class map cannot be read.
     """
     if class_map is not None:
         read_class_map_file(class_map)
-    folders = folders_of(slides)
-    for slide in slides:
-        folders[Path(slide).parent].only(slide)
-    for folder in folders.values():
+    for folder in folders_of(slides).values():
         for line in folder.strays():
             log.warning("%s", line)
 

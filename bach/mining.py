@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.annotations import annotation_path, read_regions
+from bach.annotations.checks import slide_labels
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.files import fingerprint, read_json, read_object, write_json
@@ -17,10 +17,11 @@ from bach.core.options import SlideScript, decisive
 from bach.core.pictures import mask_and_grid, write_png
 from bach.core.tables import write_csv
 from bach.core.text import listed
+from bach.data import check_annotation_files
 from bach.honest.splits import ALWAYS_TRAIN, join_folds
 from bach.patches import SLIDE_STRIDE_UM, SlideMaps, cell_patches, read_patches, slide_patches
 from bach.slides import Slide
-from bach.tissue import map_files, slide_maps
+from bach.tissue import map_downsample, map_files, slide_maps
 
 if TYPE_CHECKING:  # it loads the framework
     from bach.network.predictor import Predictor
@@ -227,16 +228,19 @@ def check_slides(slides: pd.DataFrame, args: SlideScript) -> dict[str, str]:
 
     Returns:
         Why a slide cannot be used, by its name; all of them are logged.
+
+    Raises:
+        InputError: If the class map cannot be read.
     """
+    check_annotation_files(slides["path"].tolist(), args.class_map)
     failures = {}
     for row in tqdm(slides.itertuples(), total=len(slides), desc="checking", disable=None):
         try:
             with Slide(row.path, mpp=args.mpp) as slide:
                 slide.check()
-                map_files(row.path, args.masks)
-                annotation = annotation_path(row.path)
+                annotation = map_files(row.path, args.masks, args.class_map)["annotation"]
                 if annotation is not None:
-                    read_regions(annotation)
+                    slide_labels(annotation, slide, map_downsample(slide.mpp), args.class_map)
         except InputError as error:
             log.error("%s failed: %s", row.image_id, error)
             failures[row.image_id] = str(error)
