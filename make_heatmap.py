@@ -36,7 +36,7 @@ from bach.core.options import again, option
 from bach.core.run import Run
 from bach.core.tables import image_key, write_csv
 from bach.core.text import listed, number
-from bach.data import find_data, list_images
+from bach.data import find_data, list_images, slide_names
 from bach.heatmap import STEP_UM, THRESHOLDS, HeatmapMaker, to_classes
 from bach.honest.intervals import format_interval, score_interval
 from bach.honest.records import SlideRecord
@@ -44,6 +44,7 @@ from bach.mining import check_slides
 from bach.patches import DENSE_STEP_UM
 from bach.scores import score_from_counts
 from bach.thresholds import dinkelbach
+from bach.tissue import check_masks
 
 SCORES = ("score", "score_tissue", "baseline", "baseline_tissue")
 
@@ -75,6 +76,7 @@ class Options(options.SlideScript):
         "class map by thresholds on the heatmap, or by least expected cost under the score",
         choices=("thresholds", "least-cost"),
     )
+    clip_to_tissue: bool = option(False, "class maps are Normal where there is no tissue")
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
@@ -104,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     predictor = Predictor(args, step_um(args), args.tta)
     with run.start(**device):
         # 2. Slide by slide; one that fails does not stop the others.
-        maker = HeatmapMaker(run.path, predictor, args, rule(args))
+        maker = HeatmapMaker(run.path, predictor, args, rule(args), args.clip_to_tissue)
         failures = check_slides(slides, args)
         records = []
         for row in slides[~slides["image_id"].isin(failures)].itertuples():
@@ -145,7 +147,11 @@ def list_slides(args: Options) -> pd.DataFrame:
             f"Received twice: {listed(table.loc[keys.duplicated(), 'image_id'])}. Rename one, or "
             "use two runs."
         )
-    return table.head(args.limit or len(table)).reset_index(drop=True)
+    table = table.head(args.limit or len(table)).reset_index(drop=True)
+    if args.masks is not None:
+        others = None if args.slides else slide_names(args.data_dir)
+        check_masks(args.masks, table["image_id"], others)
+    return table
 
 
 def rule(args: Options):
@@ -163,10 +169,12 @@ def summarise(records: Sequence[SlideRecord], failures: dict, run: Run) -> dict:
         | {"models": " ".join(record.models), "in_sample": record.in_sample}
         | {f"{name.lower()}_mm2": round(record.areas_mm2[name], 4) for name in CLASSES}
         | {name: getattr(record, name) for name in SCORES}
+        | {"warnings": "; ".join(record.warnings)}
         for record in records
     ]
     write_csv(pd.DataFrame(rows), run.path / "slides.csv")
     metrics: dict = {"slides": len(records), "failed": sorted(failures)}
+    metrics["warnings"] = {r.image_id: list(r.warnings) for r in records if r.warnings}
     scored = [record for record in records if record.counts is not None]
     honest = [record for record in scored if not record.in_sample]
     for record in scored:

@@ -29,7 +29,7 @@ from bach.core.options import again, option
 from bach.core.pictures import contact_sheet, write_png
 from bach.core.run import Run
 from bach.core.tables import write_csv
-from bach.data import list_images
+from bach.data import list_images, slide_names
 from bach.honest.splits import check_belongs, join_folds, read_folds
 from bach.mining import (
     ALL,
@@ -44,6 +44,7 @@ from bach.mining import (
     write_draws,
 )
 from bach.patches import DENSE_STEP_UM, SLIDE_STRIDE_UM
+from bach.tissue import check_masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     slides, folds = list_images(args.data_dir, "B"), read_folds(args.folds)
     check_belongs(slides, folds, args.folds)
     slides = join_folds(slides, folds, args.folds).head(args.limit or len(slides))
+    if args.masks is not None:
+        check_masks(args.masks, slides["image_id"], slide_names(args.data_dir))
     run = Run(args)
     if run.finished:
         print(run.path)

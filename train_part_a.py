@@ -33,7 +33,7 @@ from bach.core.options import again, option
 from bach.core.pictures import contact_sheet, write_png
 from bach.core.run import Run
 from bach.core.tables import write_csv
-from bach.data import list_images
+from bach.data import list_images, photo_sizes
 from bach.honest.intervals import accuracy_interval, format_interval
 from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
 from bach.honest.splits import (
@@ -50,7 +50,7 @@ from bach.scores import part_a_metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(options.TrainingScript):
+class Options(options.TrainingScript, options.Photos):
     """Options of train_part_a.py."""
 
     run_dir: str = again(options.Shared, "run_dir", "runs/part_a")
@@ -161,7 +161,7 @@ def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
     """
     folds = read_folds(args.folds)
     check_folds(folds)
-    images = list_images(args.data_dir, "A")
+    images = list_images(args.data_dir, "A", mpp=args.mpp)
     check_belongs(images, folds, args.folds)
     images = join_folds(images, folds, args.folds)
     if args.known_patients:
@@ -206,7 +206,7 @@ def builder(args: Options, start: Path | None, images: pd.DataFrame) -> Callable
         if args.image_network is None or start is None:
             return build_model(args.backbone, str(start or args.weights), args.head, view)
         patch_network = load_model(start)
-        return build_image_network(patch_network, images["width"].max(), images["height"].max())
+        return build_image_network(patch_network, *photo_sizes(images).max(axis=0).tolist())
 
     return build
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -24,14 +25,15 @@ from tqdm import tqdm
 from bach.annotations.checks import AnnotationSummary, slide_labels
 from bach.annotations.files import ENDINGS, Folder, folders_of
 from bach.annotations.regions import read_annotation, read_class_map_file, reasons
+from bach.brightfield import judge, one_color
 from bach.classes import CLASSES, PREFIXES, parse_label
 from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
-from bach.core.pictures import read_header, read_rgb
+from bach.core.pictures import read_header, read_rgb, remarks
 from bach.core.tables import image_key, read_table
 from bach.core.text import columns, listed, number
-from bach.slides import PART_A_MPP, PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide
+from bach.slides import PART_A_MPP, PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide, check_mpp
 from bach.tissue import map_downsample
 
 TRAIN_FOLDER = "ICIAR2018_BACH_Challenge"
@@ -50,6 +52,12 @@ class Options:
     class_map: str | None = options.again(options.Slides, "class_map", None)
 
 
+# No camera of a microscope has more, and four photos are decoded at a time.
+_PHOTO_PIXELS = 100_000_000
+
+# Files beside photos that nobody takes for photos.
+_BESIDE = (".csv", ".txt", ".md", ".pdf", ".db", ".ini", ".json", ".xlsx")
+
 _REMEDY = "Copy or unpack it again; photos are 8-bit RGB."
 
 # Two photos whose brightness patterns on a 32x24 raster correlate more than this
@@ -57,19 +65,21 @@ _REMEDY = "Copy or unpack it again; photos are 8-bit RGB."
 _NEAR_DUPLICATE = 0.98
 
 
-def find_data(data_dir: str | os.PathLike) -> pd.DataFrame:
+def find_data(data_dir: str | os.PathLike, mpp: float | None = None) -> pd.DataFrame:
     """List the challenge data under a folder.
 
     Args:
         data_dir: The folder that holds `ICIAR2018_BACH_Challenge` (and perhaps the
             test set beside it), or that folder itself.
+        mpp: um per px of all photos, if they are not those of the challenge.
 
     Returns:
         Table of images with the columns `image_id, path, part, label, patient,
         width, height, mpp`. `part` is "A", "B", "A-test" or "B-test"; `label` is
         0..3, or -1 where it is unknown or, for slides, varies; sizes are those of
         the file's header, 0 where it cannot be read (`check_data` says why); `mpp`
-        is filled in for photos only.
+        is that of photos, not a number where nobody states it: for photos of another
+        size than the challenge's.
 
     Raises:
         InputError: If there is no challenge data in the folder.
@@ -85,8 +95,8 @@ def find_data(data_dir: str | os.PathLike) -> pd.DataFrame:
     rows: list[tuple[Path, str, int]] = []
     if train is not None:
         for label in range(len(CLASSES)):
-            folder = _class_folder(train / "Photos", label)
-            rows += [(path, "A", label) for path in _files(folder, PHOTO_SUFFIXES)]
+            for folder in _class_folders(train / "Photos", label)[:1]:
+                rows += [(path, "A", label) for path in _files(folder, PHOTO_SUFFIXES)]
         rows += [(path, "B", -1) for path in _files(train / "WSI", SLIDE_SUFFIXES)]
     if test is not None:
         rows += [(path, "A-test", -1) for path in _files(test / "Photos", PHOTO_SUFFIXES)]
@@ -102,26 +112,36 @@ def find_data(data_dir: str | os.PathLike) -> pd.DataFrame:
     for path, part, label in rows:
         photo = part.startswith("A")
         width, height = _photo_size(path) if photo else (0, 0)
-        mpp = PART_A_MPP if photo else np.nan
-        table.append((path.stem, str(path), part, label, "", width, height, mpp))
+        scale = _photo_mpp(width, height, mpp) if photo else np.nan
+        table.append((path.stem, str(path), part, label, "", width, height, scale))
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def list_images(data_dir: str | os.PathLike, name: str, limit: int | None = None) -> pd.DataFrame:
+def list_images(
+    data_dir: str | os.PathLike,
+    name: str,
+    limit: int | None = None,
+    mpp: float | None = None,
+    all_classes: bool = True,
+) -> pd.DataFrame:
     """List the images of one part, sorted as people count.
 
     Args:
         data_dir: As in `find_data`.
         name: "A", "B", "A-test" or "B-test". "B" lists annotated slides only.
         limit: How many images per class to keep, or slides: the first ones.
+        mpp: As in `find_data`.
+        all_classes: Part A must have one folder of photos for every class; else what is
+            missing and what is not read are warnings in the log.
 
     Returns:
         Table of images, as `find_data` has it.
 
     Raises:
-        InputError: If the part is missing, or an image id occurs twice.
+        InputError: If the part is missing, a class of Part A has no photo or two folders,
+            or an image id occurs twice.
     """
-    table = find_data(data_dir)
+    table = find_data(data_dir, mpp)
     table = table[table["part"] == name]
     if name == "B":
         table = table[annotated(table["path"])]
@@ -131,6 +151,8 @@ def list_images(data_dir: str | os.PathLike, name: str, limit: int | None = None
             f"No {what} in {data_dir}.\nReceived: --data-dir={data_dir}.\n"
             f"`python -m bach.data {data_dir}` lists what is there."
         )
+    if name == "A":
+        _check_classes(data_dir, table, all_classes)
     doubled = sorted(table.loc[table["image_id"].duplicated(), "image_id"])
     if doubled:
         raise InputError(
@@ -171,13 +193,100 @@ def check_annotation_files(
             log.warning("%s", line)
 
 
-def read_photo(path: str | os.PathLike) -> np.ndarray:
-    """Decode a photo: uint8 `(height, width, 3)`, RGB.
+def slide_names(data_dir: str | os.PathLike) -> list[str]:
+    """Names of all slides of the challenge data, annotated or not."""
+    table = find_data(data_dir)
+    return table.loc[table["part"].isin(["B", "B-test"]), "image_id"].tolist()
+
+
+def read_photo(path: str | os.PathLike, mpp: float = PART_A_MPP) -> np.ndarray:
+    """Decode a photo at 0.42 um/px: uint8 `(height, width, 3)`, RGB.
+
+    Args:
+        path: The photo.
+        mpp: um per px of the file; at another scale than 0.42 it is shrunk by area
+            averaging or enlarged, the same in both directions.
 
     Raises:
-        InputError: If it is damaged or is not 8-bit colour.
+        InputError: If it is damaged or is not 8-bit colour. A large part of one colour is
+            a warning in the log.
     """
-    return read_rgb(path, _REMEDY, modes=("RGB", "RGBA", "P"))
+    photo = read_rgb(path, _REMEDY, modes=("RGB", "RGBA", "P"), most=_PHOTO_PIXELS)
+    lost = one_color(photo)
+    if lost:
+        log.warning("%s: %s", path, lost)
+    if mpp == PART_A_MPP:
+        return photo
+    size = _scaled(photo.shape[1], photo.shape[0], mpp)
+    how = cv2.INTER_AREA if mpp < PART_A_MPP else cv2.INTER_LINEAR
+    return cv2.resize(photo, size, interpolation=how)
+
+
+def photo_sizes(images: pd.DataFrame, least: int = 0) -> np.ndarray:
+    """Width and height of photos at 0.42 um/px, int `(n, 2)`.
+
+    Args:
+        images: Table with `path, width, height`, and `mpp` as `find_data` has it; without
+            that column, all are at 0.42 um/px.
+        least: Width and height that they must have.
+
+    Raises:
+        InputError: If nobody states the scale of a photo, or one is too small or too large.
+            One that cannot be read is refused for that.
+    """
+    sizes = []
+    scales = images["mpp"] if "mpp" in images else pd.Series(PART_A_MPP, images.index)
+    columns = images["path"], images["width"], images["height"], scales
+    for path, width, height, scale in zip(*columns, strict=True):
+        if not width:
+            read_header(path, _REMEDY)
+        # Too small is said first, for that is wrong at the challenge's scale.
+        size = _scaled(width, height, PART_A_MPP if np.isnan(scale) else scale)
+        if min(size) < least:
+            raise InputError(
+                f"Photos must be at least {least} px wide and high at {PART_A_MPP} um/px.\n"
+                f"Received: {path}, {width}x{height} px"
+                + (".\n" if np.isnan(scale) else f" at {scale:g} um/px.\n")
+                + "State their scale with --mpp if it is another one; `python -m bach.data` lists "
+                "all photos of another size."
+            )
+        if np.isnan(scale):
+            raise InputError(
+                f"Photos that are not {PHOTO_WIDTH}x{PHOTO_HEIGHT} px must have a stated scale.\n"
+                f"Received: {path}, {width}x{height} px.\n"
+                f"State it with --mpp in um per px, {PART_A_MPP} if they were not resized; "
+                "`python -m bach.data` lists all such photos."
+            )
+        if size[0] * size[1] > _PHOTO_PIXELS:
+            raise InputError(
+                f"Photos must have at most {_PHOTO_PIXELS / 1e6:.0f} million px at {PART_A_MPP} "
+                f"um/px.\nReceived: {path}, {width}x{height} px at {scale:g} um/px.\n"
+                "Use make_heatmap.py for slides; or correct --mpp."
+            )
+        sizes.append(size)
+    return np.array(sizes, int).reshape(-1, 2)
+
+
+def photo_mpp(images: pd.DataFrame) -> float:
+    """um per px of photos, which is one for all: given, or the challenge's."""
+    known = set(images["mpp"].dropna()) if "mpp" in images else set()
+    if len(known) > 1:
+        raise ValueError(f"Photos must have one scale. Received: mpp={sorted(known)}.")
+    return float(known.pop()) if known else PART_A_MPP
+
+
+def _photo_mpp(width: int, height: int, given: float | None = None) -> float:
+    """um per px of a photo: given, or the challenge's where the size is; else nan."""
+    if given is not None:
+        return check_mpp(given)
+    known = (width, height) in ((PHOTO_WIDTH, PHOTO_HEIGHT), (PHOTO_HEIGHT, PHOTO_WIDTH), (0, 0))
+    return PART_A_MPP if known else np.nan
+
+
+def _scaled(width: int, height: int, mpp: float) -> tuple[int, int]:
+    """Size of a photo in px of 0.42 um."""
+    factor = mpp / PART_A_MPP
+    return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def check_data(
@@ -224,6 +333,7 @@ def _check(data_dir: str | os.PathLike, class_map: str | os.PathLike | None) -> 
     problems = [problem for photo in photos for problem in photo.problems]
     problems += _label_problems(Path(data_dir), table[table["part"] == "A"])
     problems += _duplicates(photos)
+    problems += _unread(Path(data_dir), table[table["part"] == "A"])
     slides = table.loc[table["part"].isin(["B", "B-test"]), "path"]
     folders, sums = folders_of(slides), {}
     for root in filter(None, _roots(Path(data_dir))):
@@ -260,11 +370,81 @@ def _roots(data_dir: Path) -> tuple[Path | None, Path | None]:
     return train, test
 
 
-def _class_folder(photos: Path, label: int) -> Path:
-    """A class folder, whatever the case and spelling of its name."""
+def _class_folders(photos: Path, label: int) -> list[Path]:
+    """The folders of a class, whatever the case and spelling of their names; one is right."""
     folders = sorted(photos.iterdir()) if photos.is_dir() else []
-    named = (path for path in folders if path.is_dir() and parse_label(path.name) == label)
-    return next(named, photos / CLASSES[label])
+    return [path for path in folders if path.is_dir() and parse_label(path.name) == label]
+
+
+def _check_classes(data_dir: str | os.PathLike, photos: pd.DataFrame, needed: bool) -> None:
+    """Say what is wrong with the classes of Part A, and what nothing reads.
+
+    Raises:
+        InputError: If all classes are needed and one has no photos, or two folders.
+    """
+    lines = _unread(Path(data_dir), photos)
+    absent = [name for label, name in enumerate(CLASSES) if not (photos["label"] == label).any()]
+    train, _ = _roots(Path(data_dir))
+    folders = [
+        _class_folders(train / "Photos", label) if train else [] for label in range(len(CLASSES))
+    ]
+    if needed and (absent or any(len(named) > 1 for named in folders)):
+        raise InputError(
+            f"Part A in {data_dir} must have one folder of photos for every class.\n"
+            f"Received: {'; '.join(lines)}.\n"
+            f"Name the folders {', '.join(CLASSES)}, with the photos right in them."
+        )
+    for line in lines:
+        log.warning("%s", line)
+
+
+def _unread(data_dir: Path, photos: pd.DataFrame) -> list[str]:
+    """Classes without photos, and folders and files of Part A that nothing reads."""
+    train, test = _roots(data_dir)
+    lines = []
+    root = train / "Photos" if train is not None else None
+    if root is not None and root.is_dir():
+        counts = [int((photos["label"] == label).sum()) for label in range(len(CLASSES))]
+        lines += [
+            f"{root}: no photos of {name}"
+            for name, count in zip(CLASSES, counts, strict=True)
+            if not count
+        ]
+        read = []
+        for folders in filter(None, (_class_folders(root, label) for label in range(len(CLASSES)))):
+            first, *more = folders
+            read.append(first)
+            lines += _strays(first)
+            lines += [f"{path}: read by nothing; {first} is of the same class" for path in more]
+        others = [path for path in sorted(root.iterdir()) if path.is_dir() and path not in read]
+        lines += [
+            f"{path}: read by nothing; its name is no class"
+            for path in others
+            if parse_label(path.name) is None and not path.name.startswith(".")
+        ]
+        loose = _files(root, PHOTO_SUFFIXES)
+        if loose:
+            lines.append(
+                f"{root}: {len(loose)} photos lie beside the class folders, read by nothing"
+            )
+    if test is not None and (test / "Photos").is_dir():
+        lines += _strays(test / "Photos")
+    return lines
+
+
+def _strays(folder: Path) -> list[str]:
+    """Folders in a folder of photos, and files that are none."""
+    lines, others = [], []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__")) or path.suffix.lower() in _BESIDE:
+            continue
+        if path.is_dir():
+            lines.append(f"{path}: read by nothing; photos must lie right in {folder}")
+        elif path.suffix.lower() not in PHOTO_SUFFIXES or not path.is_file():
+            others.append(path.name)
+    if others:
+        lines.append(f"{folder}: read by nothing: {listed(others)}")
+    return lines
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -307,23 +487,22 @@ class _Photo(NamedTuple):
 def _check_photo(path: str) -> _Photo:
     try:
         pixels = read_photo(path)
-        mode = read_header(path, _REMEDY).mode
+        problems = [f"{path}: {remark}" for remark in remarks(path, _REMEDY)]
     except InputError as error:
         return _Photo(path, [_in_a_line(error)])
-    problems = []
     height, width = pixels.shape[:2]
     if (width, height) != (PHOTO_WIDTH, PHOTO_HEIGHT):
         problems.append(
             f"{path}: {width}x{height} px instead of {PHOTO_WIDTH}x{PHOTO_HEIGHT}; "
-            f"if it was resized, its scale is no longer {PART_A_MPP} um/px"
+            f"its scale is not known to be {PART_A_MPP} um/px: state it with --mpp"
         )
-    if mode != "RGB":
-        problems.append(f"{path}: mode {mode} instead of 8-bit RGB")
     gray = Image.fromarray(pixels).convert("L").resize((32, 24), Image.Resampling.BOX)
     raster = np.asarray(gray, np.float32)
     raster = raster - raster.mean()
     if raster.std() < 1:
         problems.append(f"{path}: the image is blank")
+    elif one_color(pixels):
+        problems.append(f"{path}: {one_color(pixels)}")
     raster /= np.linalg.norm(raster) + 1e-6
     return _Photo(path, problems, hashlib.sha256(pixels.tobytes()).hexdigest(), raster.ravel())
 
@@ -399,6 +578,7 @@ def _check_slide(
             # Whatever is wrong with the pixels, the annotation is looked at.
             try:
                 slide.check()
+                problems += _odd_pixels(slide)
             except InputError as error:
                 problems.append(_in_a_line(error))
             if annotation is not None:
@@ -414,6 +594,16 @@ def _check_slide(
     if summary is not None:
         problems += [f"{annotation}: {line}" for line in summary.problems]
     return problems, summary
+
+
+def _odd_pixels(slide: Slide) -> list[str]:
+    """Why a slide cannot be H&E in bright field, or is doubtful."""
+    verdict = judge(slide.glance())
+    problems = [f"{slide.path}: {text}" for text in (*verdict.impossible, *verdict.doubtful)]
+    missing = slide.missing_tiles()
+    if missing:
+        problems.append(f"{slide.path}: {missing:.1%} of its tiles hold no data, read as glass")
+    return problems
 
 
 def _misplaced(data_dir: Path, slides: list[str]) -> list[str]:

@@ -90,7 +90,9 @@ def _make(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
         table = read_image_table(args.images)
         table["label"] = [_class_name(text) for text in table["label"]]
     else:
-        table = data.list_images(args.data_dir, args.part.upper())[["image_id", "label", "patient"]]
+        table = data.list_images(args.data_dir, args.part.upper(), all_classes=False)[
+            ["image_id", "label", "patient"]
+        ]
         table["label"] = ["" if label < 0 else CLASSES[label] for label in table["label"]]
     unknown = args.unknown or ("train" if args.part == "a" else "own")
     folds = make_folds(with_patients(table, patients), args.folds, args.seed, unknown)

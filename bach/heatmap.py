@@ -17,7 +17,14 @@ from bach.classes import BENIGN, CLASSES, COLORS, NORMAL
 from bach.core import options
 from bach.core.files import fingerprint, write_array
 from bach.core.log import log, step
-from bach.core.pictures import heat_colors, overlay, side_by_side, write_gray, write_png
+from bach.core.pictures import (
+    heat_colors,
+    overlay,
+    side_by_side,
+    with_banner,
+    write_gray,
+    write_png,
+)
 from bach.honest.records import SlideRecord, read_slide, write_slide
 from bach.labels import write_class_map
 from bach.mining import MIN_TISSUE
@@ -153,6 +160,7 @@ class HeatmapMaker:
         args: Options of the script.
         decide: Gives the class of every cell, from probabilities `(rows, cols, 4)` and the
             heatmap `(rows, cols)`.
+        clip: Class maps are Normal off tissue.
     """
 
     def __init__(
@@ -161,8 +169,10 @@ class HeatmapMaker:
         predictor: "Predictor",
         args: options.SlideScript,
         decide: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        clip: bool = False,
     ):
         self._folder, self._predictor, self._args, self._decide = folder, predictor, args, decide
+        self._clip = clip
 
     def make(self, path: str, part: str) -> SlideRecord:
         """Make and write everything of one slide, or read it if nothing has changed since.
@@ -190,7 +200,14 @@ class HeatmapMaker:
             log.info("%s: the slide or what its heatmap depends on has changed; done again", name)
         start = time.monotonic()
         with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
-            maps = slide_maps(slide, args.masks, args.exclude_pen, args.class_map)
+            maps = slide_maps(
+                slide,
+                args.masks,
+                args.exclude_pen,
+                args.class_map,
+                rule=args.tissue,
+                not_brightfield=args.not_brightfield,
+            )
             table = heatmap_patches(maps, self._predictor.step_um)
             cell = self._predictor.step_um / slide.mpp
             probs = stitch(
@@ -220,6 +237,7 @@ class HeatmapMaker:
             areas_mm2=areas_mm2(class_map, maps),
             **slide_scores(class_map, maps),
             annotation=maps.annotation,
+            warnings=maps.warnings,
             seconds=time.monotonic() - start,
             key=key,
         )
@@ -237,19 +255,46 @@ class HeatmapMaker:
             return self._folder / kind / (maps.name + suffix)
 
         class_map = spread(self._decide(probs, heatmap))
+        if self._clip:
+            class_map = clip_to_tissue(class_map, maps)
         write_array(path("heatmaps", ".npy"), heatmap)
         write_array(path("probs", ".npy"), probs)
         write_class_map(path("class_maps", ".png"), class_map)
         if maps.labels is not None:
             write_class_map(path("truth", ".png"), maps.labels)
         write_gray(path("tissue", ".png"), maps.tissue.astype(np.uint8) * 255)
-        drawn = [class_map] if maps.labels is None else [class_map, maps.labels]
-        pictures = [overlay(maps.thumbnail, classes, CLASSES, COLORS) for classes in drawn]
-        heat = heat_colors(spread(heatmap))
-        blank = np.full((pictures[0].shape[0] - heat.shape[0], heat.shape[1], 3), 255, np.uint8)
-        pictures.append(np.concatenate([heat, blank]))
-        write_png(path("overlays", ".png"), side_by_side(pictures))
+        write_png(path("overlays", ".png"), draw_maps(maps, class_map, spread(heatmap)))
         return class_map
+
+
+def clip_to_tissue(class_map: np.ndarray, maps: SlideMaps) -> np.ndarray:
+    """A class map that is Normal off tissue."""
+    return np.where(maps.tissue, class_map, np.uint8(NORMAL))
+
+
+def draw_maps(maps: SlideMaps, class_map: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+    """Class map, truth if there is one, and heatmap of a slide beside each other.
+
+    Patches with 5% of tissue are predicted, and with them cells that are mostly glass. The
+    class map has them, as in the paper, but glass is not coloured.
+
+    Args:
+        maps: The slide's maps; their warnings stand above.
+        class_map: uint8 `(rows, cols)`, 0..3.
+        heatmap: float `(rows, cols)`, 0..1.
+
+    Returns:
+        uint8 picture with legends.
+    """
+    drawn = [clip_to_tissue(class_map, maps)]
+    if maps.labels is not None:
+        drawn.append(maps.labels)
+    pictures = [overlay(maps.thumbnail, classes, CLASSES, COLORS) for classes in drawn]
+    heat = heat_colors(heatmap)
+    blank = np.full((pictures[0].shape[0] - heat.shape[0], heat.shape[1], 3), 255, np.uint8)
+    pictures.append(np.concatenate([heat, blank]))
+    lines = [f"{maps.name}: {warning}" for warning in maps.warnings]
+    return with_banner(side_by_side(pictures), lines)
 
 
 def slide_scores(class_map: np.ndarray, maps: SlideMaps) -> dict[str, Any]:

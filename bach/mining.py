@@ -14,14 +14,14 @@ from bach.core.errors import InputError
 from bach.core.files import fingerprint, read_json, read_object, write_json
 from bach.core.log import log, step
 from bach.core.options import SlideScript, decisive
-from bach.core.pictures import mask_and_grid, write_png
+from bach.core.pictures import mask_and_grid, with_banner, write_png
 from bach.core.tables import write_csv
 from bach.core.text import listed
 from bach.data import check_annotation_files
 from bach.honest.splits import ALWAYS_TRAIN, join_folds
 from bach.patches import SLIDE_STRIDE_UM, SlideMaps, cell_patches, read_patches, slide_patches
 from bach.slides import Slide
-from bach.tissue import map_downsample, map_files, slide_maps
+from bach.tissue import check_pixels, map_downsample, map_files, slide_maps
 
 if TYPE_CHECKING:  # it loads the framework
     from bach.network.predictor import Predictor
@@ -238,6 +238,7 @@ def check_slides(slides: pd.DataFrame, args: SlideScript) -> dict[str, str]:
         try:
             with Slide(row.path, mpp=args.mpp) as slide:
                 slide.check()
+                check_pixels(slide, args.masks, args.not_brightfield)
                 annotation = map_files(row.path, args.masks, args.class_map)["annotation"]
                 if annotation is not None:
                     slide_labels(annotation, slide, map_downsample(slide.mpp), args.class_map)
@@ -280,7 +281,14 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
         log.info("%s: the slide or what its patches depend on has changed; done again", name)
         file.unlink()
     with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
-        maps = slide_maps(slide, args.masks, args.exclude_pen, args.class_map)
+        maps = slide_maps(
+            slide,
+            args.masks,
+            args.exclude_pen,
+            args.class_map,
+            rule=args.tissue,
+            not_brightfield=args.not_brightfield,
+        )
         table = mining_patches(maps, predictor.step_um, args.mode == "dense")
         used = (table["tissue"] >= MIN_TISSUE_HARD).to_numpy()
         probs = np.full((len(table), len(CLASSES)), np.nan, np.float32)
@@ -298,7 +306,8 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
         CLASSES,
         COLORS,
     )
-    write_png(folder / f"{name}.png", picture)
+    lines = [f"{name}: {warning}" for warning in maps.warnings]
+    write_png(folder / f"{name}.png", with_banner(picture, lines))
     write_csv(table, file)
     write_json(key_file, key | fingerprint({"table": file}))
     return read_patches(file)

@@ -34,6 +34,8 @@ SLIDE_STRIDE_UM = PATCH_UM / 5  # 125.58
 # Step of dense prediction: a stride of 32 network px.
 DENSE_STEP_UM = 32 * NETWORK_MPP  # 67.2
 
+_EDGE = 1e-6  # map px: a rounding error of coordinates
+
 COLUMNS = ["image_id", "x", "y", "size", "tissue", "label"]
 
 
@@ -136,6 +138,7 @@ class SlideMaps(NamedTuple):
         labels: Annotation as uint8 0..3 `(rows, cols)`, or None.
         thumbnail: uint8 `(rows, cols, 3)`; empty where nothing is drawn.
         annotation: Sum of the annotation as it is stored (`AnnotationSummary`), or None.
+        warnings: What is odd about pixels, mask or tissue, a sentence each.
     """
 
     name: str
@@ -147,6 +150,7 @@ class SlideMaps(NamedTuple):
     labels: np.ndarray | None = None
     thumbnail: np.ndarray = np.zeros((0, 0, 3), np.uint8)
     annotation: Mapping[str, object] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def slide_patches(maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM) -> pd.DataFrame:
@@ -158,8 +162,8 @@ def slide_patches(maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM) -> pd.Dat
 
     Returns:
         Patch table; coordinates are floats in level-0 px, never rounded. The label
-        is the mean of the annotation over the patch, rounded half up (the share of
-        a patch beyond the slide's edge counts as Normal), or -1 without annotation.
+        is the mean of the annotation over what of the patch lies on the slide, rounded
+        half up, or -1 without annotation.
 
     Source: Kwok 2018, sections 4.3 and 4.4.
     """
@@ -206,7 +210,9 @@ def _measured(maps: SlideMaps, corners: np.ndarray, size: float) -> pd.DataFrame
     side = size / maps.downsample
     label = np.full(len(corners), -1)
     if maps.labels is not None:
-        label = np.floor(box_means(maps.labels, x, y, side) + 0.5).astype(int)
+        # What lies beyond the slide has no label, and is not Normal.
+        inside = maps.width / maps.downsample, maps.height / maps.downsample
+        label = np.floor(box_means(maps.labels, x, y, side, inside) + 0.5).astype(int)
     return _table(maps.name, corners, size, box_means(maps.tissue, x, y, side), label)
 
 
@@ -222,7 +228,13 @@ def _table(
     return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
-def box_means(values: ArrayLike, x: ArrayLike, y: ArrayLike, size: ArrayLike) -> np.ndarray:
+def box_means(
+    values: ArrayLike,
+    x: ArrayLike,
+    y: ArrayLike,
+    size: ArrayLike,
+    inside: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Mean of a map over many square boxes with fractional edges.
 
     Every pixel counts with the area of it that lies in the box, so a patch of 21.3
@@ -235,6 +247,8 @@ def box_means(values: ArrayLike, x: ArrayLike, y: ArrayLike, size: ArrayLike) ->
         x: Left edges in map pixels (pixel j covers j..j+1), float, any shape.
         y: Top edges, likewise.
         size: Sides in map pixels, likewise; one number for all will do.
+        inside: Width and height in map pixels: what lies outside of them is left out of
+            the mean, instead of counting as 0. A box without any of it has the mean 0.
 
     Returns:
         float64, of the shape of x, y and size together.
@@ -258,15 +272,24 @@ def box_means(values: ArrayLike, x: ArrayLike, y: ArrayLike, size: ArrayLike) ->
     integral = np.zeros((height + 1, width + 1))
     np.cumsum(values, axis=0, dtype=float, out=integral[1:, 1:])
     np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
+    area = size**2
+    if inside is not None:
+        width, height = min(width, inside[0] + _EDGE), min(height, inside[1] + _EDGE)
     left, right = np.clip(x, 0, width), np.clip(x + size, 0, width)
     top, bottom = np.clip(y, 0, height), np.clip(y + size, 0, height)
+    if inside is not None:
+        # Not for whole boxes, whose area is better known without the clipping.
+        whole = (
+            (x >= 0) & (y >= 0) & (x + size <= inside[0] + _EDGE) & (y + size <= inside[1] + _EDGE)
+        )
+        area = np.where(whole, area, np.maximum((right - left) * (bottom - top), _EDGE))
     total = (
         _between(integral, bottom, right)
         - _between(integral, bottom, left)
         - _between(integral, top, right)
         + _between(integral, top, left)
     )
-    return total / size**2
+    return total / area
 
 
 def _between(integral: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:

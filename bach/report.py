@@ -37,12 +37,14 @@ from bach.core.errors import InputError, exit_with
 from bach.core.files import to_json
 from bach.core.log import log, step
 from bach.core.pictures import contact_sheet, legend, write_png
+from bach.core.run import read_record
 from bach.core.tables import as_probs, as_whole, read_table, write_csv
 from bach.core.text import columns, listed
 from bach.data import list_images, natural_key, read_photo
 from bach.labels import read_class
 from bach.mining import add_difficulty
 from bach.scores import joint_counts
+from bach.slides import PART_A_MPP
 
 # Columns to tick, and when. They ask for different remedies: other data, other labels,
 # another field of view, or a better network.
@@ -305,6 +307,8 @@ def write_report(
         )
     wrong = mistakes(images, patches)
     paths = _paths(wrong, data_dir)
+    record = read_record(run) or {}
+    mpp = record.get("arguments", {}).get("mpp") or PART_A_MPP  # patches lie at 0.42 um/px
     with step("mistakes") as notes:
         groups = dict(list(patches.groupby("image_id")))
         pairs = dict(list(wrong.groupby(list(_PAIR))))
@@ -314,7 +318,7 @@ def write_report(
             if pair not in pairs:
                 picture.unlink(missing_ok=True)  # of an earlier state of the run
                 continue
-            cards = _cards(pairs[pair].head(limit), groups, paths, picture.stem)
+            cards = _cards(pairs[pair].head(limit), groups, paths, picture.stem, mpp)
             worst[pair] = pairs[pair]["image_id"].iloc[0], cards[0]
             write_png(picture, pair_sheet(cards, pairs[pair]))
         write_png(out / "errors/overview.png", overview(images, worst))
@@ -324,7 +328,7 @@ def write_report(
 
 
 def _paths(wrong: pd.DataFrame, data_dir: str | os.PathLike) -> dict[str, str]:
-    photos = list_images(data_dir, "A")
+    photos = list_images(data_dir, "A", all_classes=False)
     paths = dict(zip(photos["image_id"], photos["path"], strict=True))
     missing = sorted(set(wrong["image_id"]) - paths.keys(), key=natural_key)
     if missing:
@@ -337,14 +341,18 @@ def _paths(wrong: pd.DataFrame, data_dir: str | os.PathLike) -> dict[str, str]:
 
 
 def _cards(
-    wrong: pd.DataFrame, groups: dict[str, pd.DataFrame], paths: dict[str, str], name: str
+    wrong: pd.DataFrame,
+    groups: dict[str, pd.DataFrame],
+    paths: dict[str, str],
+    name: str,
+    mpp: float,
 ) -> list[np.ndarray]:
     def draw(row) -> np.ndarray:
         label, predicted = (
             f"{CLASSES[k]} {getattr(row, PROB_COLUMNS[k]):.2f}" for k in (row.label, row.predicted)
         )
         text = f"{label}, {predicted}, wrong {row.patches_wrong} of {row.patches}"
-        return card(read_photo(paths[row.image_id]), groups[row.image_id], text)
+        return card(read_photo(paths[row.image_id], mpp), groups[row.image_id], text)
 
     rows = list(wrong.itertuples())
     with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:

@@ -8,7 +8,7 @@ import concurrent.futures
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import numpy as np
 import openslide
 
 from bach.core.errors import InputError
-from bach.core.pictures import read_rgb
+from bach.core.pictures import over_white, read_rgb
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -45,6 +45,19 @@ _BLOCK_PIXELS = 1_000_000
 _THREADS = 2
 
 _CACHE_BYTES = 64 * 2**20
+
+# What a file may claim of itself. OpenSlide ends the process where it finds no memory for a
+# tile (16,384 px squared are 1 GB), and thumbnails would find none beyond 100 Gpx; the largest
+# slides have 60.
+_TILE_PIXELS = 1 << 28
+_SLIDE_PIXELS = 100e9
+
+# Formats of single TIFF pages, where a tile without data was lost: others leave out tiles
+# where nothing was scanned.
+_PLAIN_VENDORS = ("aperio", "generic-tiff", "trestle")
+
+# A first look at a slide without a small level: so many samples of so many px along each side.
+_GLANCE, _GLANCE_PX = 16, 64
 
 
 class Slide:
@@ -80,7 +93,7 @@ class Slide:
     def __init__(self, path: str | os.PathLike, mpp: float | None = None):
         self.path = Path(path)
         self.name = self.path.stem
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):  # no error, whatever is wrong with the path
             raise InputError(
                 f"No such slide: {self.path}.\nReceived: path={self.path}.\nCheck the name."
             )
@@ -88,33 +101,33 @@ class Slide:
         self._image: np.ndarray | None = None
         try:
             self._openslide = slide = openslide.OpenSlide(self.path)
+            slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+            self.width, self.height = slide.dimensions
+            self._l_sizes: Sequence[tuple[int, int]] = slide.level_dimensions
+            # Asked for here: where one thread has met damage, the slide answers no other.
+            self._location_factors: Sequence[float] = slide.level_downsamples
+            self.properties = dict(slide.properties)
         except openslide.OpenSlideError as error:
-            size = f"{self.path.stat().st_size:,} bytes"
+            self.close()
             if openslide.OpenSlide.detect_format(self.path) is not None:
                 raise InputError(
                     f"The slide {self.path} is damaged or truncated.\n"
-                    f"Received: {size}; {error}.\n"
+                    f"Received: {self._bytes()}; {error}.\n"
                     "Copy or download it again and compare the size."
                 ) from error
             self._image = image = read_rgb(
                 self.path,
-                f"OpenSlide does not read it either ({size}). Copy or download it again; a picture "
-                "that is too large must be converted to a tiled pyramidal TIFF.",
+                f"OpenSlide does not read it either ({self._bytes()}). Copy or download it again; "
+                "a picture that is too large must be converted to a tiled pyramidal TIFF.",
             )
             self.height, self.width = image.shape[:2]
-            self._l_sizes: Sequence[tuple[int, int]] = [(self.width, self.height)]
-            self._location_factors: Sequence[float] = [1.0]
+            self._l_sizes = [(self.width, self.height)]
+            self._location_factors = [1.0]
             self.properties = _tiff_properties(self.path)
-        else:
-            slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
-            self.width, self.height = slide.dimensions
-            self._l_sizes = slide.level_dimensions
-            # Asked for here: where one thread has met damage, the slide answers no other.
-            self._location_factors = slide.level_downsamples
-            self.properties = dict(slide.properties)
-        whole = (self.width, self.height)
-        self._downsamples = [_downsample(whole, l_size) for l_size in self._l_sizes]
         try:
+            self._check_claims()
+            whole = (self.width, self.height)
+            self._downsamples = [_downsample(whole, l_size) for l_size in self._l_sizes]
             self.mpp, self.mpp_source = _find_mpp(self.path, self.properties, mpp)
         except InputError:
             self.close()
@@ -162,22 +175,22 @@ class Slide:
         scale = 1.0 if mpp is None else mpp / self.mpp  # level-0 px per result px
         level = 0
         for index, downsample in enumerate(self._downsamples):
-            if downsample <= scale * 1.001 and downsample > self._downsamples[level]:
+            if max(downsample) <= scale * 1.001 and max(downsample) > max(self._downsamples[level]):
                 level = index
-        downsample = self._downsamples[level]
-        factor = scale / downsample  # level px per result px
+        x_downsample, y_downsample = self._downsamples[level]
+        factors = scale / x_downsample, scale / y_downsample  # level px per result px
         result = np.empty((height, width, 3), np.uint8)
-        side = max(1, int(math.sqrt(_BLOCK_PIXELS) / max(factor, 1.0)))
+        side = max(1, int(math.sqrt(_BLOCK_PIXELS) / max(*factors, 1.0)))
 
         def fill(row: int, col: int) -> None:
             block = result[row : row + side, col : col + side]
             block[:] = self._read_block(
                 level,
-                x / downsample + col * factor,
-                y / downsample + row * factor,
+                x / x_downsample + col * factors[0],
+                y / y_downsample + row * factors[1],
                 block.shape[1],
                 block.shape[0],
-                factor,
+                factors,
             )
 
         rows, cols = range(0, height, side), range(0, width, side)
@@ -210,25 +223,94 @@ class Slide:
                 for l_y in (0, max(0, l_height - 256)):
                     self._read_level(level, l_x, l_y, min(256, l_width), min(256, l_height))
 
+    def glance(self) -> np.ndarray:
+        """A small picture that shows what kind of slide this is, quick to read.
+
+        Returns:
+            uint8 `(height, width, 3)`: the smallest level, or samples of it side by side,
+            spread over the slide, where that is still large.
+
+        Raises:
+            InputError: If a part of the file cannot be read.
+        """
+        level = len(self._l_sizes) - 1
+        l_width, l_height = self._l_sizes[level]
+        if l_width * l_height <= (4 * _GLANCE * _GLANCE_PX) ** 2:
+            return self._read_level(level, 0, 0, l_width, l_height)
+        side = (min(_GLANCE_PX, l_width), min(_GLANCE_PX, l_height))
+        lefts, tops = (
+            np.linspace(0, length - part, _GLANCE).astype(int).tolist()
+            for length, part in zip((l_width, l_height), side, strict=True)
+        )
+        rows = [
+            np.concatenate([self._read_level(level, left, top, *side) for left in lefts], axis=1)
+            for top in tops
+        ]
+        return np.concatenate(rows)
+
+    def missing_tiles(self) -> float:
+        """Share of the tiles without data, of the level that lacks most: glass where it is read.
+
+        Known for TIFFs of one picture per level; 0 for other formats, most of which leave out
+        what was not scanned.
+        """
+        if self.properties.get(openslide.PROPERTY_NAME_VENDOR) not in _PLAIN_VENDORS:
+            return 0.0
+        return _missing_tiles(self.path, set(self._l_sizes))
+
+    def _bytes(self) -> str:
+        return f"{self.path.stat().st_size:,} bytes"
+
+    def _check_claims(self) -> None:
+        """Refuse a file that claims what nobody has, or more than 8 bits per channel."""
+        faults = []
+        for level, (l_width, l_height) in enumerate(self._l_sizes):
+            tile = [
+                _number(self.properties.get(f"openslide.level[{level}].tile-{side}", 0)) or 0
+                for side in ("width", "height")
+            ]
+            if tile[0] * tile[1] > _TILE_PIXELS:
+                faults.append(f"tiles of {tile[0]:,.0f}x{tile[1]:,.0f} px on level {level}")
+            if min(l_width, l_height) < 1 or l_width * l_height > _SLIDE_PIXELS:
+                faults.append(f"{l_width:,}x{l_height:,} px on level {level}")
+        if self.properties.get(openslide.PROPERTY_NAME_VENDOR) in _PLAIN_VENDORS and not faults:
+            bits, channels = _channels(self.path)
+            if bits > 8:
+                faults.append(f"{bits} bits per channel, of which only the upper 8 would be read")
+            if channels > 4:
+                faults.append(f"{channels} channels")
+        if faults:
+            raise InputError(
+                f"The slide {self.path} must be in RGB of 8 bits, of a size that can be true.\n"
+                f"Received: {'; '.join(faults)}.\n"
+                "The file is damaged, or must be exported again as 8-bit RGB."
+            )
+
     def _read_block(
-        self, level: int, l_x: float, l_y: float, width: int, height: int, factor: float
+        self,
+        level: int,
+        l_x: float,
+        l_y: float,
+        width: int,
+        height: int,
+        factors: tuple[float, float],
     ) -> np.ndarray:
-        l_right, l_bottom = l_x + width * factor, l_y + height * factor
+        l_right, l_bottom = l_x + width * factors[0], l_y + height * factors[1]
         # A pixel of room on each side lets bilinear enlarging see its neighbours.
-        room = 1 if factor < 1 else 0
+        room = 1 if min(factors) < 1 else 0
         left, top = math.floor(l_x + 1e-6) - room, math.floor(l_y + 1e-6) - room
         right, bottom = math.ceil(l_right - 1e-6) + room, math.ceil(l_bottom - 1e-6) + room
         pixels = self._read_level(level, left, top, right - left, bottom - top)
         offset_x, offset_y = l_x - left, l_y - top
-        if factor < 1 - 1e-9:
-            return _enlarge(pixels, offset_x, offset_y, width, height, factor)
+        if min(factors) < 1 - 1e-9:
+            return _enlarge(pixels, offset_x, offset_y, width, height, factors)
         whole = abs(offset_x) < 1e-6 and abs(offset_y) < 1e-6
         whole = whole and abs(l_right - right) < 1e-6 and abs(l_bottom - bottom) < 1e-6
         if whole and pixels.shape[:2] == (height, width):
             return pixels
         if whole:
             return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-        return _shrink(pixels, offset_x, offset_y, width, height, factor)
+        return _shrink(pixels, offset_x, offset_y, width, height, factors)
 
     def _read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """Read whole pixels of one level, white beyond its edge."""
@@ -257,28 +339,49 @@ class Slide:
                 f"{level}: {error}.\n"
                 "The file is damaged or truncated: copy or download it again."
             ) from error
-        rgba = np.asarray(region)
-        alpha = rgba[..., 3:]
-        if alpha.min() == 255:
-            target[:] = rgba[..., :3]
-        else:  # parts that were never scanned are transparent: show them as glass
-            share = alpha.astype(np.float32) / 255
-            target[:] = np.rint(rgba[..., :3] * share + 255 * (1 - share))
+        target[:] = over_white(np.asarray(region))  # what was never scanned is shown as glass
         return result
 
 
-def _downsample(l0_size: tuple[int, int], l_size: tuple[int, int]) -> float:
-    """Level-0 px per px of a level, as an integer where the sizes allow one.
+def _downsample(l0_size: tuple[int, int], l_size: tuple[int, int]) -> tuple[float, float]:
+    """Level-0 px per px of a level, across and down: one number where the sizes allow it.
 
     Scanners cut the remainder off, so 42,113 / 10,528 is 4.00009 while the level
     was made by a factor of 4; the difference is a drift of one pixel at the far
-    corner.
+    corner. Where no one factor explains both sides, each has its own: their mean would
+    drift by tens of pixels.
     """
-    ratio = (l0_size[0] / l_size[0] + l0_size[1] / l_size[1]) / 2
-    whole = round(ratio)
-    if whole >= 1 and all(abs(l0_size[i] / whole - l_size[i]) < 1 for i in (0, 1)):
-        return float(whole)
-    return ratio
+
+    def fits(factor: float, side: int) -> bool:
+        return abs(l0_size[side] / factor - l_size[side]) < 1
+
+    ratios = l0_size[0] / l_size[0], l0_size[1] / l_size[1]
+    mean = sum(ratios) / 2
+    longer = ratios[0] if l_size[0] >= l_size[1] else ratios[1]  # the better known
+    for factor in (round(mean), round(longer), longer):
+        if factor >= 1 and fits(factor, 0) and fits(factor, 1):
+            return float(factor), float(factor)
+    x, y = (
+        float(round(ratio)) if round(ratio) >= 1 and fits(round(ratio), side) else ratio
+        for side, ratio in enumerate(ratios)
+    )
+    return x, y
+
+
+def check_mpp(mpp: float) -> float:
+    """A scale that a user states, in um per px.
+
+    Raises:
+        InputError: If no microscope has it.
+    """
+    low, high = MPP_RANGE
+    if not low <= mpp <= high:
+        raise InputError(
+            f"--mpp must lie between {low} and {high} um per pixel.\n"
+            f"Received: --mpp={mpp}.\n"
+            "20x is about 0.5, 40x about 0.25."
+        )
+    return float(mpp)
 
 
 def _find_mpp(path: Path, properties: dict[str, str], given: float | None) -> tuple[float, str]:
@@ -294,13 +397,7 @@ def _find_mpp(path: Path, properties: dict[str, str], given: float | None) -> tu
         return None
 
     if given is not None:
-        if not low <= given <= high:
-            raise InputError(
-                f"--mpp must lie between {low} and {high} um per pixel.\n"
-                f"Received: --mpp={given}.\n"
-                "20x is about 0.5, 40x about 0.25."
-            )
-        return float(given), "given"
+        return check_mpp(given), "given"
     x = plausible(properties.get(openslide.PROPERTY_NAME_MPP_X), "OpenSlide")
     y = plausible(properties.get(openslide.PROPERTY_NAME_MPP_Y), "OpenSlide")
     if x is not None:
@@ -353,6 +450,35 @@ def _tiff_properties(path: Path) -> dict[str, str]:
         return {}
 
 
+def _missing_tiles(path: Path, sizes: Collection[tuple[int, int]]) -> float:
+    """Share of empty tiles in the page that lacks most, among those of these sizes."""
+    import tifffile  # slow
+
+    shares = [0.0]
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            for page in tiff.pages:
+                assert isinstance(page, tifffile.TiffPage)
+                if (page.imagewidth, page.imagelength) in sizes:
+                    counts = np.asarray(page.databytecounts)
+                    shares.append(float(np.mean(counts == 0)) if counts.size else 1.0)
+    except Exception:  # damaged so that OpenSlide alone reads it
+        return max(shares)
+    return max(shares)
+
+
+def _channels(path: Path) -> tuple[int, int]:
+    """Bits per channel, and channels, of the first page of a TIFF."""
+    import tifffile  # slow
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            return int(np.max(page.bitspersample)), int(page.samplesperpixel)
+    except Exception:  # see _missing_tiles
+        return 8, 3
+
+
 def _weights(offset: float, count: int, factor: float, length: int) -> "scipy.sparse.csr_array":
     """Area weights `(count, length)`: pixel i is the mean over offset + factor*[i, i+1)."""
     import scipy.sparse  # slow to import
@@ -374,24 +500,36 @@ def _weights(offset: float, count: int, factor: float, length: int) -> "scipy.sp
 
 
 def _shrink(
-    pixels: np.ndarray, offset_x: float, offset_y: float, width: int, height: int, factor: float
+    pixels: np.ndarray,
+    offset_x: float,
+    offset_y: float,
+    width: int,
+    height: int,
+    factors: tuple[float, float],
 ) -> np.ndarray:
     """Area averaging with a fractional offset, which cv2.resize does not offer."""
     rows, cols = pixels.shape[:2]
-    tall = _weights(offset_y, height, factor, rows) @ pixels.reshape(rows, -1).astype(np.float32)
+    tall = _weights(offset_y, height, factors[1], rows) @ pixels.reshape(rows, -1).astype(
+        np.float32
+    )
     wide = tall.reshape(height, cols, 3).transpose(1, 0, 2).reshape(cols, -1)
-    result = (_weights(offset_x, width, factor, cols) @ wide).reshape(width, height, 3)
+    result = (_weights(offset_x, width, factors[0], cols) @ wide).reshape(width, height, 3)
     return np.rint(result.transpose(1, 0, 2)).astype(np.uint8)
 
 
 def _enlarge(
-    pixels: np.ndarray, offset_x: float, offset_y: float, width: int, height: int, factor: float
+    pixels: np.ndarray,
+    offset_x: float,
+    offset_y: float,
+    width: int,
+    height: int,
+    factors: tuple[float, float],
 ) -> np.ndarray:
     """Bilinear interpolation between pixel centres."""
     matrix = np.array(
         [
-            [factor, 0, offset_x + factor / 2 - 0.5],
-            [0, factor, offset_y + factor / 2 - 0.5],
+            [factors[0], 0, offset_x + factors[0] / 2 - 0.5],
+            [0, factors[1], offset_y + factors[1] / 2 - 0.5],
         ]
     )
     return cv2.warpAffine(

@@ -49,6 +49,7 @@ from PIL import Image, UnidentifiedImageError
 
 from bach import calibration
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
+from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.files import atomic_folder, atomic_path, read_json, require_place
 from bach.core.inputs import Limit, read_input
@@ -62,7 +63,7 @@ from bach.core.tables import (
     require_once,
     write_csv,
 )
-from bach.data import list_images, natural_key
+from bach.data import list_images, natural_key, photo_sizes
 from bach.honest.records import read_slides
 from bach.labels import read_class_map, same_proportions
 from bach.slides import Slide
@@ -740,7 +741,11 @@ def _stem(name: object) -> str:
 
 
 def predict_part_a(
-    data_dir: str, model_dir: str, tta: bool = False, calibrated: bool = False
+    data_dir: str,
+    model_dir: str,
+    tta: bool = False,
+    calibrated: bool = False,
+    mpp: float | None = None,
 ) -> pd.DataFrame:
     """Predict the test photos with the mean of all models of a training run.
 
@@ -749,8 +754,10 @@ def predict_part_a(
         model_dir: Run folder of `train_part_a.py`.
         tta: Mean over the eight orientations too.
         calibrated: Scale by the temperature that `bach.calibration` stored in the run.
+        mpp: um per px of the photos, if they are not those of the challenge.
     """
-    images = list_images(data_dir, "A-test")
+    images = list_images(data_dir, "A-test", mpp=mpp)
+    photo_sizes(images)  # refused before the models are loaded
     temperature = calibration.stored_temperature(model_dir) if calibrated else None
     # Here and not above: checking and --help need no framework.
     from bach.network import backend, predict
@@ -789,6 +796,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="scale by the temperature that python -m bach.calibration stored in --model-dir",
     )
     part_a.add_argument("--predictions", help="CSV of predictions to use instead of models")
+    options.add(part_a, options.Photos)
     part_a.add_argument("--out", required=True, help=".csv or .zip file to write")
     part_b = commands.add_parser("part-b", help="write the class maps of the test slides")
     _add_ids(part_b, "test slides")
@@ -858,7 +866,7 @@ def _write_part_a(args: argparse.Namespace, out: Path) -> None:
         args.data_dir = args.data_dir or "data/BACH"
     ids = _expected_photos(args)
     if given is None:
-        table = predict_part_a(args.data_dir, args.model_dir, args.tta, args.calibrated)
+        table = predict_part_a(args.data_dir, args.model_dir, args.tta, args.calibrated, args.mpp)
     else:
         table = read_table(given, ("image_id", *PROB_COLUMNS))
         table[list(PROB_COLUMNS)] = as_numbers(table, PROB_COLUMNS, args.predictions)

@@ -1,6 +1,7 @@
 """Where a slide has tissue; tissue and truth of a slide on one grid."""
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -8,10 +9,23 @@ import numpy as np
 
 from bach.annotations.checks import slide_labels
 from bach.annotations.files import annotation_path
+from bach.brightfield import judge
+from bach.core.errors import InputError
 from bach.core.log import log
-from bach.core.pictures import read_rgb
+from bach.core.pictures import read_mask
+from bach.core.tables import image_key
+from bach.core.text import listed
+from bach.glass import stained
+from bach.labels import same_proportions
 from bach.patches import SlideMaps
 from bach.slides import Slide
+
+# The paper's rule is doubted where so much of its tissue looks like glass, or the reverse. By
+# measurement 0% to 5% and 0% to 55% where it works, above 80% where it does not.
+_MUCH_GLASS, _MUCH_MISSED, _LITTLE = 0.3, 0.7, 0.002
+
+# A share of missing tiles that is said.
+_MISSING = 0.001
 
 _STRIP_PX = 1 << 20  # pixels converted at a time, which bounds the memory
 
@@ -62,16 +76,67 @@ def tissue_mask(
     # Differs from Kwok 2018: the paper names no scale of a*. Here it is CIELAB in floats with its
     # sign (8-bit a* of OpenCV is offset by 128, and 110% of its mean is another rule), and a
     # picture whose mean is not pink has no tissue.
+    return _by_the_mean(rgb, threshold, exclude_pen, floor)[0]
+
+
+def _by_the_mean(
+    rgb: np.ndarray, threshold: float = 1.1, exclude_pen: bool = False, floor: float = 0.0
+) -> tuple[np.ndarray, float]:
+    """The mask of `tissue_mask`, and the mean a* that it rests on."""
     a = _lab(rgb, "a")
     pen = pen_mask(rgb) if exclude_pen else None
     used = a if pen is None else a[~pen]
-    mean = used.mean(dtype=np.float64) if used.size else 0.0
+    mean = float(used.mean(dtype=np.float64)) if used.size else 0.0
     if mean <= 0:
-        return np.zeros(a.shape, bool)
+        return np.zeros(a.shape, bool), mean
     mask = a > max(threshold * mean, floor)
     if pen is not None:
         mask &= ~pen
-    return mask
+    return mask, mean
+
+
+def find_tissue(
+    rgb: np.ndarray, rule: str = "paper", exclude_pen: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """Find tissue by one of the rules, and say where the rule cannot work.
+
+    Args:
+        rgb: Thumbnail of a whole slide, uint8 `(height, width, 3)`.
+        rule: "paper", see `tissue_mask`; or "robust", see `bach.glass.stained`.
+        exclude_pen: Do not take pen marks for tissue.
+
+    Returns:
+        Mask, bool `(height, width)`, and a sentence for each reason to doubt it.
+    """
+    if rule == "robust":
+        mask = stained(rgb, pen_mask(rgb) if exclude_pen else None)
+        return mask, [] if mask.any() else ["no tissue is found"]
+    mask, mean = _by_the_mean(rgb, exclude_pen=exclude_pen)
+    if mean <= 0:
+        reason = f"the mean a* of the slide is {mean:.2f}, not pink, and no tissue is found"
+    else:
+        reason = _against(mask, rgb, exclude_pen)
+    if not reason:
+        return mask, [] if mask.any() else ["no tissue is found"]
+    return mask, [f"{reason}: the paper's rule cannot work here; see --tissue robust or --masks"]
+
+
+def _against(mask: np.ndarray, rgb: np.ndarray, exclude_pen: bool) -> str:
+    """What speaks against a mask of the paper's rule, a phrase, or "" if nothing does."""
+    shrink = max(1.0, np.sqrt(mask.size / _STRIP_PX))
+    if not mask.any():
+        return ""
+    size = [max(1, round(side / shrink)) for side in mask.shape[::-1]]
+    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    taken = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+    colored = stained(small, pen_mask(small) if exclude_pen else None)
+    glass = float((taken & ~colored).sum() / max(taken.sum(), 1))
+    if glass > _MUCH_GLASS:
+        return f"{glass:.0%} of what is taken for tissue has the colour of glass"
+    missed = float((colored & ~taken).sum() / max(colored.sum(), 1))
+    if missed > _MUCH_MISSED and colored.mean() > _LITTLE:
+        return f"{missed:.0%} of what has the colour of tissue is taken for glass"
+    return ""
 
 
 def pen_mask(rgb: np.ndarray) -> np.ndarray:
@@ -141,22 +206,29 @@ def slide_maps(
     masks: str | os.PathLike | None = None,
     exclude_pen: bool = False,
     class_map: str | os.PathLike | None = None,
+    *,
+    rule: str = "paper",
+    not_brightfield: bool = False,
 ) -> SlideMaps:
     """Thumbnail, tissue mask and label mask of a slide, all of one size.
 
     Args:
         slide: The open slide.
-        masks: Folder of tissue masks `NAME.png` to use instead of finding tissue; a
+        masks: Folder of tissue masks to use instead of finding tissue, see `check_masks`; a
             slide without one there has its tissue found.
         exclude_pen: Do not take pen marks for tissue.
         class_map: What names of classes in annotations mean, as in `read_regions`.
+        rule: How tissue is found, see `find_tissue`.
+        not_brightfield: Go on with a slide that cannot be H&E in bright field.
 
     Raises:
-        InputError: If slide, annotation or mask cannot be read, or the annotation holds
-            nothing that lies on the slide.
+        InputError: If slide, annotation or mask cannot be read, the annotation holds
+            nothing that lies on the slide, the mask is not of the slide's shape, or the
+            slide cannot be H&E in bright field.
     """
     downsample = map_downsample(slide.mpp)
     thumbnail = slide.thumbnail(downsample * slide.mpp)
+    warnings = _judged(slide, thumbnail, not_brightfield)
     labels, summary = None, None
     annotation = annotation_path(slide.path)
     if annotation is not None:
@@ -164,12 +236,13 @@ def slide_maps(
         summary.log(slide.name)
     file = _mask_path(slide.name, masks)
     if file is None:
-        tissue = tissue_mask(thumbnail, exclude_pen=exclude_pen)
+        tissue, doubts = find_tissue(thumbnail, rule, exclude_pen)
     else:
-        given = read_rgb(file, "Write the tissue mask again.").max(axis=2)
-        size = thumbnail.shape[1::-1]
-        tissue = cv2.resize(given, size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
+        tissue, doubts = _given_mask(file, slide, thumbnail.shape[1::-1])
         log.info("%s: tissue mask from %s", slide.name, file)
+    warnings += doubts
+    for warning in warnings:
+        log.warning("%s: %s", slide.name, warning)
     return SlideMaps(
         slide.name,
         slide.width,
@@ -180,13 +253,124 @@ def slide_maps(
         labels,
         thumbnail,
         None if summary is None else summary.record(),
+        tuple(warnings),
     )
+
+
+def check_pixels(
+    slide: Slide, masks: str | os.PathLike | None, not_brightfield: bool = False
+) -> None:
+    """Look at a slide, and at its mask if the user has one, before the slow work starts.
+
+    Args:
+        slide: The open slide.
+        masks, not_brightfield: As in `slide_maps`.
+
+    Raises:
+        InputError: If `slide_maps` would refuse them.
+    """
+    _judged(slide, slide.glance(), not_brightfield)
+    file = _mask_path(slide.name, masks)
+    if file is not None:
+        _given_mask(file, slide, (1, 1))
+
+
+def _judged(slide: Slide, thumbnail: np.ndarray, not_brightfield: bool) -> list[str]:
+    """What is odd about the pixels of a slide; refuses what cannot be H&E."""
+    verdict = judge(thumbnail)
+    if verdict.impossible and not not_brightfield:
+        raise InputError(
+            f"The slide {slide.path} must be H&E in bright field: light glass, pink and violet "
+            f"tissue.\nReceived: {'; '.join(verdict.impossible)}.\n"
+            "Export it in its true colours; or go on as it is with --not-brightfield."
+        )
+    warnings = [*verdict.impossible, *verdict.doubtful]
+    missing = slide.missing_tiles()
+    if missing > _MISSING:
+        warnings.append(f"{missing:.1%} of its tiles hold no data and are read as glass")
+    return warnings
+
+
+# Masks of the user
+
+_MASK_SUFFIXES = (".png", ".tif", ".tiff")
+_MASK_REMEDY = "Write the tissue mask again as PNG: 0, black or transparent is glass."
+
+
+def check_masks(
+    masks: str | os.PathLike | None, slides: Iterable[str], others: Iterable[str] | None = None
+) -> None:
+    """Refuse a folder of masks without effect; the log says which slides have none.
+
+    Args:
+        masks: Folder of masks `NAME.png`, `.tif` or `.tiff`, in any letter case.
+        slides: Names of the slides of a run.
+        others: Names of all slides there are, if that is known: a mask of none of them is
+            an error then.
+
+    Raises:
+        InputError: If there is no such folder, it has no mask of these slides, or masks of no
+            slide, or two of one.
+    """
+    if masks is None:
+        return
+    files = _mask_files(masks)
+    keys = {image_key(name): name for name in slides}
+    strays = files.keys() - keys.keys() - {image_key(name) for name in others or ()}
+    names = [files[key][0].name for key in sorted(strays)]
+    if not files.keys() & keys.keys() or (others is not None and strays):
+        content = names or sorted(path.name for path in Path(masks).iterdir())
+        raise InputError(
+            f"Every tissue mask in {masks} must belong to a slide: NAME.png or NAME.tif.\n"
+            f"Received: {listed(content) or 'nothing'}; the slides are {listed(keys.values())}.\n"
+            "Name the masks after their slides, or take those of other slides away."
+        )
+    if strays:
+        log.warning("masks of no slide of this run: %s", listed(names))
+    without = [name for key, name in keys.items() if key not in files]
+    if without:
+        log.warning("no mask in %s of %s: tissue is found there", masks, listed(without))
+
+
+def _mask_files(masks: str | os.PathLike) -> dict[str, list[Path]]:
+    """The masks in a folder by the key of their slide."""
+    try:
+        paths = sorted(Path(masks).iterdir())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--masks must be a folder of tissue masks.\n"
+            f"Received: --masks={masks} ({getattr(error, 'strerror', None) or error}).\n"
+            "Check the name."
+        ) from error
+    files: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.suffix.lower() in _MASK_SUFFIXES and not path.name.startswith("."):
+            files.setdefault(image_key(path.name), []).append(path)
+    return files
 
 
 def _mask_path(name: str, masks: str | os.PathLike | None) -> Path | None:
     """The user's own tissue mask of a slide, or None if there is none."""
-    file = None if masks is None else Path(masks) / f"{name}.png"
-    return file if file is not None and file.exists() else None
+    found = [] if masks is None else _mask_files(masks).get(image_key(name), [])
+    if len(found) > 1:
+        raise InputError(
+            f"There must be one tissue mask of {name} in {masks}.\n"
+            f"Received: {listed([path.name for path in found])}.\nKeep one of them."
+        )
+    return found[0] if found else None
+
+
+def _given_mask(file: Path, slide: Slide, size: Sequence[int]) -> tuple[np.ndarray, list[str]]:
+    """A mask of the user, (width, height) px, and what is odd about it."""
+    given = read_mask(file, _MASK_REMEDY)
+    if not same_proportions(given.shape[::-1], (slide.width, slide.height)):
+        raise InputError(
+            f"The tissue mask {file} must show the whole slide, in its proportions.\n"
+            f"Received: {given.shape[1]}x{given.shape[0]} px for {slide.width}x{slide.height}.\n"
+            "Make it from the whole slide, not from a part or from a label on its side."
+        )
+    mask = cv2.resize(given.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
+    return mask, [] if mask.any() else [f"the tissue mask {file} is empty"]
 
 
 def map_files(

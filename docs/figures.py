@@ -104,7 +104,10 @@ TITLES = {
 }
 SCRIPTS = ("train_part_a", "mine_hard_examples", "train_final", "make_heatmap")
 UPPER_FLOOR = {"heatmap", "mining"}
-LOWER_FLOOR = {"annotations", "classes", "data", "labels", "patches", "scores", "slides", "tissue"}
+LOWER_FLOOR = {
+    *("annotations", "brightfield", "classes", "data", "glass", "labels", "patches", "scores"),
+    *("slides", "tissue"),
+}
 
 
 def room_of(module: str) -> tuple[str, str]:

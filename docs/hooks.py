@@ -27,7 +27,13 @@ RESULTS = ROOT / "docs" / "results"
 DIFFERS = "# Differs from Kwok 2018: "
 GROUPS = {
     group.__name__: group
-    for group in (options.Shared, options.Training, options.Devices, options.Slides)
+    for group in (
+        options.Shared,
+        options.Training,
+        options.Devices,
+        options.Photos,
+        options.Slides,
+    )
 }
 
 _DIRECTIVE = re.compile(r"^<!-- (\w+): ?(.*?) -->$", re.MULTILINE)

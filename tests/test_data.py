@@ -3,9 +3,11 @@
 import os
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from test_pictures import png_header
 
 from bach import data
 from bach.annotations import Region
@@ -83,6 +85,13 @@ def test_every_kind_of_problem_is_listed(photos, capsys):
     (photos / "Invasive/iv001.png").write_bytes(b"no picture")
     Image.fromarray(np.zeros((10, 12, 3), np.uint8)).save(photos / "Invasive/iv005.png")
     Image.new("L", (2048, 1536), 3).save(photos / "Normal/n006.png")
+    whole = np.asarray(Image.open(photos / "Normal/n001.png"))
+    cv2.imwrite(str(photos / "Normal/n007.png"), whole.astype(np.uint16) * 16)
+    half = whole[::-1].copy()
+    half[:1024] = 0
+    Image.fromarray(half).save(photos / "Normal/n008.png")
+    Image.fromarray(whole[:, ::-1]).convert("RGBA").save(photos / "Normal/n009.png")
+    (photos / "Normal/n010.png").write_bytes(png_header(100_000, 100_000))
     (photos / "Normal/n002.png").rename(photos / "Normal/b002b.png")
     (photos / data.GROUND_TRUTH).open("a").write("is002.tif,Invasive\nx,Cat\n")
     assert data.main([str(photos.parent)]) == 1
@@ -94,6 +103,10 @@ def test_every_kind_of_problem_is_listed(photos, capsys):
         "iv005.png: 12x10 px instead of 2048x1536",
         "iv005.png: the image is blank",
         "n006.png must be a picture of mode RGB, RGBA, P. Received: a picture in mode L",
+        "n007.png must have 8 bits per channel. Received: 16 bits",
+        "n008.png: 67% of it is exactly one colour (0, 0, 0)",
+        "n009.png: mode RGBA instead of 8-bit RGB",
+        "n010.png must have at most 100 million pixels",
         "the name says Benign, the folder Normal",
         "b009.png: not in microscopy_ground_truth.csv",
         "is002.png: microscopy_ground_truth.csv says Invasive, the folder InSitu",
@@ -106,9 +119,11 @@ def test_every_kind_of_problem_is_listed(photos, capsys):
 def test_slides_without_scale_and_bad_annotations_are_problems(tmp_path):
     folder = tmp_path / data.TRAIN_FOLDER / "WSI"
     folder.mkdir(parents=True)
-    write_slide(folder / "A01.svs", np.zeros((300, 300, 3), np.uint8), mpp=None)
+    pixels = np.full((300, 300, 3), (242, 240, 243), np.uint8)
+    pixels[:200] = (220, 130, 175)
+    write_slide(folder / "A01.svs", pixels, mpp=None)
     (folder / "A02.svs").write_bytes(b"nothing")
-    write_slide(folder / "A03.svs", np.zeros((300, 300, 3), np.uint8))
+    write_slide(folder / "A03.svs", pixels)
     (folder / "A03.xml").write_text("<Annotations><Annotation></Annotations>")
     _, problems = data.check_data(tmp_path)
     assert "A01.svs is readable but must also state its scale" in problems[0]
@@ -240,3 +255,97 @@ def test_limit_keeps_so_many_images_per_class(photos):
 
 def test_files_are_sorted_as_people_count():
     assert sorted(["test10.tif", "test2.tif"], key=data.natural_key) == ["test2.tif", "test10.tif"]
+
+
+# Classes and folders
+
+
+def test_a_class_without_photos_is_a_problem_and_is_not_trained_on(photos, capsys):
+    deeper = photos / "InSitu/InSitu"
+    deeper.mkdir()
+    for path in (photos / "InSitu").glob("*.png"):
+        path.rename(deeper / path.name)
+    assert data.main([str(photos.parent)]) == 1
+    out = capsys.readouterr().out
+    assert "no photos of InSitu" in out
+    assert "InSitu/InSitu: read by nothing; photos must lie right in" in out
+    with pytest.raises(InputError, match=r"every class[\s\S]*no photos of InSitu"):
+        data.list_images(photos.parent, "A")
+    assert len(data.find_data(photos.parent)) == 6
+
+
+def test_two_folders_of_one_class_are_refused_and_a_folder_of_no_class_is_named(photos, caplog):
+    (photos / "Photos of mine").mkdir()
+    assert len(data.list_images(photos.parent, "A")) == 8
+    assert "Photos of mine: read by nothing; its name is no class" in caplog.text
+    (photos / "In Situ").mkdir()
+    shutil.copy(photos / "InSitu/is001.png", photos / "In Situ/is003.png")
+    with pytest.raises(InputError, match=r"one folder[\s\S]*is of the same class"):
+        data.list_images(photos.parent, "A")
+
+
+def test_photos_beside_the_class_folders_and_files_of_other_endings_are_named(photos):
+    shutil.copy(photos / "InSitu/is001.png", photos / "is009.png")
+    (photos / "InSitu/is008.bmp").touch()
+    (photos / "InSitu/Thumbs.db").touch()
+    _, problems = data.check_data(photos.parent)
+    assert len(problems) == 2
+    assert "1 photos lie beside the class folders" in "".join(problems)
+    assert "InSitu: read by nothing: is008.bmp" in "".join(problems)
+
+
+# Scale
+
+
+def test_photos_of_another_size_have_no_scale_unless_it_is_stated(photos):
+    with Image.open(photos / "Normal/n001.png") as image:
+        image.resize((1024, 768)).save(photos / "Normal/n001.png")
+        image.transpose(Image.Transpose.ROTATE_90).save(photos / "Normal/n002.png")
+    table = data.list_images(photos.parent, "A")
+    assert np.isnan(table["mpp"][0])
+    assert (table["mpp"][1:] == 0.42).all()
+    with pytest.raises(InputError, match=r"must have a stated scale[\s\S]*n001.png, 1024x768"):
+        data.photo_sizes(table)
+    with pytest.raises(InputError, match=r"at least 1495 px[\s\S]*n001.png, 1024x768[\s\S]*--mpp"):
+        data.photo_sizes(table, 1495)
+    stated = data.list_images(photos.parent, "A", mpp=0.84)
+    assert data.photo_sizes(stated[:1], 1495).tolist() == [[2048, 1536]]
+    assert data.photo_sizes(stated[1:2]).tolist() == [[3072, 4096]]
+    with pytest.raises(InputError, match=r"at most 100 million px[\s\S]*at 5 um/px"):
+        data.photo_sizes(data.list_images(photos.parent, "A", mpp=5))
+    with pytest.raises(InputError, match=r"--mpp must lie between"):
+        data.list_images(photos.parent, "A", mpp=420)
+
+
+@pytest.mark.parametrize("mpp", [0.21, 0.3, 0.42, 0.63, 0.84])
+def test_a_circle_stays_a_circle_and_has_the_size_that_it_has(tmp_path, mpp):
+    rgb = np.full((600, 900, 3), 240, np.uint8)
+    cv2.circle(rgb, (450, 300), 200, (90, 60, 130), -1)
+    Image.fromarray(rgb).save(tmp_path / "circle.png")
+    seen = data.read_photo(tmp_path / "circle.png", mpp)
+    assert seen.shape[:2] == tuple(round(side * mpp / 0.42) for side in (600, 900))
+    rows, cols = np.nonzero(seen[..., 1] < 150)
+    for places in (rows, cols):
+        assert np.ptp(places) == pytest.approx(401 * mpp / 0.42, rel=0.01)
+
+
+def test_a_large_part_of_one_colour_is_a_warning(tmp_path, caplog):
+    rgb = np.random.default_rng(0).integers(0, 200, (60, 90, 3), np.uint8)
+    rgb[30:] = 0
+    Image.fromarray(rgb).save(tmp_path / "cut.png")
+    data.read_photo(tmp_path / "cut.png")
+    assert "cut.png: 50% of it is exactly one colour (0, 0, 0)" in caplog.text
+
+
+# Slides
+
+
+def test_slides_that_are_no_h_and_e_are_problems(tmp_path):
+    folder = tmp_path / data.TRAIN_FOLDER / "WSI"
+    folder.mkdir(parents=True)
+    write_slide(folder / "A01.svs", np.full((300, 300, 3), 9, np.uint8))
+    write_slide(folder / "A02.svs", np.full((300, 300, 3), 255, np.uint8))
+    _, problems = data.check_data(tmp_path)
+    assert len(problems) == 2
+    assert "A01.svs: the background is dark" in problems[0]
+    assert "A02.svs: it shows one colour everywhere" in problems[1]

@@ -6,6 +6,8 @@ import pytest
 from bach.heatmap import (
     areas_mm2,
     cells_to_map,
+    clip_to_tissue,
+    draw_maps,
     heatmap_patches,
     stitch,
     to_classes,
@@ -87,3 +89,30 @@ def test_areas_are_in_mm2_and_glass_is_no_normal_tissue():
     assert areas["Invasive"] == pytest.approx(0.1)
     assert areas["Normal"] == pytest.approx(0.4)
     assert areas["Benign"] == 0
+
+
+def test_glass_is_not_coloured_whatever_the_network_says():
+    tissue = np.zeros((60, 80), bool)
+    tissue[20:40, 30:50] = True
+    thumbnail = np.full((60, 80, 3), 240, np.uint8)
+    everywhere = np.full((60, 80), 1, np.uint8)
+    maps = SlideMaps("A01", 1280, 960, MPP, 16, tissue, thumbnail=thumbnail)
+    clipped = clip_to_tissue(everywhere, maps)
+    assert clipped.dtype == np.uint8
+    assert np.array_equal(clipped == 1, tissue)
+    picture = draw_maps(maps, everywhere, np.zeros((60, 80)))
+    seen = (picture[:60, :80] == 240).all(axis=2)
+    assert seen[~tissue].all()
+    assert not seen[tissue].any()
+
+
+def test_the_truth_is_drawn_whole_and_warnings_stand_above():
+    labels = np.full((60, 80), 3, np.uint8)
+    thumbnail = np.full((60, 80, 3), 240, np.uint8)
+    maps = SlideMaps("A01", 1280, 960, MPP, 16, np.zeros((60, 80), bool), labels, thumbnail)
+    plain = draw_maps(maps, labels, np.zeros((60, 80)))
+    assert (plain[:60, :80] == 240).all()
+    assert not (plain[:60, 88:168] == 240).all(axis=2).any()
+    warned = draw_maps(maps._replace(warnings=("it is dark",)), labels, np.zeros((60, 80)))
+    assert np.array_equal(warned[-len(plain) :], plain)
+    assert (warned[0] == (180, 0, 0)).all()

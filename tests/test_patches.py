@@ -12,6 +12,7 @@ from bach.patches import (
     PATCH_UM,
     SlideMaps,
     box_means,
+    cell_patches,
     grid,
     photo_patches,
     read_patches,
@@ -80,6 +81,19 @@ def test_without_annotation_the_label_is_unknown():
     assert set(table["label"]) == {-1}
 
 
+def test_patches_over_the_edge_have_the_label_of_what_lies_on_the_slide():
+    labels = np.full((63, 126), 3, np.uint8)  # reaches beyond the slide by 3 px of it
+    maps = SlideMaps("A01", 2010, 1005, 0.5, 16, labels > 0, labels)
+    table = cell_patches(maps, 67.2)
+    assert ((table["x"] < 0) | (table["x"] + table["size"] > 2010)).sum() > 40
+    assert (table["label"] == 3).all()
+    labels[:, 63:] = 0
+    table = cell_patches(maps, 67.2)
+    outside = table[(table["x"] < 0) & (table["x"] + table["size"] < 1008)]
+    assert len(outside)
+    assert (outside["label"] == 3).all()
+
+
 # Means in boxes
 
 
@@ -119,6 +133,19 @@ def test_a_bool_mask_gives_shares_between_0_and_1():
     assert shares.min() >= 0
     assert shares.max() <= 1
     assert box_means(mask, 0, 0, 30)[()] == pytest.approx(mask[:, :30].mean())
+
+
+def test_what_lies_outside_can_be_left_out_of_the_mean():
+    values = np.array([[1, 2], [3, 6]])
+    x, y, size = [-1, 0.5, 0, 5, -9], [-1, 0, 0, 5, -9], [2, 3, 2, 1, 20]
+    assert box_means(values, x, y, size, (2, 2)) == pytest.approx([1, 10 / 3, 3, 0, 3])
+    assert box_means(values, 0, 0, 2, (1.5, 2)) == pytest.approx((1 + 1 + 3 + 3) / 3)
+
+
+def test_boxes_that_lie_inside_have_the_same_mean_to_the_last_bit():
+    values = np.random.default_rng(0).integers(0, 4, (50, 60))
+    x, y = np.random.default_rng(1).uniform(0, 30, (2, 500))
+    assert np.array_equal(box_means(values, x, y, 19.9), box_means(values, x, y, 19.9, (60, 50)))
 
 
 def test_uint8_labels_do_not_overflow():

@@ -1,8 +1,17 @@
 """Pictures: what is read from every kind of file, and drawings of which nothing is cut off."""
 
+import concurrent.futures
+import contextlib
+import os
+import struct
+import zlib
+
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from bach.classes import CLASSES, COLORS
 from bach.core.errors import InputError
@@ -13,7 +22,10 @@ from bach.core.pictures import (
     overlay,
     read_header,
     read_indexed,
+    read_mask,
     read_rgb,
+    remarks,
+    with_banner,
     write_indexed,
     write_png,
 )
@@ -33,17 +45,99 @@ def test_a_picture_is_read_as_it_was_written(tmp_path, suffix):
     assert read_header(path, REMEDY) == (7, 5, "RGB")
 
 
-def test_gray_palettes_and_transparency_become_red_green_and_blue(tmp_path):
+def test_gray_and_palettes_become_red_green_and_blue(tmp_path):
     gray = np.array([[0, 7, 255]], np.uint8)
-    for name, image in {
-        "gray": Image.fromarray(gray),
-        "transparent": Image.fromarray(np.dstack([gray, gray, gray, 255 - gray])),
-        "deep": Image.fromarray(gray.astype(np.uint16)),
-    }.items():
-        image.save(tmp_path / f"{name}.png")
-        assert (read_rgb(tmp_path / f"{name}.png", REMEDY) == gray[..., None]).all()
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    assert (read_rgb(tmp_path / "gray.png", REMEDY) == gray[..., None]).all()
     write_indexed(tmp_path / "palette.png", np.array([[0, 1]], np.uint8), COLORS)
     assert read_rgb(tmp_path / "palette.png", REMEDY).tolist() == [[*map(list, COLORS[:2])]]
+
+
+def test_what_is_transparent_is_white_in_every_way_a_file_can_say_it(tmp_path):
+    red = Image.new("RGB", (2, 1), (200, 0, 0))
+    red.putpixel((1, 0), (0, 100, 0))
+    keyed, palette = tmp_path / "key.png", tmp_path / "palette.png"
+    red.save(keyed, transparency=(0, 100, 0))
+    red.quantize(2).save(palette, transparency=bytes([255, 255]))
+    rgba = red.convert("RGBA")
+    rgba.putpixel((1, 0), (0, 100, 0, 0))
+    rgba.save(tmp_path / "rgba.png")
+    rgba.save(tmp_path / "rgba.tif")
+    index = red.quantize(2).getpixel((1, 0))
+    red.quantize(2).save(palette, transparency=index)
+    for name in ("key.png", "palette.png", "rgba.png", "rgba.tif"):
+        assert read_rgb(tmp_path / name, REMEDY).tolist() == [[[200, 0, 0], [255, 255, 255]]], name
+    gray = Image.fromarray(np.array([[[10, 255], [10, 51], [10, 0]]], np.uint8), "LA")
+    gray.save(tmp_path / "gray.png")
+    assert read_rgb(tmp_path / "gray.png", REMEDY)[0, :, 0].tolist() == [10, 206, 255]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_more_than_8_bits_are_refused_also_where_pillow_says_rgb(tmp_path, suffix, channels):
+    shape = (6, 5) if channels == 1 else (6, 5, channels)
+    deep = np.random.default_rng(0).integers(0, 4096, shape, np.uint16)
+    path = tmp_path / f"deep{suffix}"
+    cv2.imwrite(str(path), deep)
+    with pytest.raises(InputError, match=r"deep[\s\S]*(16 bits|mode I;16)[\s\S]*Write it again"):
+        read_rgb(path, REMEDY)
+    if channels == 1:
+        assert np.array_equal(read_indexed(path, REMEDY), deep)
+    else:
+        with pytest.raises(InputError, match="16 bits"):
+            read_mask(path, REMEDY)
+
+
+def test_inks_of_a_printer_are_refused(tmp_path):
+    for suffix in (".jpg", ".tif"):
+        path = tmp_path / f"inks{suffix}"
+        Image.new("CMYK", (4, 4), (0, 90, 30, 10)).save(path)
+        with pytest.raises(InputError, match="in mode CMYK"):
+            read_rgb(path, REMEDY)
+
+
+def test_of_several_pictures_the_largest_is_read_and_the_log_says_so(tmp_path, caplog):
+    sizes = ((3, 2), (9, 6), (9, 6), (6, 4))
+    pages = [Image.new("RGB", size, (50 * i, 0, 0)) for i, size in enumerate(sizes)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert read_header(tmp_path / "pages.tif", REMEDY) == (9, 6, "RGB")
+    assert not caplog.records
+    rgb = read_rgb(tmp_path / "pages.tif", REMEDY)
+    assert rgb.shape == (6, 9, 3)
+    assert (rgb == (50, 0, 0)).all()
+    assert "pages.tif holds 4 pictures; number 2 is read, 9x6 px" in caplog.text
+    assert "holds 4 pictures" in remarks(tmp_path / "pages.tif", REMEDY)[0]
+    for suffix in (".png", ".gif", ".webp"):
+        path = tmp_path / f"moves{suffix}"
+        pages[1].save(path, save_all=True, append_images=[Image.new("RGB", (9, 6), "blue")])
+        assert np.abs(read_rgb(path, REMEDY).astype(int) - (50, 0, 0)).max() < 8
+        assert f"moves{suffix} holds 2 pictures" in caplog.text
+
+
+def test_a_damaged_second_page_does_not_spoil_the_first(tmp_path):
+    pages = [Image.new("RGB", (9, 6), "red"), Image.new("RGB", (9, 6))]
+    pages[0].save(tmp_path / "one.tif")
+    pages[0].save(tmp_path / "two.tif", save_all=True, append_images=pages[1:])
+    whole = (tmp_path / "two.tif").read_bytes()
+    for length in range(len((tmp_path / "one.tif").read_bytes()), len(whole) - 1, 17):
+        (tmp_path / "cut.tif").write_bytes(whole[:length])
+        assert (read_rgb(tmp_path / "cut.tif", REMEDY) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_stands_as_exif_says_and_so_does_its_size(tmp_path, suffix, orientation):
+    rgb = np.zeros((16, 32, 3), np.uint8)
+    rgb[:8, :16] = 250
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned{suffix}"
+    Image.fromarray(rgb).save(path, exif=exif)
+    seen = read_rgb(path, REMEDY)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert np.array_equal(seen, expected)
+    assert read_header(path, REMEDY)[:2] == seen.shape[1::-1]
+    assert (seen.shape[0] > seen.shape[1]) == (orientation >= 5)
 
 
 def test_what_is_written_with_a_palette_is_read_as_numbers(tmp_path):
@@ -69,11 +163,136 @@ def test_a_file_that_is_no_such_picture_is_refused_by_name_and_with_the_remedy(t
         read_rgb(whole, REMEDY, modes=("L",))
 
 
-def test_a_picture_too_large_to_decode_is_refused(tmp_path, monkeypatch):
+def png_header(width, height):
+    """The beginning of a PNG that claims a size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    chunks = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + chunks + struct.pack(">I", 10) + b"IDAT" + bytes(20)
+
+
+def test_a_picture_too_large_to_decode_is_refused_by_our_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     write_png(tmp_path / "large.png", np.zeros((7, 7, 3), np.uint8))
-    with pytest.raises(InputError, match="49 pixels"):
-        read_rgb(tmp_path / "large.png", REMEDY)
+    assert read_rgb(tmp_path / "large.png", REMEDY).shape == (7, 7, 3)
+    with pytest.raises(InputError, match=r"large.png must have at most[\s\S]*7x7 px"):
+        read_rgb(tmp_path / "large.png", REMEDY, most=48)
+    assert Image.MAX_IMAGE_PIXELS == 20
+    (tmp_path / "bomb.png").write_bytes(png_header(100_000, 100_000))
+    for read in (read_header, read_rgb, read_indexed, read_mask):
+        with pytest.raises(InputError, match=r"bomb.png must have at most 500 million"):
+            read(tmp_path / "bomb.png", REMEDY)
+
+
+def test_threads_that_read_side_by_side_leave_pillows_limit_as_it_was(tmp_path):
+    before = Image.MAX_IMAGE_PIXELS
+    write_png(tmp_path / "one.png", np.zeros((40, 40, 3), np.uint8))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: read_rgb(tmp_path / "one.png", REMEDY), range(64)))
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name, kind in (("pipe.png", "a pipe"), ("folder.png", "a folder"), ("a\0b.png", "null")):
+        for read in (read_header, read_rgb, read_indexed, read_mask):
+            with pytest.raises(InputError, match=rf"must be a readable picture[\s\S]*{kind}"):
+                read(tmp_path / name, REMEDY)
+    with pytest.raises(InputError, match="device"):
+        read_rgb("/dev/zero", REMEDY)
+
+
+def test_programs_of_other_formats_are_not_run(tmp_path):
+    (tmp_path / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(InputError, match=r"script\.png must be a readable picture"):
+        read_rgb(tmp_path / "script.png", REMEDY)
+
+
+# Masks
+
+
+def save_mask(path, mask, kind):
+    """A mask as programs write it; the palette ones have a white ground."""
+    values = mask.astype(np.uint8)
+    if kind == "gray":
+        image = Image.fromarray(values * 255)
+    elif kind == "labels":
+        image = Image.fromarray(values.astype(np.uint16))
+    elif kind == "one bit":
+        image = Image.fromarray(mask)
+    elif kind == "colour":
+        image = Image.fromarray(np.where(mask[..., None], (9, 0, 120), 0).astype(np.uint8))
+    elif kind == "alpha":
+        image = Image.fromarray(np.dstack([values * 0] * 3 + [values * 255]))
+    elif kind == "white and alpha":
+        image = Image.fromarray(np.dstack([values * 0 + 255] * 3 + [values * 255]))
+    else:
+        image = Image.fromarray(values)
+        image.putpalette([255, 255, 255, *((0, 0, 0) if kind == "black" else (200, 0, 0))])
+    image.save(path)
+
+
+KINDS = ("gray", "labels", "one bit", "colour", "alpha", "white and alpha", "black", "red")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_is_read_by_value_of_whatever_kind_it_is(tmp_path, suffix, kind):
+    mask = np.random.default_rng(0).random((23, 17)) < 0.3
+    path = tmp_path / f"mask{suffix}"
+    save_mask(path, mask, kind)
+    assert np.array_equal(read_mask(path, REMEDY), mask)
+    save_mask(path, np.zeros((4, 4), bool), kind)
+    assert not read_mask(path, REMEDY).any()
+
+
+def test_a_jpeg_is_no_mask(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "mask.jpg")
+    with pytest.raises(InputError, match=r"mask.jpg must be a mask[\s\S]*JPEG"):
+        read_mask(tmp_path / "mask.jpg", REMEDY)
+
+
+# All kinds
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA"]),
+    suffix=st.sampled_from([".png", ".tif"]),
+    seed=st.integers(0, 99),
+)
+def test_every_size_and_mode_is_read_as_it_looks(tmp_path_factory, size, mode, suffix, seed):
+    rng = np.random.default_rng(seed)
+    rgba = rng.integers(0, 256, (*size[::-1], 4), np.uint8)
+    path = tmp_path_factory.mktemp("any") / f"any{suffix}"
+    Image.fromarray(rgba).convert(mode).save(path)
+    share = np.asarray(Image.open(path).convert("RGBA"))
+    alpha = share[..., 3:] / 255
+    seen = read_rgb(path, REMEDY)
+    assert np.abs(seen - (share[..., :3] * alpha + 255 * (1 - alpha))).max() <= 0.51
+    assert read_header(path, REMEDY)[:2] == size == seen.shape[1::-1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.integers(0, 10**6), value=st.integers(0, 255), kind=st.sampled_from(KINDS))
+def test_a_damaged_file_is_read_or_refused_but_never_a_surprise(
+    tmp_path_factory, place, value, kind
+):
+    folder = tmp_path_factory.mktemp("damage")
+    for suffix in (".png", ".tif"):
+        path = folder / f"mask{suffix}"
+        save_mask(path, np.eye(9, dtype=bool), kind)
+        data = bytearray(path.read_bytes())
+        data[place % len(data)] = value
+        path.write_bytes(data)
+        for read in (read_header, read_rgb, read_indexed, read_mask, remarks):
+            with contextlib.suppress(InputError):
+                read(path, REMEDY)
+
+
+# Writing
 
 
 def test_a_picture_is_written_in_rgb(tmp_path):
@@ -123,3 +342,13 @@ def test_a_grid_is_drawn_where_the_patches_are():
     assert (picture[40, 120] == COLORS[1]).all()
     assert (picture[50, 130] == COLORS[1]).all()
     assert (picture[45, 125] == 250).all()
+
+
+def test_a_banner_has_room_for_every_line_and_cuts_nothing_off():
+    picture = np.zeros((30, 200, 3), np.uint8)
+    assert with_banner(picture, []) is picture
+    long = "A01: half of the pixels are below 22 of 255, as in fluorescence or inverted colours"
+    banner = with_banner(picture, ["A01: short", long])
+    assert banner.shape[0] > picture.shape[0] + 40
+    assert (banner[-30:] == 0).all()
+    assert (banner[:-30, -3:] == banner[0, 0]).all()  # the right edge stays free

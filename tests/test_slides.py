@@ -1,12 +1,19 @@
 """Slides: exact regions at any scale, and every way a file can be wrong."""
 
+import struct
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
 import tifffile
+from commands import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bach.core.errors import InputError
-from bach.slides import Slide
+from bach.slides import Slide, _downsample
 from bach.toy.aperio import write_slide
 
 
@@ -105,7 +112,7 @@ def test_a_level_whose_size_was_cut_off_has_a_whole_downsample(tmp_path):
     pixels[640:, :] = 0
     write_slide(tmp_path / "odd.svs", pixels)
     with Slide(tmp_path / "odd.svs") as slide:
-        assert slide._downsamples == [1.0, 4.0, 16.0]
+        assert slide._downsamples == [(1.0, 1.0), (4.0, 4.0), (16.0, 16.0)]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
@@ -187,3 +194,143 @@ def test_reading_a_closed_slide_is_an_error(path):
     slide.close()
     with pytest.raises(ValueError, match="closed"):
         slide.read(0, 0, 4, 4)
+
+
+# What a file claims
+
+
+def tiff_slide(path, pixels, **more):
+    """A tiled TIFF as OpenSlide reads it, 0.5 um/px."""
+    tags = {"tile": (128, 128), "photometric": "rgb", "compression": "zlib"}
+    scale = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, **{**tags, **scale, **more})
+
+
+def set_tag(path, code, values):
+    """Overwrite a tag of the first page by LONG values, in place."""
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages.first.tags[code]
+        offset, where = tag.offset, tag.valueoffset
+    data = bytearray(path.read_bytes())
+    if len(values) == 1:
+        data[offset : offset + 12] = struct.pack("<HHII", code, 4, 1, values[0])
+    else:
+        data[where : where + 4 * len(values)] = struct.pack(f"<{len(values)}I", *values)
+    path.write_bytes(data)
+
+
+def test_a_slide_that_claims_tiles_too_large_for_any_memory_is_refused(tmp_path, pixels):
+    path = tmp_path / "huge.tif"
+    tiff_slide(path, pixels)
+    for code in (322, 323):
+        set_tag(path, code, [524288])
+    # In a process of its own, which would end with it.
+    code = "import sys; from bach.slides import Slide; Slide(sys.argv[1]).thumbnail(8)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "tiles of 524,288x524,288 px on level 0" in done.stderr
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_slide_of_16_bits_is_refused_however_many_of_them_are_used(tmp_path, pixels, channels):
+    deep = pixels[..., :channels].squeeze().astype(np.uint16) * 16
+    kind = "rgb" if channels == 3 else "minisblack"
+    tiff_slide(tmp_path / "deep.tif", deep, photometric=kind)
+    with pytest.raises(InputError, match=r"deep.tif must be in RGB of 8 bits[\s\S]*16 bits"):
+        Slide(tmp_path / "deep.tif")
+
+
+def test_a_slide_of_five_channels_is_refused(tmp_path, pixels):
+    tiff_slide(tmp_path / "five.tif", np.dstack([pixels, pixels[..., :2]]))
+    with pytest.raises(InputError, match="5 channels"):
+        Slide(tmp_path / "five.tif")
+
+
+def test_channel_planes_of_rgb_are_read_as_rgb(tmp_path, pixels):
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    tiff_slide(tmp_path / "planes.tif", planes, planarconfig="separate")
+    with Slide(tmp_path / "planes.tif") as slide:
+        assert np.array_equal(slide.read(0, 0, 832, 640), pixels)
+
+
+def test_the_share_of_tiles_without_data_is_known(tmp_path, pixels):
+    path = tmp_path / "holes.tif"
+    tiff_slide(path, pixels)
+    with Slide(path) as slide:
+        assert slide.missing_tiles() == 0
+    with tifffile.TiffFile(path) as tiff:
+        counts = list(tiff.pages.first.databytecounts)
+    lost = [0 if n % 5 == 0 else count for n, count in enumerate(counts)]
+    set_tag(path, 325, lost)
+    with Slide(path) as slide:
+        assert slide.missing_tiles() == pytest.approx(lost.count(0) / len(lost))
+        assert (slide.read(0, 0, 100, 100) == 255).all()
+
+
+def test_a_glance_shows_the_whole_slide_whatever_its_size(tmp_path, path):
+    with Slide(path) as slide:
+        assert slide.glance().shape == (40, 52, 3)  # the smallest level
+    large = np.full((4200, 4300, 3), 240, np.uint8)
+    large[2100:] = 90
+    tiff_slide(tmp_path / "flat.tif", large)
+    with Slide(tmp_path / "flat.tif") as slide:
+        glance = slide.glance()
+    assert glance.shape == (1024, 1024, 3)
+    assert (glance[:512] == 240).all()
+    assert (glance[512:] == 90).all()
+
+
+def test_after_a_damaged_slide_a_good_one_is_read(tmp_path, path):
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        tile = tiff.pages[0].dataoffsets[-1]
+    data[tile : tile + 1000] = bytes(1000)
+    (tmp_path / "bad.svs").write_bytes(data)
+    with Slide(tmp_path / "bad.svs") as bad, Slide(path) as good:
+        for _ in range(3):
+            with pytest.raises(InputError, match="cannot be read everywhere"):
+                bad.read(0, 0, 832, 640)
+            assert good.read(0, 0, 832, 640).shape == (640, 832, 3)
+
+
+# Pyramids
+
+
+def test_a_pyramid_of_uneven_factors_does_not_drift_at_the_far_corner(tmp_path):
+    pixels = np.full((600, 40000, 3), 240, np.uint8)
+    pixels[500:560, 39800:39900] = 20
+    small = cv2.resize(pixels, (9930, 150), interpolation=cv2.INTER_AREA)  # 4.028 across, 4 down
+    with tifffile.TiffWriter(tmp_path / "uneven.tif") as tiff:
+        how = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib"}
+        tiff.write(pixels, resolution=(2e4, 2e4), resolutionunit="CENTIMETER", **how)
+        tiff.write(small, subfiletype=1, **how)
+    with Slide(tmp_path / "uneven.tif") as slide:
+        assert len(slide._downsamples) == 2
+        seen = 240 - slide.read(39000, 0, 100, 60, mpp=0.5 * 10)[..., 0].astype(float)
+    x = (seen.sum(axis=0) @ (np.arange(100) + 0.5)) / seen.sum() * 10 + 39000
+    y = (seen.sum(axis=1) @ (np.arange(60) + 0.5)) / seen.sum() * 10
+    assert x == pytest.approx(39850, abs=1.5)
+    assert y == pytest.approx(530, abs=1.5)
+
+
+@given(
+    size=st.tuples(st.integers(20_000, 200_000), st.integers(20_000, 200_000)),
+    factor=st.sampled_from([2, 4, 8, 16, 32, 64]),
+    up=st.booleans(),
+)
+@settings(deadline=None)
+def test_a_level_that_was_cut_off_or_rounded_up_has_the_factor_it_was_made_by(size, factor, up):
+    level = tuple(-(-side // factor) if up else side // factor for side in size)
+    assert _downsample(size, level) == (factor, factor)
+
+
+@given(
+    size=st.tuples(st.integers(2000, 200_000), st.integers(2000, 200_000)),
+    level=st.tuples(st.integers(60, 1900), st.integers(60, 1900)),
+)
+@settings(deadline=None)
+def test_the_far_corner_of_every_level_lies_within_a_pixel_of_the_slides(size, level):
+    for side, factor in enumerate(_downsample(size, level)):
+        assert abs(level[side] * factor - size[side]) <= factor * 1.01

@@ -139,6 +139,34 @@ def test_photos_smaller_than_a_patch_are_refused(tmp_path):
     assert not store_exists(tmp_path / "store")
 
 
+def test_photos_of_another_scale_are_cut_at_true_scale(images, tmp_path):
+    half = images.assign(width=1024, height=768, mpp=0.84)
+    for path in images["path"]:
+        cv2.imwrite(path, cv2.resize(cv2.imread(path), (1024, 768), interpolation=cv2.INTER_AREA))
+    unknown = half.assign(mpp=np.nan)
+    with pytest.raises(InputError, match=r"at least 1495 px[\s\S]*1024x768 px\.\nState"):
+        cut_photos(unknown, tmp_path / "store")
+    with pytest.raises(InputError, match="must have a stated scale"):
+        store_photos(unknown, tmp_path / "store", (331, 427))
+    assert not store_exists(tmp_path / "store")
+    store = cut_photos(half, tmp_path / "store")
+    assert store.patches.shape == (28, 299, 299, 3)
+    assert set(store.table["size"]) == {1495}
+    # The first patch is the first 747.5 px of the file.
+    pixels = cv2.imread(images["path"][0])[..., ::-1]
+    whole = cv2.resize(pixels, (2048, 1536), interpolation=cv2.INTER_LINEAR)[:1495, :1495]
+    expected = whole.reshape(299, 5, 299, 5, 3).mean(axis=(1, 3))
+    assert np.abs(store.patches[0] - expected).max() <= 0.51
+    with pytest.raises(InputError, match="another patch table or scale"):
+        cut_photos(half.assign(mpp=0.83), tmp_path / "store")
+    assert store_photos(half, tmp_path / "whole", (331, 427)).patches.shape == (2, 331, 427, 3)
+
+
+def test_a_patch_that_does_not_lie_in_its_photo_is_never_stretched(photo):
+    with pytest.raises(ValueError, match="must lie in the photo"):
+        photo_to_patches(photo[:1000], photo_patches("n001", 2048, 1536, 0))
+
+
 def test_slide_patches_are_cut_at_their_place_and_scale(tmp_path):
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (20, 24, 3), np.uint8)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.color import rgb2lab
 from skimage.draw import line
 
@@ -9,7 +10,16 @@ from bach.annotations import Region
 from bach.core.errors import InputError
 from bach.core.pictures import write_gray, write_png
 from bach.slides import Slide
-from bach.tissue import map_downsample, map_files, pen_mask, slide_maps, tissue_mask
+from bach.tissue import (
+    check_masks,
+    check_pixels,
+    find_tissue,
+    map_downsample,
+    map_files,
+    pen_mask,
+    slide_maps,
+    tissue_mask,
+)
 from bach.toy.aperio import write_annotation_xml, write_slide
 
 GLASS = (242, 242, 242)
@@ -158,6 +168,57 @@ def test_a_picture_full_of_ink_has_no_tissue():
     assert not tissue_mask(picture(RED_INK), exclude_pen=True).any()
 
 
+# Where the paper's rule cannot work
+
+
+def little(glass, share=0.004):
+    """A little tissue on noisy glass of a colour."""
+    rgb = picture(glass, 200, 300)
+    side = round((share * 60000) ** 0.5)
+    rgb[50 : 50 + side, 60 : 60 + side] = EOSIN
+    return noisy(rgb, 1.2)
+
+
+def test_on_glass_with_a_tinge_of_green_the_papers_rule_says_that_it_cannot_work():
+    mask, doubts = find_tissue(little((240, 243, 240)))
+    assert not mask.any()
+    assert len(doubts) == 1
+    assert "not pink" in doubts[0]
+    assert "--tissue robust" in doubts[0]
+    mask, doubts = find_tissue(little((240, 243, 240)), "robust")
+    assert mask.any()
+    assert doubts == []
+
+
+def test_glass_that_is_taken_for_tissue_is_noticed():
+    mask, doubts = find_tissue(little((243, 243, 243)))
+    assert mask.mean() > 0.3
+    assert "has the colour of glass" in doubts[0]
+
+
+def test_tissue_that_is_missed_is_noticed():
+    rgb = picture(GLASS, 200, 300)
+    rgb[:150] = PALE
+    rgb[150:190] = RED_INK  # which raises the mean
+    _, doubts = find_tissue(noisy(rgb))
+    assert "is taken for glass" in doubts[0]
+    assert find_tissue(noisy(rgb), exclude_pen=True)[1] == []
+
+
+def test_where_the_papers_rule_works_nothing_is_said_and_the_mask_is_its_own():
+    for rgb in (stained(), noisy(stained())):
+        mask, doubts = find_tissue(rgb)
+        assert doubts == []
+        assert np.array_equal(mask, tissue_mask(rgb))
+
+
+@pytest.mark.parametrize("rule", ["paper", "robust"])
+def test_that_nothing_is_found_is_said(rule):
+    mask, doubts = find_tissue(picture((244, 242, 243)), rule)
+    assert not mask.any()
+    assert len(doubts) == 1
+
+
 # Maps of slides
 
 
@@ -238,3 +299,100 @@ def test_a_pen_mark_is_no_tissue_if_asked_for(tmp_path):
     assert with_pen[:20, :20].all()
     assert not without[:20, :20].any()
     assert without[:, 80:].all()
+
+
+def slide_on_glass(path, glass=(245, 243, 245)):
+    pixels = np.full((1600, 2400, 3), glass, np.uint8)
+    pixels[:, 1200:] = (235, 180, 215)
+    write_slide(path, pixels)
+
+
+def test_the_robust_rule_is_an_option(tmp_path):
+    slide_on_glass(tmp_path / "one.svs")
+    with Slide(tmp_path / "one.svs") as slide:
+        maps = slide_maps(slide, rule="robust")
+        assert maps.tissue[:, 80:].all()
+        assert not maps.tissue[:, :70].any()
+        assert maps.warnings == slide_maps(slide).warnings == ()
+
+
+def test_what_cannot_be_bright_field_is_refused_unless_the_user_insists(tmp_path, caplog):
+    pixels = np.zeros((800, 800, 3), np.uint8)
+    pixels[300:400, 300:400] = (20, 40, 220)
+    write_slide(tmp_path / "dark.svs", pixels)
+    with Slide(tmp_path / "dark.svs") as slide:
+        with pytest.raises(InputError, match=r"dark.svs must be H&E[\s\S]*--not-brightfield"):
+            slide_maps(slide)
+        with pytest.raises(InputError, match="must be H&E"):
+            check_pixels(slide, None)
+        check_pixels(slide, None, not_brightfield=True)
+        maps = slide_maps(slide, not_brightfield=True)
+    assert "background is dark" in maps.warnings[0]
+    assert "dark: the background is dark" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".tif", ".TIFF"])
+def test_a_mask_is_found_by_the_slides_name_whatever_case_and_ending(tmp_path, suffix):
+    slide_on_glass(tmp_path / "one.svs")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (60, 40), 255).save(tmp_path / f"masks/ONE{suffix}")
+    check_masks(tmp_path / "masks", ["one"], ["one"])
+    with Slide(tmp_path / "one.svs") as slide:
+        assert slide_maps(slide, tmp_path / "masks").tissue.all()
+    assert map_files(tmp_path / "one.svs", tmp_path / "masks")["mask"].name == f"ONE{suffix}"
+    Image.new("L", (60, 40), 255).save(tmp_path / "masks/one.tiff")
+    if suffix != ".TIFF":
+        with (
+            pytest.raises(InputError, match="one tissue mask of one"),
+            Slide(tmp_path / "one.svs") as slide,
+        ):
+            slide_maps(slide, tmp_path / "masks")
+
+
+def test_a_mask_of_another_shape_than_the_slide_is_refused(tmp_path):
+    slide_on_glass(tmp_path / "one.svs")
+    for size in ((40, 60), (150, 90), (60, 60)):
+        write_gray(tmp_path / "one.png", np.full(size[::-1], 255, np.uint8))
+        with (
+            pytest.raises(InputError, match=r"one.png must show the whole slide"),
+            Slide(tmp_path / "one.svs") as slide,
+        ):
+            check_pixels(slide, tmp_path)
+    for size in ((150, 100), (149, 100), (151, 101), (3, 2)):
+        write_gray(tmp_path / "one.png", np.full(size[::-1], 255, np.uint8))
+        with Slide(tmp_path / "one.svs") as slide:
+            assert slide_maps(slide, tmp_path).tissue.all()
+
+
+def test_an_empty_mask_is_a_warning(tmp_path, caplog):
+    slide_on_glass(tmp_path / "one.svs")
+    write_gray(tmp_path / "one.png", np.zeros((40, 60), np.uint8))
+    with Slide(tmp_path / "one.svs") as slide:
+        maps = slide_maps(slide, tmp_path)
+    assert not maps.tissue.any()
+    assert "is empty" in maps.warnings[0]
+    assert "one.png is empty" in caplog.text
+
+
+def test_a_folder_of_masks_without_effect_is_an_error(tmp_path, caplog):
+    check_masks(None, ["one"])
+    for folder in (tmp_path / "typo", tmp_path / "a file"):
+        (tmp_path / "a file").touch()
+        with pytest.raises(InputError, match=r"--masks must be a folder"):
+            check_masks(folder, ["one"])
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    with pytest.raises(InputError, match="Received: nothing; the slides are one"):
+        check_masks(masks, ["one"])
+    (masks / "one.jpg").touch()
+    with pytest.raises(InputError, match=r"Received: one.jpg"):
+        check_masks(masks, ["one"])
+    (masks / "one.png").touch()
+    (masks / "two.png").touch()
+    (masks / "onee.png").touch()
+    with pytest.raises(InputError, match=r"belong to a slide[\s\S]*Received: onee.png"):
+        check_masks(masks, ["one"], ["one", "two", "three"])
+    assert not caplog.records
+    check_masks(masks, ["one", "three"])
+    assert "no slide of this run: onee.png, two.png" in caplog.text
+    assert "of three: tissue is found there" in caplog.text

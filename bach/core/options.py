@@ -108,7 +108,8 @@ class Slides:
     mpp: float | None = option(None, "um per pixel of the slides, if they do not say", above=0)
     masks: str | None = option(
         None,
-        "folder of tissue masks NAME.png (not black is tissue; any size) to use instead",
+        "folder of tissue masks NAME.png or NAME.tif to use instead (0, black or transparent is "
+        "glass; any size of the slide's proportions)",
         path=True,
     )
     exclude_pen: bool = option(False, "do not take pen marks for tissue")
@@ -117,6 +118,28 @@ class Slides:
         "CSV of names of classes in the annotations and what they mean: rows theirs,ours, where "
         "ours is a class or ignore",
         path=True,
+    )
+    tissue: str = option(
+        "paper",
+        "how tissue is found: pinker than the mean of the slide, or than its glass, which also "
+        "works with little tissue and on glass with a tinge",
+        choices=("paper", "robust"),
+    )
+    not_brightfield: bool = option(
+        False,
+        "go on with slides that cannot be H&E in bright field (dark, inverted, without colour)",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """Options of scripts that read photos."""
+
+    mpp: float | None = option(
+        None,
+        "um per pixel of the photos, all of them; needed where they are not 2048x1536 px at "
+        "0.42, to which they are scaled",
+        above=0,
     )
 
 

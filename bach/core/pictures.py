@@ -1,8 +1,15 @@
-"""Pictures: the one reader of photos, masks and class maps, and drawings for people."""
+"""Pictures: the one reader of photos, masks and class maps, and drawings for people.
+
+What is read is what a person sees who opens the file: palettes are colours, transparent is
+white, the picture stands as EXIF says. Where that cannot be had in 8 bits, the file is
+refused. Of several pictures in one file the largest is taken, and the log says so.
+"""
 
 import contextlib
 import os
+import threading
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -11,16 +18,46 @@ from PIL import Image
 
 from bach.core.errors import InputError
 from bach.core.files import atomic_path
+from bach.core.inputs import Limit, require_file, understood
+from bach.core.log import log
 
 Color = tuple[int, int, int]  # red, green, blue
+
+# Larger pictures are not decoded: 500 Mpx take 3.5 GB.
+MAX_PIXELS = 500_000_000
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Height of a row of the legend, and the width that the longest name needs, in px.
 _LEGEND_ROW = 22
 _LEGEND_PLACE = 95
 
-# Modes of Pillow whose pixels are one number each.
+# All others are of no use here, and some run programs of their own (EPS).
+_FORMATS = ("TIFF", "PNG", "JPEG", "BMP", "GIF", "WEBP")
+
+# Modes of Pillow: whose pixels are one number each, and which have colours that need no
+# profile. CMYK is neither: what its inks look like only the printer knows.
 _INDEXED = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
+_COLORED = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr")
+
+_MAX_PAGES = 1000
+_STRIP_PX = 1 << 20  # pixels at a time, which bounds the memory
+_TIFF_TILE = (322, 323)  # tags: width and height of a tile
+_TIFF_BITS = 258
+_PNG_BITS = 24  # where the header has the bits per channel
+
+# EXIF: the tag, where Pillow has it, what turns a picture upright, and what swaps its sides.
+_ORIENTATION = 0x0112
+_EXIF = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 # Files
@@ -37,26 +74,56 @@ class Header(NamedTuple):
 def read_header(path: str | os.PathLike, remedy: str) -> Header:
     """Read the size and mode of a picture without decoding it; see `read_rgb`."""
     with _open(path, remedy) as image:
-        return Header(image.width, image.height, image.mode)
+        width, height = image.size
+        turned = _orientation(image) in _SIDEWAYS
+        return Header(*((height, width) if turned else (width, height)), image.mode)
+
+
+def remarks(path: str | os.PathLike, remedy: str) -> list[str]:
+    """What is unusual about a picture that can be read, in words; usually nothing."""
+    with _open(path, remedy) as image:
+        found = [] if image.mode == "RGB" else [f"mode {image.mode} instead of 8-bit RGB"]
+        if image.has_transparency_data:
+            found.append("what is transparent is read as white")
+        if _orientation(image) in _TURNS:
+            found.append("turned as its EXIF orientation says")
+        pages = _choose_page(image)[1]
+        if pages > 1:
+            found.append(f"holds {pages} pictures, of which the largest is read")
+        return found
 
 
 def read_rgb(
-    path: str | os.PathLike, remedy: str, modes: Collection[str] | None = None
+    path: str | os.PathLike,
+    remedy: str,
+    modes: Collection[str] = _COLORED,
+    most: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decode a picture: uint8 `(height, width, 3)`, RGB.
 
-    Palettes become their colours, gray becomes three equal channels, and transparency is
-    dropped.
+    Palettes become their colours, gray becomes three equal channels, and what is
+    transparent becomes white, as on slides.
 
     Args:
-        path: TIFF, PNG, JPEG or what else Pillow reads.
+        path: TIFF, PNG, JPEG, BMP, GIF or WebP.
         remedy: What to do if it cannot be read, a sentence.
-        modes: Modes of Pillow to accept; all if not given.
+        modes: Modes of Pillow to accept; all that have colours by default.
+        most: Pixels of the largest picture that is decoded.
 
     Raises:
-        InputError: If the file is missing, truncated, no picture, or of another mode.
+        InputError: If the file is missing, no regular file, truncated, no picture, of
+            another mode, of more than 8 bits per channel, or too large.
     """
-    with _open(path, remedy, modes) as image:
+    with _open(path, remedy, modes, most) as image:
+        if _bits(image, path) > 8:
+            raise InputError(
+                f"{path} must have 8 bits per channel.\n"
+                f"Received: {_bits(image, path)} bits. Which of them are the brightness, it does "
+                f"not say.\n{remedy}"
+            )
+        image = _upright(image)
+        if image.has_transparency_data:
+            return over_white(np.asarray(image.convert("RGBA")))
         return np.asarray(image.convert("RGB"))
 
 
@@ -71,30 +138,170 @@ def read_indexed(path: str | os.PathLike, remedy: str) -> np.ndarray:
         `(height, width)`; uint8, or what else the file holds: bool, uint16, int32.
 
     Raises:
-        InputError: If the file is missing, truncated, no picture, or in colour.
+        InputError: As `read_rgb`, and if the picture is in colour.
     """
     # Pillow and not OpenCV, which turns palette indices into their colours.
     with _open(path, remedy, _INDEXED) as image:
-        return np.array(image)
+        return np.array(_upright(image))
+
+
+def read_mask(path: str | os.PathLike, remedy: str) -> np.ndarray:
+    """Decode a mask of any kind: bool `(height, width)`.
+
+    Numbers (gray of any depth, palette indices) are true unless 0, whatever the palette
+    looks like; colours are true unless black. What is transparent is false; if all the rest
+    is 0 or black, the rest is true.
+
+    Args:
+        path: A picture without loss.
+        remedy: What to do if it cannot be read, a sentence.
+
+    Raises:
+        InputError: As `read_rgb`, and of a JPEG, which has no exact black.
+    """
+    with _open(path, remedy, tuple(dict.fromkeys(_INDEXED + _COLORED))) as image:
+        deep = image.mode not in _INDEXED and _bits(image, path) > 8
+        if deep or image.format in ("JPEG", "MPO"):
+            received = "16 bits per channel" if deep else "a JPEG, whose black is not exactly 0"
+            raise InputError(
+                f"{path} must be a mask whose pixels are exact.\nReceived: {received}.\n{remedy}"
+            )
+        image = _upright(image)
+        if image.mode in _INDEXED:
+            values = np.asarray(image) != 0
+        else:
+            values = (np.asarray(image.convert("RGB")) != 0).any(axis=2)
+        if not image.has_transparency_data:
+            return values
+        opaque = np.asarray(image.convert("RGBA"))[..., 3] > 0
+        mask = opaque & values
+        return mask if mask.any() or opaque.all() else opaque
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    """Lay a picture with transparency over white: uint8 `(height, width, 3)`.
+
+    Args:
+        rgba: uint8 `(height, width, 4)`, the colours not multiplied by the last channel.
+    """
+    result = rgba[..., :3].copy()
+    rows = max(1, _STRIP_PX // max(rgba.shape[1], 1))
+    for top in range(0, len(rgba), rows):
+        part = rgba[top : top + rows]
+        if part[..., 3].min(initial=255) < 255:
+            share = part[..., 3:].astype(np.float32) / 255
+            result[top : top + rows] = np.rint(part[..., :3] * share + 255 * (1 - share))
+    return result
 
 
 @contextlib.contextmanager
 def _open(
-    path: str | os.PathLike, remedy: str, modes: Collection[str] | None = None
+    path: str | os.PathLike,
+    remedy: str,
+    modes: Collection[str] | None = None,
+    most: int = MAX_PIXELS,
 ) -> Iterator[Image.Image]:
-    """An open picture; what Pillow raises, also when it decodes, becomes an InputError."""
+    """An open picture, gone through by `understood` as far as Pillow reads it."""
+    must = "be a readable picture"
+    require_file(path, must, remedy, Limit.PICTURE)
+    with (
+        understood(path, must, remedy),
+        _our_limit(),
+        Image.open(path, formats=_FORMATS) as image,
+    ):
+        page, pages = _choose_page(image)
+        if pages > 1 and modes is not None:
+            log.warning(
+                "%s holds %d pictures; number %d is read, %dx%d px",
+                path,
+                pages,
+                page + 1,
+                *image.size,
+            )
+        tags = getattr(image, "tag_v2", {})
+        tile = int(tags.get(_TIFF_TILE[0], 0)) * int(tags.get(_TIFF_TILE[1], 0))
+        pixels = max(image.width * image.height, tile)
+        if pixels > most:
+            raise InputError(
+                f"{path} must have at most {most / 1e6:,.0f} million pixels.\n"
+                f"Received: {image.width}x{image.height} px, {pixels / 1e6:,.0f} million."
+                f"\n{remedy}"
+            )
+        if modes is not None and image.mode not in modes:
+            raise InputError(
+                f"{path} must be a picture of mode {', '.join(modes)}.\n"
+                f"Received: a picture in mode {image.mode}.\n{remedy}"
+            )
+        yield image
+
+
+_limit = threading.Lock()
+_readers = 0
+_pillows_limit: int | None = None
+
+
+@contextlib.contextmanager
+def _our_limit() -> Iterator[None]:
+    """Lift Pillow's own limit, which is one for all threads, while one of them reads."""
+    global _readers, _pillows_limit
+    with _limit:
+        if _readers == 0:
+            _pillows_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _readers += 1
     try:
-        with Image.open(path) as image:
-            if modes is not None and image.mode not in modes:
-                raise InputError(
-                    f"{path} must be a picture of mode {', '.join(modes)}.\n"
-                    f"Received: a picture in mode {image.mode}.\n{remedy}"
-                )
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path} must be a readable picture.\nReceived: {error}.\n{remedy}"
-        ) from error
+        yield
+    finally:
+        with _limit:
+            _readers -= 1
+            if _readers == 0:
+                Image.MAX_IMAGE_PIXELS = _pillows_limit
+
+
+def _choose_page(image: Image.Image) -> tuple[int, int]:
+    """Go to the largest of several pictures, of equals to the first: its number, and how many."""
+    try:
+        pages = getattr(image, "n_frames", 1)
+    except Exception:  # damage behind the first picture is none of it
+        image.seek(0)
+        pages = 1
+    if pages == 1:
+        return 0, 1
+    sizes = [image.size]
+    for page in range(1, min(pages, _MAX_PAGES) if image.format in ("TIFF", "MPO") else 1):
+        try:
+            image.seek(page)
+        except Exception:  # a page that nothing can be made of
+            break
+        sizes.append(image.size)
+    best = int(np.argmax([width * height for width, height in sizes]))
+    image.seek(best)
+    return best, pages
+
+
+def _bits(image: Image.Image, path: str | os.PathLike) -> int:
+    """Bits per channel as the file has them: Pillow drops the lower ones and says RGB."""
+    if image.format == "TIFF":
+        return max(getattr(image, "tag_v2", {}).get(_TIFF_BITS, (1,)))
+    if image.format == "PNG":
+        with Path(path).open("rb") as stream:
+            return stream.read(_PNG_BITS + 1)[_PNG_BITS]
+    return 8
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number for how the picture lies; asked before it is decoded."""
+    if image.format == "TIFF" or not _EXIF & image.info.keys():
+        return 1  # Pillow turns a TIFF itself
+    try:
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF does not make the pixels worse
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as people see it, turned as EXIF says."""
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def write_png(path: str | os.PathLike, rgb: np.ndarray) -> None:
@@ -240,6 +447,20 @@ def legend(width: int, names: Sequence[str], colors: Sequence[Color]) -> np.ndar
         cv2.rectangle(strip, (x, y), (x + 14, y + 14), color, -1)
         cv2.putText(strip, name, (x + 20, y + 12), _FONT, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
     return strip
+
+
+def with_banner(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """A picture below a red strip with lines of text, as it is if there are none."""
+    if not lines:
+        return picture
+    strip = np.full((len(lines) * _LEGEND_ROW + 8, picture.shape[1], 3), (180, 0, 0), np.uint8)
+    for row, text in enumerate(lines, start=1):
+        # As small as it takes to fit, for nothing may be cut off.
+        width = cv2.getTextSize(text, _FONT, 0.45, 1)[0][0]
+        scale = 0.45 * min(1.0, (strip.shape[1] - 12) / max(width, 1))
+        place = (6, row * _LEGEND_ROW - 4)
+        cv2.putText(strip, text, place, _FONT, scale, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.concatenate([strip, picture])
 
 
 def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:

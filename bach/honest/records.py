@@ -17,6 +17,7 @@
     counts                        4 x 4 pixels, rows the true and columns the predicted class
     annotation                    regions read, painted and left out (why), mm2 per class, and
                                   what there was to say about them
+    warnings                      what is odd about its pixels, mask or tissue, a list
     seconds                       time it took
     key                           fingerprint of what the files depend on
 
@@ -77,6 +78,7 @@ class SlideRecord:
     counts: np.ndarray | None = None
     annotation: Mapping[str, Any] | None = None  # earlier runs lack it
     seconds: float | None = None  # the earliest runs lack it
+    warnings: tuple[str, ...] = ()  # runs before 1.1 lack them
     key: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class SlideRecord:
             if not known or not abs(value) < 1e15:  # neither nan nor infinite
                 raise ValueError(f"{name} must be a number. Received: {value!r}.")
         object.__setattr__(self, "models", tuple(self.models))
+        object.__setattr__(self, "warnings", tuple(self.warnings))
         if self.counts is not None:
             shape = (len(CLASSES), len(CLASSES))
             counts = np.array(self.counts)

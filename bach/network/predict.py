@@ -20,7 +20,7 @@ from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.text import duration, listed
-from bach.data import read_photo
+from bach.data import photo_mpp, photo_sizes, read_photo
 from bach.network import backend, processes
 from bach.network.augment import orient, orientations
 from bach.network.batches import feed, fill_up
@@ -28,7 +28,7 @@ from bach.network.fold_norms import fast_clone
 from bach.network.image_network import is_image_network, photo_input
 from bach.network.patch_network import load_model, view_of
 from bach.network.stores import photo_to_patches, read_patch
-from bach.patches import PLAIN_VIEW, View, photo_patches
+from bach.patches import PATCH_SIZE, PLAIN_VIEW, View, photo_patches
 from bach.slides import Slide
 
 _FILL = 8  # patches of a photo go through the network in multiples of so many
@@ -199,19 +199,24 @@ def predict_photos(
 
     Args:
         models: One or more models of one input size; the mean is over them too.
-        images: Image table of photos.
+        images: Image table of photos, with their scale; see `bach.data.list_images`.
         tta: Mean over all orientations too; Kwok 2018 does without.
 
     Returns:
         Table with `image_id` and the four `prob_` columns, one row per image.
+
+    Raises:
+        InputError: If a photo is smaller than a patch or of unknown scale.
 
     Source: Kwok 2018, section 4.3: no augmentation at inference.
     """
     rows = []
     whole = is_image_network(models[0])
     view = PLAIN_VIEW if whole else common_view(models)
+    photo_sizes(images, 0 if whole else PATCH_SIZE)  # all are looked at before the first
+    mpp = photo_mpp(images)
     for image in tqdm(images.itertuples(), total=len(images), desc="photos", disable=None):
-        photo = read_photo(image.path)
+        photo = read_photo(image.path, mpp)
         if whole:
             patches = photo_input(photo, models[0].input_shape[1:3])[None]
         else:

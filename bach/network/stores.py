@@ -25,7 +25,7 @@ from bach.core.log import step
 from bach.core.run import locked
 from bach.core.tables import write_csv
 from bach.core.text import listed
-from bach.data import read_photo
+from bach.data import photo_mpp, photo_sizes, read_photo
 from bach.network.batches import Selection
 from bach.network.image_network import SHRINK, photo_input
 from bach.patches import (
@@ -37,7 +37,7 @@ from bach.patches import (
     photo_patches,
     read_patches,
 )
-from bach.slides import Slide
+from bach.slides import PART_A_MPP, Slide
 
 _AGAIN = "Delete the folder and run the script that cuts it again."
 
@@ -94,7 +94,7 @@ class _Recipe:
         cut: Reads the patches of the n-th table, uint8 `(n, *size, 3)`; called in threads.
         view: What the network is to see; None for whole photos.
         size: Rows and columns of a patch as it is stored.
-        mpp: Overrides the scale of slides if given.
+        mpp: Overrides the scale of slides if given; of photos, if it is not 0.42.
     """
 
     what: str
@@ -126,32 +126,30 @@ def cut_photos(
     """Cut all patches of the photos of an image table into a store.
 
     Args:
-        images: Table with `image_id, path, label, width, height`.
+        images: Table with `image_id, path, label, width, height`, and `mpp` if it is not that
+            of the challenge.
         folder: Where to write; a store there of the same photos is used as it is.
         view: What the network is to see.
 
     Raises:
-        InputError: If a photo is smaller than a patch, or there is a store of something
-            else in the folder.
+        InputError: If a photo is smaller than a patch or of unknown scale, or there is a
+            store of something else in the folder.
     """
-    too_small = (images[["width", "height"]] < PATCH_SIZE).any(axis=1)
-    if too_small.any():
-        small = images.loc[too_small].iloc[0]
-        raise InputError(
-            f"Photos must be at least {PATCH_SIZE} px wide and high (0.42 um/px).\n"
-            f"Received: {small['path']}, {small['width']}x{small['height']} px.\n"
-            "`python -m bach.data` lists all such files."
-        )
-    paths = images["path"].tolist()
+    paths, mpp = images["path"].tolist(), photo_mpp(images)
     tables = [
-        photo_patches(row.image_id, row.width, row.height, row.label) for row in images.itertuples()
+        photo_patches(image_id, width, height, label)
+        for image_id, label, (width, height) in zip(
+            images["image_id"], images["label"], photo_sizes(images, PATCH_SIZE), strict=True
+        )
     ]
 
     def cut(index: int) -> np.ndarray:
-        return photo_to_patches(read_photo(paths[index]), tables[index], view)
+        return photo_to_patches(read_photo(paths[index], mpp), tables[index], view)
 
     files = dict(zip(images["image_id"], paths, strict=True))
-    return _cut_once(folder, _Recipe("photos", files, tables, cut, view, (view.side, view.side)))
+    stated = None if mpp == PART_A_MPP else mpp
+    size = (view.side, view.side)
+    return _cut_once(folder, _Recipe("photos", files, tables, cut, view, size, stated))
 
 
 def store_photos(
@@ -160,23 +158,25 @@ def store_photos(
     """Store whole photos as an image network takes them; each is one "patch".
 
     Args:
-        images: Table with `image_id, path, label, width, height`.
+        images: As for `cut_photos`.
         folder: Where to write; a store there of the same photos is used as it is.
         shape: Rows and columns of the network's input.
 
     Raises:
-        InputError: If a photo is larger than the input, or there is a store of something
-            else in the folder.
+        InputError: If a photo is larger than the input or of unknown scale, or there is a
+            store of something else in the folder.
     """
-    paths = images["path"].tolist()
-    columns = images[["image_id", "label"]].assign(x=0, y=0, size=images["width"], tissue=1.0)
+    paths, mpp = images["path"].tolist(), photo_mpp(images)
+    widths = photo_sizes(images)[:, 0]
+    columns = images[["image_id", "label"]].assign(x=0, y=0, size=widths, tissue=1.0)
     tables = [columns.iloc[[index]][COLUMNS] for index in range(len(columns))]
 
     def cut(index: int) -> np.ndarray:
-        return photo_input(read_photo(paths[index]), shape)[None]
+        return photo_input(read_photo(paths[index], mpp), shape)[None]
 
     files = dict(zip(images["image_id"], paths, strict=True))
-    return _cut_once(folder, _Recipe("photos", files, tables, cut, None, shape))
+    stated = None if mpp == PART_A_MPP else mpp
+    return _cut_once(folder, _Recipe("photos", files, tables, cut, None, shape, stated))
 
 
 def cut_slides(
@@ -225,6 +225,9 @@ def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, view: View = PLAIN_
         uint8 array `(n, side, side, 3)`, side that of the view; each pixel is the mean
         of 5x5, or of less.
     """
+    # A slice beyond the edge would be cut short, and stretched below.
+    if (table[["x", "y"]].add(table["size"], axis=0).max() > photo.shape[1::-1]).any():
+        raise ValueError(f"The patches must lie in the photo. Received: shape {photo.shape}.")
     side = view.side
     around = view.margin * SHRINK
     if around:
