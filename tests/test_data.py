@@ -137,8 +137,10 @@ def slides(tmp_path):
     """Four slides of 320x320 px, and what writes an annotation beside one."""
     folder = tmp_path / data.TRAIN_FOLDER / "WSI"
     folder.mkdir(parents=True)
+    pixels = np.full((320, 320, 3), (242, 240, 243), np.uint8)
+    pixels[:200] = (220, 130, 175)  # tissue on glass, or it could be no slide
     for number in (1, 2, 3, 4):
-        write_slide(folder / f"A0{number}.svs", np.full((320, 320, 3), 245, np.uint8), mpp=0.5)
+        write_slide(folder / f"A0{number}.svs", pixels, mpp=0.5)
 
     def annotate(file, left=0, label=3, name=None, mpp=0.5):
         square = np.array([(left, 0), (left + 160, 0), (left + 160, 160), (left, 160)], float)
