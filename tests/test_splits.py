@@ -259,3 +259,12 @@ def test_a_fold_table_of_other_images_of_the_same_names_is_refused():
         splits.check_belongs(images.iloc[:1], folds, "folds.csv")
     slides = pd.DataFrame({"image_id": ["n001", "b001"], "label": [-1, -1]})
     splits.check_belongs(slides, folds, "folds.csv")
+
+
+def test_zeros_before_numbers_do_not_change_the_folds_that_are_drawn():
+    names = [f"T{number:02}" for number in range(1, 13)]
+    images = {"image_id": [f"i{n}" for n in range(24)], "label": ["Normal", "Benign"] * 12}
+    table = pd.DataFrame(images | {"patient": np.repeat(names, 2)})
+    made = splits.make_folds(table, 3, 0)
+    spelt = table.assign(patient=np.ravel([[name, name.lower()] for name in names]))
+    assert splits.make_folds(spelt, 3, 0)["fold"].tolist() == made["fold"].tolist()

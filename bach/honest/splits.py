@@ -266,6 +266,8 @@ def make_folds(table: pd.DataFrame, k: int, seed: int, unknown: str = "train") -
     # Differs from Kwok 2018: patients stay whole. The paper says nothing about patients.
     patients = table["patient"].map(patient_key)
     known = patients != ""
+    # Named, and dealt in the order of, the first of a patient's spellings.
+    patients = table["patient"].map(patient_name).groupby(patients).transform("min")
     # The first word keeps a patient who is called like an image apart from it.
     group = np.where(known, "patient " + patients, "image " + table["image_id"].map(image_key))
     dealt = known if unknown == "train" else pd.Series(True, index=table.index)
