@@ -315,11 +315,15 @@ def check_data(
 
 
 class _Checked(NamedTuple):
-    """What a look at all data gives; `sums` are the annotations' by the name of the slide."""
+    """What a look at all data gives; `sums` are the annotations' by the name of the slide.
+
+    `notes` say what is odd about slides that are used all the same.
+    """
 
     table: pd.DataFrame
     problems: list[str]
     sums: dict[str, AnnotationSummary]
+    notes: list[str]
 
 
 def _check(data_dir: str | os.PathLike, class_map: str | os.PathLike | None) -> _Checked:
@@ -335,11 +339,12 @@ def _check(data_dir: str | os.PathLike, class_map: str | os.PathLike | None) -> 
     problems += _duplicates(photos)
     problems += _unread(Path(data_dir), table[table["part"] == "A"])
     slides = table.loc[table["part"].isin(["B", "B-test"]), "path"]
-    folders, sums = folders_of(slides), {}
+    folders, sums, notes = folders_of(slides), {}, []
     for root in filter(None, _roots(Path(data_dir))):
         folders.setdefault(root / "WSI", Folder(root / "WSI"))  # without a slide
     for path in tqdm(slides, desc="slides", disable=None):
-        found, summary = _check_slide(path, folders[Path(path).parent], class_map)
+        found, summary, odd = _check_slide(path, folders[Path(path).parent], class_map)
+        notes += odd
         problems += found
         if summary is not None:
             sums[Path(path).stem] = summary
@@ -348,7 +353,7 @@ def _check(data_dir: str | os.PathLike, class_map: str | os.PathLike | None) -> 
     doubled = table[table["image_id"].duplicated(keep=False)].groupby("image_id")["path"]
     for image_id, copies in doubled:
         problems.append(f"image id {image_id} stands for several files: {', '.join(copies)}")
-    return _Checked(table, problems, sums)
+    return _Checked(table, problems, sums, notes)
 
 
 def _roots(data_dir: Path) -> tuple[Path | None, Path | None]:
@@ -566,9 +571,9 @@ def _duplicates(photos: list[_Photo]) -> list[str]:
 
 def _check_slide(
     path: str, folder: Folder, class_map: str | os.PathLike | None
-) -> tuple[list[str], AnnotationSummary | None]:
-    """Problems of a slide and its annotation, and the sum of that."""
-    problems, annotation, summary = [], None, None
+) -> tuple[list[str], AnnotationSummary | None, list[str]]:
+    """Problems of a slide and its annotation, the sum of that, and what is odd."""
+    problems, annotation, summary, notes = [], None, None, []
     try:
         annotation = folder.only(path)
     except InputError as error:
@@ -578,7 +583,12 @@ def _check_slide(
             # Whatever is wrong with the pixels, the annotation is looked at.
             try:
                 slide.check()
-                problems += _odd_pixels(slide)
+                verdict = judge(slide.glance())
+                problems += [f"{path}: {reason}" for reason in verdict.impossible]
+                notes = [f"{path}: {reason}" for reason in verdict.doubtful]
+                missing = slide.missing_tiles()
+                if missing:
+                    problems.append(f"{path}: {missing:.1%} of its tiles hold no data")
             except InputError as error:
                 problems.append(_in_a_line(error))
             if annotation is not None:
@@ -593,17 +603,7 @@ def _check_slide(
                 problems.append(_in_a_line(other))
     if summary is not None:
         problems += [f"{annotation}: {line}" for line in summary.problems]
-    return problems, summary
-
-
-def _odd_pixels(slide: Slide) -> list[str]:
-    """Why a slide cannot be H&E in bright field, or is doubtful."""
-    verdict = judge(slide.glance())
-    problems = [f"{slide.path}: {text}" for text in (*verdict.impossible, *verdict.doubtful)]
-    missing = slide.missing_tiles()
-    if missing:
-        problems.append(f"{slide.path}: {missing:.1%} of its tiles hold no data, read as glass")
-    return problems
+    return problems, summary, notes
 
 
 def _misplaced(data_dir: Path, slides: list[str]) -> list[str]:
@@ -655,18 +655,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    table, problems, sums = _check(args.data_dir, args.class_map)
+    table, problems, sums, notes = _check(args.data_dir, args.class_map)
     rows = []
     for part, images in table.groupby("part"):
         if part == "A":
-            counts = images["label"].value_counts(sort=False).sort_index()
-            rows += [(part, CLASSES[label], count) for label, count in counts.items()]
+            counts = [int((images["label"] == label).sum()) for label in range(len(CLASSES))]
+            rows += [(part, name, count) for name, count in zip(CLASSES, counts, strict=True)]
         else:
             count = sum(annotated(images["path"]))
             rows.append((part, f"{count} annotated" if part == "B" else "-", len(images)))
     print(columns(("part", "class", "images"), rows))
     if sums:
         print(f"\n{_sums_table(sums)}\n")
+    for note in notes:
+        print(f"note: {note}")
     for problem in problems:
         print(f"problem: {problem}")
     print(f"{len(table)} files, {len(problems)} problems")

@@ -342,12 +342,14 @@ def test_a_large_part_of_one_colour_is_a_warning(tmp_path, caplog):
 # Slides
 
 
-def test_slides_that_are_no_h_and_e_are_problems(tmp_path):
+def test_slides_that_are_no_h_and_e_are_problems_and_doubtful_ones_are_noted(tmp_path, capsys):
     folder = tmp_path / data.TRAIN_FOLDER / "WSI"
     folder.mkdir(parents=True)
     write_slide(folder / "A01.svs", np.full((300, 300, 3), 9, np.uint8))
     write_slide(folder / "A02.svs", np.full((300, 300, 3), 255, np.uint8))
-    _, problems = data.check_data(tmp_path)
-    assert len(problems) == 2
-    assert "A01.svs: the background is dark" in problems[0]
-    assert "A02.svs: it shows one colour everywhere" in problems[1]
+    assert data.main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "A01.svs: the background is dark" in out.split("problem: ")[1]
+    assert "note: " in out
+    assert "A02.svs: it shows one colour everywhere" in out.split("note: ")[1]
+    assert "2 files, 1 problems" in out
