@@ -253,8 +253,9 @@ def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[st
         `heldout_loss`, `heldout_accuracy`, and `heldout_image_accuracy` where every
         image has one class; slides do not.
     """
+    true = probs[np.arange(len(labels)), labels]
     result = {
-        "heldout_loss": mean_loss(labels, probs),
+        "heldout_loss": float(-np.log(np.clip(true, 1e-7, 1)).mean()),
         "heldout_accuracy": float((probs.argmax(axis=1) == labels).mean()),
     }
     grouped = pd.DataFrame(probs).assign(label=labels).groupby(images)
@@ -263,12 +264,6 @@ def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[st
         predicted = means[:, : probs.shape[1]].argmax(axis=1)
         result["heldout_image_accuracy"] = float((predicted == means[:, -1]).mean())
     return result
-
-
-def mean_loss(labels: np.ndarray, probs: np.ndarray) -> float:
-    """Mean cross-entropy in nats of labels `(n,)` under probabilities `(n, 4)`."""
-    true = probs[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(true, 1e-7, 1)).mean())
 
 
 def save_model(model: keras.Model, path: str | os.PathLike, seen: Seen) -> None:

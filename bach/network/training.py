@@ -6,7 +6,6 @@ happened.
 """
 
 import dataclasses
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -40,7 +39,6 @@ from bach.network.callbacks import (
     LogEpoch,
     Progress,
     UseAverages,
-    mean_loss,
 )
 from bach.network.patch_network import check_backbone, load_model
 from bach.network.predict import predict_batches, prepare
@@ -345,13 +343,12 @@ def _build_metrics(model: keras.Model) -> None:
 
 
 def _check_untrained_loss(model: keras.Model, training: Batches) -> None:
-    """Log the loss before the first step: that of a guess unless something is wrong with it."""
+    """Log the loss before the first step: ln 4 unless something is wrong with it."""
     count = min(training.batch_size, 32)
     patches = training.patches(np.arange(count))
     probs = np.asarray(model.predict_on_batch(patches))
-    loss, classes = mean_loss(training.labels[:count], probs), len(CLASSES)
-    guess = f"ln {classes} = {math.log(classes):.3f}"
-    log.info(f"loss before training: {loss:.3f} (untrained network of {classes} classes: {guess})")
+    loss = float(-np.log(np.clip(probs[np.arange(count), training.labels[:count]], 1e-7, 1)).mean())
+    log.info("loss before training: %.3f (untrained four-class network: ln 4 = 1.386)", loss)
 
 
 def _draw_batch(learner: keras.Model, training: Batches, file: Path) -> None:
