@@ -33,7 +33,11 @@ def test_probabilities_sum_to_1(patches, head):
 
 
 def test_the_sigmoid_head_is_four_sigmoids_divided_by_their_sum(small, patches):
-    raw = keras.Model(small.inputs, small.get_layer("classes").output).predict_on_batch(patches)
+    logarithms = keras.Model(small.inputs, small.get_layer("classes").output)
+    raw = np.exp(logarithms.predict_on_batch(patches))
+    inner = keras.Model(small.inputs, small.get_layer("dropout").output).predict_on_batch(patches)
+    kernel, bias = small.get_layer("classes").get_weights()
+    assert np.allclose(raw, 1 / (1 + np.exp(-inner @ kernel - bias)), atol=1e-6)
     assert np.allclose(
         small.predict_on_batch(patches), raw / raw.sum(axis=1, keepdims=True), atol=1e-6
     )

@@ -235,20 +235,27 @@ def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
         np.save(stream, array)
 
 
-def read_array(path: str | os.PathLike, remedy: str, dimensions: int) -> np.ndarray:
+def read_array(
+    path: str | os.PathLike, remedy: str, dimensions: int, mapped: bool = False
+) -> np.ndarray:
     """Read an array of numbers from `.npy`.
 
     Args:
         path: The file.
         remedy: What to do if it cannot be read, a sentence.
         dimensions: Number of dimensions that it must have.
+        mapped: Leave it on the disk; only what is used is read.
 
     Raises:
         InputError: If the file is missing or damaged, or holds something else.
     """
     must = f"hold an array of {dimensions} dimensions"
     with open_input(path, must, remedy, Limit.ARRAY) as stream:
-        array = np.lib.format.read_array(stream, allow_pickle=False)
+        array: np.ndarray = (
+            np.lib.format.open_memmap(path, mode="r")
+            if mapped
+            else np.lib.format.read_array(stream, allow_pickle=False)
+        )
         if array.ndim != dimensions or array.dtype.kind not in "biuf":
             raise ValueError(f"an array of shape {array.shape} and type {array.dtype}")
         return array

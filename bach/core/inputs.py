@@ -99,7 +99,7 @@ def understood(path: str | os.PathLike, must: str, remedy: str) -> Iterator[None
     except InputError:
         raise
     except Exception as error:
-        raise InputError(_said(path, must, _reason(error), remedy)) from error
+        raise InputError(_said(path, must, reason(error), remedy)) from error
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def _open(
         # Without waiting: to open a pipe waits for somebody who writes to it.
         handle = os.open(path, os.O_RDONLY | _FLAGS)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(_said(path, must, _reason(error), remedy)) from error
+        raise InputError(_said(path, must, reason(error), remedy)) from error
     found = os.fstat(handle)
     received = None
     if not stat.S_ISREG(found.st_mode):
@@ -129,7 +129,7 @@ def _said(path: str | os.PathLike, must: str, received: str, remedy: str) -> str
     return f"{os.fspath(path)} must {must}.\nReceived: {received}.\n{remedy}"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What an error says, in a line of bearable length."""
     if isinstance(error, MemoryError):
         return "more than the memory holds"

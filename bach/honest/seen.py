@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bach.core.errors import InputError
 from bach.core.files import read_object
+from bach.core.inputs import Limit
 from bach.core.log import log
 from bach.core.tables import image_key
 from bach.core.text import listed
@@ -69,6 +70,8 @@ def read_seen(file: str | os.PathLike) -> Seen:
     file = Path(file)
     try:
         with zipfile.ZipFile(file) as archive:
+            if archive.getinfo(_ENTRY).file_size > Limit.JSON:
+                raise ValueError("a bomb")
             values = json.loads(archive.read(_ENTRY))
         return Seen(**{name: frozenset(keys) for name, keys in values.items()})
     except Exception:  # whatever zipfile makes of the damage, nothing can be believed

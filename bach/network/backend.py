@@ -12,13 +12,14 @@ the first, and on JAX each device computes the whole batch.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from bach.core.errors import InputError
+from bach.core.inputs import reason
 from bach.network import processes as together
 from bach.network.memory import keep_memory
 from bach.network.quiet import without_notices
@@ -40,6 +41,8 @@ class _Devices:
 
 
 _devices = _Devices()
+
+SMALLER_BATCH = "Use a smaller --batch-size, or a device with more memory."
 
 
 def start(
@@ -138,6 +141,30 @@ def jit() -> bool | str:
         if not tf.config.list_physical_devices("GPU"):
             return False
     return "auto"
+
+
+@contextlib.contextmanager
+def enough_memory(received: str, remedy: str) -> Iterator[None]:
+    """Say of a body that runs out of memory what to do.
+
+    Args:
+        received: What asked for so much.
+        remedy: What to do, a sentence.
+
+    Raises:
+        InputError: If it does.
+    """
+    try:
+        yield
+    except Exception as error:  # TensorFlow's and JAX's own, by what they call it
+        words = ("ResourceExhausted", "RESOURCE_EXHAUSTED")
+        said = f"{type(error).__name__} {error}"
+        if not isinstance(error, MemoryError) and not any(word in said for word in words):
+            raise
+        raise InputError(
+            f"What goes through the network at once must fit into memory.\n"
+            f"Received: {received}; {reason(error)}.\n{remedy}"
+        ) from error
 
 
 def fuse(function: Callable) -> Callable:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import time
-import zipfile
 from pathlib import Path
 
 import keras
@@ -15,15 +14,22 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from bach.classes import CLASSES
+from bach.core.archives import check_archive
 from bach.core.errors import InputError
 from bach.core.files import atomic_path, first_process
+from bach.core.inputs import Limit, open_input
 from bach.core.log import log
 from bach.core.tables import write_csv
 from bach.core.text import duration
 from bach.honest.seen import NOTHING, Seen, add_seen
 from bach.network import backend
 from bach.network.batches import Batches
-from bach.network.predict import predict_batches
+from bach.network.predict import predict_batches, predict_sample
+
+STOPPED = "stopped_learning"  # column of the history, where it is so
+NO_CHANGE = 0.005  # in the loss
+_SAMPLE = 64  # patches
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -60,7 +66,7 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         self._seen = seen
         self._network = network
-        self._folder = Path(folder)
+        self.folder = Path(folder)
         self._monitor = monitor
         self._keep_every = keep_every
         self._sign = {"min": -1, "max": 1}[best_mode(monitor, mode)]
@@ -80,11 +86,11 @@ class Checkpoint(keras.callbacks.Callback):
                 f"{self._monitor}. Use one of {', '.join(list(row)[1:])}."
             )
         if self._monitor in row and self._is_best(row):
-            save_model(self._network, self._folder / "best.keras", self._seen)
+            save_model(self._network, self.folder / "best.keras", self._seen)
         if self._keep_every and (epoch + 1) % self._keep_every == 0:
-            save_model(self._network, self._folder / f"epoch_{epoch + 1:03d}.keras", self._seen)
-        save_model(self._network, self._folder / "last.keras", self._seen)
-        write_csv(pd.DataFrame(self.history), self._folder / "history.csv")
+            save_model(self._network, self.folder / f"epoch_{epoch + 1:03d}.keras", self._seen)
+        save_model(self._network, self.folder / "last.keras", self._seen)
+        write_csv(pd.DataFrame(self.history), self.folder / "history.csv")
         swap_averages(self.model)
         self._save_state()
 
@@ -97,20 +103,25 @@ class Checkpoint(keras.callbacks.Callback):
         Returns:
             The history so far, one dict per epoch.
         """
-        file = self._folder / "state.npz"
+        file = self.folder / "state.npz"
         if not file.exists():
             return []
         variables = _state_variables(model)
-        try:
-            with np.load(file) as state:
+        with open_input(
+            file,
+            "be the training state of this network",
+            f"Delete {self.folder} to train this fold again from the start; the models saved "
+            "there are not touched by what is damaged.",
+            Limit.MODEL,
+        ) as stream:
+            check_archive(stream)
+            with np.load(stream) as state:
                 history = json.loads(str(state["history"]))
                 values = [state[f"v{index}"] for index in range(len(variables))]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"The training state {file} is damaged or of another network ({error}).\n"
-                f"Delete {self._folder} to train this fold again from the start; the models saved "
-                "there are not touched by this."
-            ) from error
+            if any(value.dtype.kind not in "biuf" for value in values):
+                raise ValueError("values that are no numbers")
+            if not history or not all("loss" in row and "epoch" in row for row in history):
+                raise ValueError("no history")
         for variable, value in zip(variables, values, strict=True):
             if tuple(variable.shape) != value.shape:
                 raise InputError(
@@ -124,6 +135,12 @@ class Checkpoint(keras.callbacks.Callback):
         self.history = history
         return list(history)
 
+    def best_epoch(self) -> int | None:
+        """The epoch of `best.keras`; None if there is none, or it had stopped learning."""
+        rows = [row for row in self.history if self._monitor in row]
+        best = max(rows, key=lambda row: self._sign * row[self._monitor], default=None)
+        return None if best is None or best.get(STOPPED) else int(best["epoch"])
+
     def _is_best(self, row: dict) -> bool:
         earlier = [self._sign * r[self._monitor] for r in self.history[:-1] if self._monitor in r]
         return not earlier or self._sign * row[self._monitor] > max(earlier)
@@ -135,7 +152,7 @@ class Checkpoint(keras.callbacks.Callback):
             f"v{index}": keras.ops.convert_to_numpy(variable)
             for index, variable in enumerate(_state_variables(self.model))
         }
-        with atomic_path(self._folder / "state.npz") as temporary, temporary.open("wb") as stream:
+        with atomic_path(self.folder / "state.npz") as temporary, temporary.open("wb") as stream:
             np.savez(stream, history=json.dumps(self.history), **values)
 
 
@@ -163,8 +180,85 @@ class EvaluateHeldOut(keras.callbacks.Callback):
         self._heldout = heldout
 
     def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            return  # `Checkpoint` says what to do
         probs = predict_batches(self._network, self._heldout, len(self._heldout.labels))
         logs.update(scores(self._heldout.labels, probs, self._heldout.images))
+
+
+class StoppedLearning(keras.callbacks.Callback):
+    """Warns of a network that has stopped learning, and marks the epoch in its logs.
+
+    That is so where the training loss is what knowing nothing costs, and a sample of the
+    training patches is all given one class; or where the loss has risen in every epoch from
+    the first on. Comes before `Checkpoint`.
+
+    Args:
+        network: What is trained.
+        training: What it is trained on.
+        label_smoothing: Share of every label that is spread over all classes.
+        checkpoint: Knows the epochs before, and the best.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        training: Batches,
+        label_smoothing: float,
+        checkpoint: Checkpoint,
+    ):
+        super().__init__()
+        self._network, self._training, self._checkpoint = network, training, checkpoint
+        shares = np.bincount(training.labels, minlength=len(CLASSES)) / len(training.labels)
+        shares = shares * (1 - label_smoothing) + label_smoothing / len(CLASSES)
+        shares = shares[shares > 0]
+        # The loss of even probabilities, and of those that are as frequent as the classes.
+        self._nothing = (math.log(len(CLASSES)), float(-(shares * np.log(shares)).sum()))
+        self._said = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        reason = self._knows_nothing(logs["loss"], epoch) or self._rises(logs["loss"])
+        if reason:
+            logs[STOPPED] = 1.0
+            if not self._said:
+                self._warn(epoch + 1, reason, logs)
+        self._said = bool(reason)
+
+    def _knows_nothing(self, loss: float, epoch: int) -> str | None:
+        level = min(self._nothing, key=lambda nothing: abs(nothing - loss))
+        if not abs(level - loss) < NO_CHANGE:
+            return None
+        count = max(_SAMPLE, self._training.batch_size)
+        sample = self._training.sample(count, self._training.seed + epoch)
+        predicted = predict_sample(self._network, sample).argmax(axis=1)
+        if len(set(predicted.tolist())) > 1:
+            return None
+        return (
+            f"the training loss is {loss:.3f}, what a network has that knows nothing "
+            f"({level:.3f}), and all {len(predicted)} patches of a sample are given the class "
+            f"{CLASSES[predicted[0]]}"
+        )
+
+    def _rises(self, loss: float) -> str | None:
+        losses = [row["loss"] for row in self._checkpoint.history] + [loss]
+        if len(losses) < 2 or min(np.diff(losses)) <= 0 or loss - losses[0] < NO_CHANGE:
+            return None
+        return (
+            f"the training loss rises from the first epoch on, from {losses[0]:.3f} to {loss:.3f}"
+        )
+
+    def _warn(self, epoch: int, reason: str, logs: dict) -> None:
+        best, file = self._checkpoint.best_epoch(), self._checkpoint.folder / "best.keras"
+        good = (
+            f"the last good state is {file}, of epoch {best}"
+            if best
+            else ("no epoch before is kept that was better")
+        )
+        log.warning(
+            f"the network has stopped learning: after epoch {epoch}, at a learning rate of "
+            f"{logs['learning_rate']:g}, {reason}; {good}. It will hardly recover: train it "
+            "again with a smaller --learning-rate, or with --warmup-epochs"
+        )
 
 
 class Progress(keras.callbacks.Callback):

@@ -24,19 +24,24 @@ from tqdm import tqdm
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
+from bach.core.log import log
 from bach.network import backend
 from bach.network.augment import ORIENTATIONS, orient, orient_back
 from bach.network.fold_norms import fast_clone
 from bach.network.memory import release_memory
-from bach.network.patch_network import STRIDES, probabilities, view_of
-from bach.network.predict import ReadAhead
+from bach.network.patch_network import STRIDES, probabilities, source_of, view_of
+from bach.network.predict import ReadAhead, check_probabilities
 from bach.patches import NETWORK_MPP, NETWORK_SIZE
 from bach.slides import Slide
 
-# Surroundings of a region, in network px: features of the interior are then those of
-# the whole slide to 3e-4 with Inception-ResNet-v2 (with 256 px to 2e-6, at a third
-# more pixels to compute).
+# Surroundings of a region, in network px; twice that for networks that see farther. Features
+# of the interior are then those of the whole slide to 3e-4 with Inception-ResNet-v2 (with
+# 256 px to 2e-6, at a third more pixels to compute).
 HALO = 128
+
+# How much probabilities may change with what should have no effect: of a network that is said
+# to be the same function densely, and of one that is not quite, with a warning.
+SAME, NEAR = 1e-3, 0.01
 
 # Features along a region's side. More share less surroundings but need more memory:
 # Inception-ResNet-v2 takes 200 MB for a million pixels.
@@ -45,6 +50,8 @@ REGION = 66
 # Features of glass in a row that are computed rather than passed over: a new region
 # costs as many in surroundings.
 MAX_GAP = 8
+
+_PATCHES = "Use --mode patches with a small --batch-size, or a device with more memory."
 
 
 class FeatureRegion(NamedTuple):
@@ -75,27 +82,31 @@ class DenseModel:
         window: Side of the sliding mean in features.
         halo: Features that a region needs around those that are used.
         view: What the model sees of a patch.
+        source: The file that it was loaded from.
 
     Raises:
-        InputError: If the network sees two magnifications, or its feature map of a
+        InputError: If the network sees two magnifications; or its feature map of a
             shifted image is not the shifted feature map, so that dense prediction would
-            be out of place.
+            be out of place; or, by its probabilities, it is another function on a region
+            than on patches with a margin, or depends on where a region is cut.
     """
 
     def __init__(self, model: keras.Model, precision: str = "float32"):
-        self.window = int(model.get_layer("pool").input.shape[1])
         self.view = view_of(model)
+        self.window = int(model.get_layer("pool").input.shape[1])
         if self.view.zoom > 1:
             raise InputError(
                 "A network of two magnifications predicts patch by patch.\n"
                 f"Received: {model.name}. Use --mode patches."
             )
-        clone = fast_clone(model, any_size=True, precision=precision)
-        base = clone.get_layer("context" if self.view.margin else "pool").input
-        whole = keras.Model(clone.input, base)
-        self.stride = _find_stride(whole, self.window, model.name)
-        _check_alignment(whole, self.window, self.stride, model.name)
-        self.halo = math.ceil(max(HALO, self.view.margin) / self.stride)
+        self.source = source_of(model)
+        clone = plain = fast_clone(model, any_size=True)
+        if precision != "float32":
+            clone = fast_clone(model, any_size=True, precision=precision)
+        # What is checked is the function, not the rounding of half precision.
+        self.stride, halo = self._check(plain)
+        self.halo = math.ceil(halo / self.stride)
+        base = clone.get_layer(self._base).input
         features = layers.Cropping2D(self.halo, dtype="float32")(base)
         self._features = backend.compiled(keras.Model(clone.input, features), "uint8")
 
@@ -105,6 +116,26 @@ class DenseModel:
         last = clone.get_layer("classes")
         top = keras.Model(pooled, probabilities(last(x), last))
         self._top = backend.compiled(top, "float32")
+
+    @property
+    def _base(self) -> str:
+        """Name of the layer that takes all features of an image."""
+        return "context" if self.view.margin else "pool"
+
+    def _check(self, clone: keras.Model) -> tuple[int, int]:
+        """Measure stride and halo, in network px, and refuse what cannot be dense."""
+        whole = keras.Model(clone.input, clone.get_layer(self._base).input)
+        stride = _find_stride(whole, self.window, self.source)
+        top = keras.Model(clone.get_layer("pool").output, clone.output)
+        margin, halo = self.view.margin, max(HALO, self.view.margin)
+        cell = _Cell(whole, top, self.window, 2 * halo)
+        check_probabilities(cell.probs(margin, margin), self, ["a trial image"])
+        if margin:
+            _check_margin(cell, margin, halo, self.source)
+        else:
+            halo = _find_halo(cell, self.source)
+        _check_alignment(whole, self.window, stride, self.source)
+        return stride, halo
 
     def region_px(self, count: int) -> int:
         """Length of the region that gives `count` features in a row, in network px."""
@@ -181,8 +212,9 @@ def predict_dense(
     regions = cover(needed, region, fixed=backend.jit() is not False)
     sweep = _Sweep(models, slide, cells, every)
     orientations = range(ORIENTATIONS if tta else 1)
-    for orientation in orientations:
-        sweep.add(regions, orientation)
+    with backend.enough_memory(f"regions of {models[0].region_px(region)} px", _PATCHES):
+        for orientation in orientations:
+            sweep.add(regions, orientation)
     probs = sweep.total[::every, ::every] / (len(models) * len(orientations))
     probs[~wanted] = np.nan
     return probs
@@ -247,8 +279,11 @@ class _Sweep:
                 return  # no window is whole yet
             inside.append(slice(low, high))
             there.append(slice(start + low, start + high))
-        if self._cells[tuple(there)].any():
-            self.total[tuple(there)] += model.top(strip)[tuple(inside)]
+        cells = self._cells[tuple(there)]
+        if cells.any():
+            probs = model.top(strip)[tuple(inside)]
+            check_probabilities(probs[cells], model, [self._slide.name])
+            self.total[tuple(there)] += probs
 
 
 class _Mosaic:
@@ -409,11 +444,9 @@ def _check_alignment(features: keras.Model, window: int, stride: int, name: str)
     Away from the border they must agree far better than features that are off by
     one; a network that pads differently for other sizes fails here.
     """
-    rng = np.random.default_rng(0)
     # 16 features or more in a row. Those less than 4 from the border see its padding.
     side = NETWORK_SIZE + max(8, 16 - window) * stride
-    coarse = rng.integers(0, 256, (1, side // 8 + 1, side // 8 + 1, 3))
-    image = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side].astype(np.float32)
+    image = _blocks(side, 8)[None]
     whole = backend.call(features, image)[0]
     shifted = backend.call(features, image[:, stride:, stride:])[0]
     inner = slice(4, -4)
@@ -424,3 +457,87 @@ def _check_alignment(features: keras.Model, window: int, stride: int, name: str)
             f"The features of {name} move by another amount than the image, so dense "
             "prediction would be out of place.\nUse --mode patches."
         )
+
+
+class _Cell:
+    """What a network says of one cell, by how much of its surroundings it is shown.
+
+    The patch is noise, and so are its surroundings up to some distance; beyond they are
+    white, as glass beside tissue is. Statistics of noise alone are the same everywhere.
+
+    Args:
+        features: The network up to the features that are pooled, for input of any size.
+        top: From pooled features `(n, channels)` to probabilities.
+        window: Side of the mean in features.
+        farthest: The most px of noise around a patch.
+    """
+
+    def __init__(self, features: keras.Model, top: keras.Model, window: int, farthest: int):
+        self._features, self._top, self._window = features, top, window
+        self._farthest = farthest
+
+    def probs(self, around: int, noise: int) -> np.ndarray:
+        """Probabilities from so many network px around the patch, so many of them noise."""
+        images = []
+        for block in (8, 32):
+            image = np.full((NETWORK_SIZE + 2 * around,) * 2 + (3,), 255, np.float32)
+            middle = slice(around - noise, len(image) - around + noise)
+            # The same noise around the patch, whatever there is of it.
+            pattern = _blocks(NETWORK_SIZE + 2 * self._farthest, block)
+            cut = slice(self._farthest - noise, len(pattern) - self._farthest + noise)
+            image[middle, middle] = pattern[cut, cut]
+            images.append(image)
+        found = backend.call(self._features, np.stack(images))
+        first = (found.shape[1] - self._window) // 2
+        inner = slice(first, first + self._window)
+        return backend.call(self._top, found[:, inner, inner].mean(axis=(1, 2)))
+
+
+def _blocks(side: int, block: int) -> np.ndarray:
+    """Noise in squares of so many px: float32 `(side, side, 3)`, 0..255."""
+    count = side // block + 1
+    coarse = np.random.default_rng(0).integers(0, 256, (count, count, 3))
+    image = coarse.repeat(block, axis=0).repeat(block, axis=1)
+    return image[:side, :side].astype(np.float32)
+
+
+def _check_margin(cell: _Cell, margin: int, halo: int, name: str) -> None:
+    """Check that a network with a margin is the same function densely as patch by patch.
+
+    Raises:
+        InputError: If what lies beyond the margin has an effect.
+    """
+    patch = cell.probs(margin, margin)
+    gap = max(np.abs(patch - cell.probs(halo, noise)).max() for noise in (margin, halo))
+    if not gap <= SAME:
+        raise InputError(
+            "With a margin, dense prediction must be the same function as patch by patch, to "
+            f"{SAME:g}.\n"
+            f"Received: {name}, whose probabilities differ by {gap:.2g}: a margin of {margin} px "
+            "does not keep it from seeing the zeros beyond.\n"
+            "Use --mode patches, or train with a larger --margin."
+        )
+
+
+def _find_halo(cell: _Cell, name: str) -> int:
+    """How many network px around a region have an effect on it.
+
+    Raises:
+        InputError: If what lies beyond the largest that is tried has an effect, as in
+            networks that pool over their whole input in between.
+    """
+    for halo in (HALO, 2 * HALO):
+        gap = np.abs(cell.probs(halo, halo) - cell.probs(2 * halo, halo)).max()
+        if gap <= SAME:
+            return halo
+    if not gap <= NEAR:
+        raise InputError(
+            "In dense prediction, what a region is cut from must have no effect on it.\n"
+            f"Received: {name}, whose probabilities change by {gap:.2g} with what lies more than "
+            f"{halo} px away.\nUse --mode patches."
+        )
+    log.warning(
+        f"{name}: dense probabilities change by up to {gap:.2g} with what lies more than {halo} "
+        "px away, and so with the regions that a slide is cut into; --mode patches does not"
+    )
+    return halo

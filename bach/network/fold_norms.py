@@ -44,10 +44,11 @@ def resized_clone(model: keras.Model, height: int, width: int) -> keras.Model:
     """Copy a patch classifier for input of another size, to be trained or not.
 
     Nothing is folded. The copy computes in the precision that is set (Keras's dtype
-    policy), whatever the model was trained in; its last layer stays in float32.
+    policy), whatever the model was trained in; its last layers stay in float32.
     """
     policy = keras.config.dtype_policy().name
-    return _clone(model, (height, width), policy, frozenset({"classes"}), fold=False)
+    last = frozenset({"classes", "probabilities"})
+    return _clone(model, (height, width), policy, last, fold=False)
 
 
 def _clone(
@@ -62,6 +63,9 @@ def _clone(
     readers = set(folded.values())
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if isinstance(layer, keras.Sequential):
+            # A few layers of ConvNeXt in a row; nothing in them is folded.
+            return keras.Sequential([copy(inner) for inner in layer.layers], name=layer.name)
         if isinstance(layer, keras.Model):
             # One that sees only a part of the input, or it shrunk, keeps its size.
             same = layer.input_shape == model.input_shape
@@ -98,9 +102,10 @@ def _top_layers(model: keras.Model) -> frozenset[str]:
 def _copy_weights(model: keras.Model, clone: keras.Model, folded: dict[str, str]) -> None:
     readers = set(folded.values())
     for layer in model.layers:
-        # A nested model was given its weights when it was cloned.
-        if isinstance(layer, keras.Model | layers.InputLayer) or layer.name in readers:
+        if isinstance(layer, layers.InputLayer) or layer.name in readers:
             continue
+        if isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential):
+            continue  # it was given its weights when it was cloned
         target = clone.get_layer(layer.name)
         if layer.name not in folded:
             target.set_weights(layer.get_weights())

@@ -14,7 +14,10 @@ from keras import layers, ops
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
+from bach.core.inputs import understood
 from bach.core.log import log
+from bach.core.text import listed
+from bach.network import model_file
 from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
 
 # Kwok 2018, section 4.2.
@@ -24,6 +27,8 @@ DROPOUT = 0.5
 # Network px between neighbouring features, as they occur; the first is that of most
 # networks of keras.applications.
 STRIDES = (32, 16, 64, 8)
+
+_START = ("imagenet", "none")  # what a network may start from that is no file
 
 
 def build_model(
@@ -60,11 +65,7 @@ def build_model(
     if head not in ("sigmoid", "softmax"):
         raise InputError(f"--head must be sigmoid or softmax. Received: --head={head}.")
     check_backbone(backbone, weights)
-    if view.zoom > 1 and view.margin:
-        raise InputError(
-            "A network of two magnifications has no margin.\n"
-            f"Received: --magnifications={view.zoom}, --margin={view.margin}. Choose one."
-        )
+    _check_margin(view)
     inputs = keras.Input((view.side, view.side, 3), name="patch")
     seen = inputs
     if view.zoom > 1:
@@ -78,10 +79,11 @@ def build_model(
         x = layers.Concatenate(name="both")([x, _near_features(inputs, backbone, weights)])
     x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
     x = layers.Dropout(DROPOUT, name="dropout")(x)
-    # float32 also under mixed precision: a sum of four small sigmoids underflows.
-    last = layers.Dense(len(CLASSES), activation=head, dtype="float32", name="classes")
+    # float32 also under mixed precision. Sigmoids as their logarithms, which never vanish.
+    activation = "log_sigmoid" if head == "sigmoid" else None
+    last = layers.Dense(len(CLASSES), activation=activation, dtype="float32", name="classes")
     model = keras.Model(inputs, probabilities(last(x), last), name=backbone.lower())
-    if os.path.isfile(weights):
+    if weights not in _START:
         _load_weights(model, weights)
     return model
 
@@ -96,10 +98,14 @@ def check_backbone(backbone: str, weights: str) -> None:
     Raises:
         InputError: If it does not exist.
     """
-    if weights not in ("imagenet", "none") and not os.path.exists(weights):
+    if weights not in _START and not (os.path.isfile(weights) or os.path.isdir(weights)):
         raise InputError(
-            f"--weights is neither imagenet nor none nor a file.\nReceived: --weights={weights}."
+            "--weights is neither imagenet nor none nor a file.\n"
+            f"Received: --weights={weights}.\nCheck the name."
         )
+    if weights not in _START and not os.path.isdir(weights):
+        check = model_file.check_model if weights.endswith(".keras") else model_file.check_weights
+        check(weights)
     if backbone == "small":
         if weights == "imagenet":
             raise InputError(
@@ -114,43 +120,109 @@ def check_backbone(backbone: str, weights: str) -> None:
         )
 
 
+def check_view(backbone: str, view: View) -> None:
+    """Refuse a view that a network of this backbone cannot have.
+
+    Raises:
+        InputError: If the margin is no multiple of the network's stride, or there is a zoom
+            as well.
+    """
+    _check_margin(view)
+    if view.margin:
+        features = _features(keras.Input((view.side, view.side, 3)), backbone, "none")
+        _margin_features(features, backbone, view.margin)
+
+
+def _check_margin(view: View) -> None:
+    if view.zoom > 1 and view.margin:
+        raise InputError(
+            "A network of two magnifications has no margin.\n"
+            f"Received: --magnifications={view.zoom}, --margin={view.margin}. Choose one."
+        )
+    if view.margin < 0:
+        raise InputError(
+            "The margin must be a multiple of the network's stride, and not negative.\n"
+            f"Received: --margin={view.margin}. Use 0 or more."
+        )
+
+
 def load_model(path: str | os.PathLike) -> keras.Model:
     """Load a saved model.
 
+    Nothing in the file is run, and no more is unpacked than a model can need.
+
+    Returns:
+        The model; its attribute `source` is the file, for messages.
+
     Raises:
-        InputError: If the file is missing or broken, or the model does not take
-            patches to four classes.
+        InputError: If the file is missing or damaged, or the model does not take
+            pictures to four classes.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(
             f"No model at {path}.\nTrain one first, or name the run folder that holds it."
         )
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, KeyError) as error:
+    model_file.check_model(path)
+    with understood(path, model_file.MUST, model_file.REMEDY):
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    shapes = _shapes(model)
+    if len(shapes) != 2 or len(shapes[0]) != 4 or shapes[0][-1] != 3 or len(shapes[1]) != 2:
         raise InputError(
-            f"The model {path} cannot be loaded ({error}).\n"
-            "The file is damaged or was written by another version of Keras; train it again."
-        ) from error
-    if model.output_shape[-1] != len(CLASSES):
+            "A model must take pictures of three channels and return class probabilities.\n"
+            f"Received: {path} with inputs and outputs of shape {listed(shapes)}.\n"
+            "Name a model that these scripts have trained."
+        )
+    if shapes[1][-1] != len(CLASSES):
         raise InputError(
             f"A model must return {len(CLASSES)} class probabilities.\n"
             f"Received: {path} with output shape {model.output_shape}."
         )
-    if isinstance(model.input, list):  # saved so, though it is a single one
+    # One that is a sequence of layers, or was saved with a list of a single input.
+    if isinstance(model, keras.Sequential) or isinstance(model.input, list):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    model.source = str(path)
     return model
+
+
+def source_of(model: object) -> str:
+    """The file that a model was loaded from, for messages; else its name."""
+    return str(getattr(model, "source", None) or getattr(model, "name", "the model"))
+
+
+def _shapes(model: object) -> list[tuple]:
+    """Shapes of all inputs and outputs of whatever a file held."""
+    tensors = [*(getattr(model, "inputs", None) or []), *(getattr(model, "outputs", None) or [])]
+    return [tuple(tensor.shape) for tensor in tensors]
 
 
 def probabilities(outputs: keras.KerasTensor, last: layers.Dense) -> keras.KerasTensor:
     """Outputs of a classifier's last layer, `(..., 4)`, as probabilities that sum to 1.
 
+    Four sigmoids divided by their sum are the softmax of their logarithms, which is exact
+    where all sigmoids are too small for float32.
+
     Source for sigmoids: Kwok 2018, section 4.2.
     """
-    if last.activation is not keras.activations.sigmoid:
+    if last.activation is keras.activations.softmax:  # not from `build_model`
         return outputs
-    return outputs / ops.maximum(ops.sum(outputs, axis=-1, keepdims=True), 1e-7)
+    if last.activation is keras.activations.sigmoid:  # from one before version 1.1
+        outputs = ops.log(outputs)
+    return layers.Softmax(dtype="float32", name="probabilities")(outputs)
+
+
+def with_logits(network: keras.Model) -> keras.Model:
+    """The network without the softmax that it ends in, to be trained; the layers are the same.
+
+    The loss of probabilities has no gradient where that of the true class is below 1e-7, and
+    none that is a number where all are 0; that of logits always has.
+    """
+    last = network.layers[-1]
+    if isinstance(last, layers.Softmax):
+        return keras.Model(network.input, last.input, name=network.name)
+    # Not one of ours: Keras's own loss of probabilities, clipped as it clips them.
+    logits = ops.log(ops.maximum(network.output, keras.config.epsilon()))
+    return keras.Model(network.input, logits, name=network.name)
 
 
 def view_of(model: keras.Model) -> View:
@@ -188,7 +260,7 @@ def _margin_features(features: keras.KerasTensor, backbone: str, margin: int) ->
         window = _features(keras.Input((NETWORK_SIZE, NETWORK_SIZE, 3)), backbone, "none").shape[1]
     crop, rest = divmod(features.shape[1] - window, 2)
     stride = margin / crop if crop else 0
-    if margin < 0 or rest or crop < 1 or stride not in STRIDES:
+    if rest or crop < 1 or stride not in STRIDES:
         raise InputError(
             f"The margin must be a multiple of the network's stride, {STRIDES[0]} px for most.\n"
             f"Received: --margin={margin}, --backbone={backbone}."
@@ -267,16 +339,15 @@ def _small(inputs: keras.KerasTensor, prefix: str) -> keras.KerasTensor:
 
 def _load_weights(model: keras.Model, file: str) -> None:
     """Start from a saved model of the same network, or from backbone weights."""
-    try:
-        if file.endswith(".keras"):
-            model.set_weights(load_model(file).get_weights())
-            log.info("weights: all of %s", file)
-            return
-        for backbone in [x for x in model.layers if isinstance(x, keras.Model)] or [model]:
+    must, remedy = f"fit the network {model.name}", "Use the --backbone they were trained with."
+    if file.endswith(".keras"):
+        weights = load_model(file).get_weights()
+        with understood(file, must, remedy):
+            model.set_weights(weights)
+        log.info("weights: all of %s", file)
+        return
+    model_file.check_weights(file)
+    for backbone in [x for x in model.layers if isinstance(x, keras.Model)] or [model]:
+        with understood(file, must, remedy):
             backbone.load_weights(file)
-        log.info("weights: backbone from %s", file)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(
-            f"The weights do not fit the network {model.name}: {error}.\n"
-            f"Received: --weights={file}.\nUse the backbone and head they were trained with."
-        ) from error
+    log.info("weights: backbone from %s", file)

@@ -23,10 +23,10 @@ from bach.core.text import duration, listed
 from bach.data import photo_mpp, photo_sizes, read_photo
 from bach.network import backend, processes
 from bach.network.augment import orient, orientations
-from bach.network.batches import feed, fill_up
+from bach.network.batches import Batches, feed, fill_up
 from bach.network.fold_norms import fast_clone
 from bach.network.image_network import is_image_network, photo_input
-from bach.network.patch_network import load_model, view_of
+from bach.network.patch_network import load_model, source_of, view_of
 from bach.network.stores import photo_to_patches, read_patch
 from bach.patches import PATCH_SIZE, PLAIN_VIEW, View, photo_patches
 from bach.slides import Slide
@@ -106,18 +106,51 @@ def model_file(run_dir: str | os.PathLike, fold: int) -> Path:
 
 def prepare(model: keras.Model, precision: str = "float32") -> keras.Model:
     """Copy a model for prediction, see `fold_norms.fast_clone`, and compile it."""
-    model = fast_clone(model, precision=precision)
-    model.compile(jit_compile=backend.jit())
-    return model
+    ready = fast_clone(model, precision=precision)
+    ready.source = source_of(model)
+    ready.compile(jit_compile=backend.jit())
+    return ready
 
 
-def predict_patches(model: keras.Model, patches: np.ndarray, tta: bool = False) -> np.ndarray:
+def check_probabilities(probs: np.ndarray, model: object, names: Iterable[str]) -> None:
+    """Refuse what are no probabilities: as a map they would be glass, as a class Normal.
+
+    Args:
+        probs: Array `(n, 4)`.
+        model: What has returned them.
+        names: Image id of each; or of all, one.
+
+    Raises:
+        InputError: If a number is not finite, or those of a patch do not sum to 1.
+    """
+    # So written that nan, for which no comparison holds, is found too.
+    wrong = ~(np.abs(probs.sum(axis=1, dtype=np.float64) - 1) < 0.02)
+    if wrong.any():
+        where = list(names)
+        if len(where) == len(wrong):
+            where = list(dict.fromkeys(name for name, bad in zip(where, wrong, strict=True) if bad))
+        raise InputError(
+            "A network must return probabilities that sum to 1.\n"
+            f"Received: {probs[wrong][0].tolist()} and the like for {wrong.sum():,} of "
+            f"{len(wrong):,} patches of {listed(where)}, from {source_of(model)}.\n"
+            "Its weights are damaged, or overflow in half precision: use --precision float32, or "
+            "train it again, with a smaller --learning-rate if it was the training."
+        )
+
+
+def predict_patches(
+    model: keras.Model, patches: np.ndarray, tta: bool = False, name: str = "a batch"
+) -> np.ndarray:
     """Probabilities of a batch: float32 `(n, 4)`.
 
     Args:
         model: From `prepare`.
         patches: uint8 `(n, side, side, 3)`, or whole photos for an image network.
         tta: Mean over the eight orientations (four of photos), at as many times the cost.
+        name: What they are of, for messages.
+
+    Raises:
+        InputError: If the network returns something else.
 
     Source of the eight orientations: Liu et al. 2017.
     """
@@ -125,14 +158,30 @@ def predict_patches(model: keras.Model, patches: np.ndarray, tta: bool = False) 
     chosen = orientations(patches, tta)
     for index in chosen:
         total += np.asarray(model.predict_on_batch(np.ascontiguousarray(orient(patches, index))))
-    return total / len(chosen)
+    probs = total / len(chosen)
+    check_probabilities(probs, model, [name])
+    return probs
 
 
-def predict_batches(model: keras.Model, batches: keras.utils.PyDataset, count: int) -> np.ndarray:
-    """Probabilities of `count` patches: float32 `(count, 4)`; what fills up is dropped."""
+def predict_batches(model: keras.Model, batches: Batches, count: int) -> np.ndarray:
+    """Probabilities of `count` patches: float32 `(count, 4)`; what fills up is dropped.
+
+    Raises:
+        InputError: If the network returns something else.
+    """
     if processes.count() > 1:
-        return processes.predict(model, batches)[:count]
-    return np.asarray(model.predict(feed(batches), verbose=0))[:count]
+        probs = processes.predict(model, batches)[:count]
+    else:
+        probs = np.asarray(model.predict(feed(batches), verbose=0))[:count]
+    check_probabilities(probs, model, batches.images[:count])
+    return probs
+
+
+def predict_sample(model: keras.Model, batches: Sequence[np.ndarray]) -> np.ndarray:
+    """Probabilities of a few whole batches of patches, in every process."""
+    if processes.count() > 1:
+        return processes.predict(model, [(x[processes.share(len(x))],) for x in batches])
+    return np.concatenate([np.asarray(model.predict_on_batch(x)) for x in batches])
 
 
 def predict_slide(
@@ -166,12 +215,13 @@ def predict_slide(
 
     workers = os.cpu_count() or 1
     batches = ReadAhead(read, range(0, len(rows), batch_size), workers, workers + 1)
-    with tqdm(total=len(table), desc=slide.name, unit="patch", disable=None) as bar:
+    bar = tqdm(total=len(table), desc=slide.name, unit="patch", disable=None)
+    with bar, backend.enough_memory(f"--batch-size={batch_size}", backend.SMALLER_BATCH):
         # Each patch is read once and shown to every model.
         for index, patches in enumerate(batches):
             part = total[index * batch_size : (index + 1) * batch_size]
             for model in models:
-                part += predict_patches(model, patches, tta)[: len(part)]
+                part += predict_patches(model, patches, tta, slide.name)[: len(part)]
             bar.update(len(part))
     batches.log_rate(slide.name, len(table), "patches")
     return (total / len(models)).astype(np.float32)
@@ -226,7 +276,7 @@ def predict_photos(
         # is compiled anew for each.
         filled = fill_up(patches, math.ceil(len(patches) / _FILL) * _FILL)
         probs = np.mean(
-            [predict_patches(model, filled, tta)[: len(patches)] for model in models],
+            [predict_patches(x, filled, tta, image.image_id)[: len(patches)] for x in models],
             axis=(0, 1),
         )
         rows.append((image.image_id, *probs))

@@ -12,7 +12,7 @@ Each gives its share of every global batch to its devices; only process 0 writes
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -52,7 +52,9 @@ def first_process_first(name: str) -> Iterator[None]:
         multihost_utils.sync_global_devices(name)
 
 
-def predict(model: keras.Model, batches: keras.utils.PyDataset) -> np.ndarray:
+def predict(
+    model: keras.Model, batches: keras.utils.PyDataset | Sequence[tuple[np.ndarray]]
+) -> np.ndarray:
     """What `model.predict` returns, in every one of several processes.
 
     Keras's own asks for the whole result where only a share of it is.

@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from bach.classes import CLASSES
 from bach.core.errors import InputError
-from bach.core.files import atomic_path, fingerprint, read_json, write_json
+from bach.core.files import atomic_path, fingerprint, read_array, read_object, write_json
 from bach.core.log import step
 from bach.core.run import locked
 from bach.core.tables import write_csv
@@ -68,13 +69,21 @@ class PatchStore:
             )
         self.record = record = _read_record(folder)
         self.table = read_patches(folder / "patches.csv")
-        self.patches = np.load(folder / "patches.npy", mmap_mode="r")
+        self.patches = read_array(folder / "patches.npy", _AGAIN, dimensions=4, mapped=True)
         self.view = None if record["view"] is None else View(*record["view"])
         shape = (len(self.table), *record["size"], 3)
-        if self.patches.shape != shape:
+        if self.patches.shape != shape or self.patches.dtype != np.uint8:
             raise InputError(
                 f"The patch store {folder} is damaged.\n"
-                f"Received: patches of shape {self.patches.shape} for {shape}.\n{_AGAIN}"
+                f"Received: patches of shape {self.patches.shape} for {shape}, "
+                f"{self.patches.dtype} for uint8.\n{_AGAIN}"
+            )
+        others = ~self.table["label"].isin(range(len(CLASSES)))
+        if others.any():
+            raise InputError(
+                f"Patches to train on must have a label 0 to {len(CLASSES) - 1}.\n"
+                f"Received: {folder / 'patches.csv'} with another one for {others.sum()} of "
+                f"{len(others):,}.\n{_AGAIN}"
             )
 
     def select(self, rows: np.ndarray) -> Selection:
@@ -301,6 +310,7 @@ def _write_patches(folder: Path, recipe: _Recipe) -> None:
         )
     with atomic_path(folder / "patches.npy") as temporary:
         patches = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        _take_room(temporary)
 
         def store(index: int) -> None:
             patches[ends[index] : ends[index + 1]] = recipe.cut(index)
@@ -313,6 +323,20 @@ def _write_patches(folder: Path, recipe: _Recipe) -> None:
         patches.flush()
 
 
+def _take_room(file: Path) -> None:
+    """Have the disk set aside what a file is long.
+
+    Memory that is mapped to a file with holes ends the process where the disk has no room
+    any more: no error tells of it.
+
+    Raises:
+        OSError: If there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on Windows and macOS
+        with file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
     file = folder / "store.json"
     if not file.exists():
@@ -320,7 +344,15 @@ def _read_record(folder: Path) -> dict[str, Any]:
             f"A patch store must say what it was cut from.\n"
             f"Received: {folder} without {file.name}: it was cut by an earlier version.\n{_AGAIN}"
         )
-    return read_json(file, _AGAIN)
+    record = read_object(file, _AGAIN, view=list, size=list, inputs=dict)
+    view, size = record.get("view"), record.get("size")
+    numbers = [*(view or (0, 0)), *(size or ())]
+    if len(numbers) != 4 or not all(type(x) is int and x >= 0 for x in numbers):
+        raise InputError(
+            f"{file} must be the record of a patch store.\n"
+            f"Received: view {view!r:.50}, size {size!r:.50}.\n{_AGAIN}"
+        )
+    return {"view": view, "inputs": {}, **record}
 
 
 def _check_record(folder: Path, then: dict[str, Any], now: dict[str, Any], what: str) -> None:

@@ -21,26 +21,32 @@ from bach.core.files import (
     atomic_path,
     fingerprint,
     first_process,
+    read_array,
     read_json,
     write_array,
     write_json,
 )
+from bach.core.inputs import reason
 from bach.core.log import log
 from bach.core.options import Training, TrainingScript, decisive
 from bach.core.pictures import contact_sheet, write_png
+from bach.core.tables import read_table
 from bach.honest.seen import NOTHING, Seen
 from bach.network import backend, processes
 from bach.network.augment import Augmentation, with_augmentation
 from bach.network.batch_norm import RefreshBatchNorm
 from bach.network.batches import Batches, feed
 from bach.network.callbacks import (
+    STOPPED,
     Checkpoint,
     EvaluateHeldOut,
     LogEpoch,
     Progress,
+    StoppedLearning,
     UseAverages,
 )
-from bach.network.patch_network import check_backbone, load_model
+from bach.network.fold_norms import fast_clone
+from bach.network.patch_network import check_backbone, check_view, load_model, with_logits
 from bach.network.predict import predict_batches, prepare
 from bach.network.stores import PatchStore
 from bach.patches import PLAIN_VIEW, View
@@ -83,7 +89,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     with backend.scope():
         model.compile(jit_compile=backend.jit())
-        learner = with_augmentation(model)
+        learner = with_augmentation(with_logits(model))
     compile_learner(learner, settings, learning_rate(settings, training.batch_size, len(training)))
     checkpoint = Checkpoint(
         model, folder, settings.monitor, settings.monitor_mode, settings.keep_every, seen
@@ -93,27 +99,29 @@ def train(
     if done:
         log.info("going on after epoch %d of %d", done, settings.epochs)
     elif processes.count() == 1:
-        _check_untrained_loss(model, training)
+        _check_untrained(model, training)
     training.start_epoch(done)
-    _draw_batch(learner, training, folder / "batch.png")
     ours = [Progress(training, settings.epochs), UseAverages()]
     if settings.bn_patches:
         ours.append(RefreshBatchNorm(model, training, settings.bn_patches, training.seed))
     if heldout is not None:
         ours.append(EvaluateHeldOut(model, heldout))
-    ours += [checkpoint, LogEpoch(settings.epochs)]
-    if done < settings.epochs:
-        learner.fit(
-            feed(training),
-            initial_epoch=done,
-            epochs=settings.epochs,
-            callbacks=[*ours, *callbacks],
-            verbose=0,
-            shuffle=False,  # Batches shuffles, by seed and epoch
-        )
-    else:
-        # What `fit` does at its end: the averages, if kept, become the weights.
-        learner.optimizer.finalize_variable_values(learner.trainable_variables)
+    stopped = StoppedLearning(model, training, settings.label_smoothing, checkpoint)
+    ours += [stopped, checkpoint, LogEpoch(settings.epochs)]
+    with backend.enough_memory(f"--batch-size={training.batch_size}", backend.SMALLER_BATCH):
+        _draw_batch(learner, training, folder / "batch.png")
+        if done < settings.epochs:
+            learner.fit(
+                feed(training),
+                initial_epoch=done,
+                epochs=settings.epochs,
+                callbacks=[*ours, *callbacks],
+                verbose=0,
+                shuffle=False,  # Batches shuffles, by seed and epoch
+            )
+        else:
+            # What `fit` does at its end: the averages, if kept, become the weights.
+            learner.optimizer.finalize_variable_values(learner.trainable_variables)
     return pd.DataFrame(checkpoint.history)
 
 
@@ -188,7 +196,7 @@ def train_fold(args: TrainingScript, fold: Fold) -> np.ndarray | None:
     done = fold.folder / "heldout.npy"
     if done.exists():
         log.info("%s: finished before", fold.folder.name.replace("_", " "))
-        return None if fold.heldout is None else np.load(done)
+        return None if fold.heldout is None else _read_heldout(done, len(fold.heldout[1]))
     write_json(fold.folder / _INPUTS, inputs)
     backend.start_model(fold.seed(args))
     view = _common_view([store for store, _ in fold.parts])
@@ -197,6 +205,25 @@ def train_fold(args: TrainingScript, fold: Fold) -> np.ndarray | None:
     training, heldout = fold.batches(args)
     train(model, training, heldout, args, fold.folder, seen=fold.seen)
     return _finish_fold(fold.folder, "last" if heldout is None else args.keep, heldout)
+
+
+def _read_heldout(file: Path, count: int) -> np.ndarray:
+    """Probabilities of a finished fold's `count` held-out patches, `(count, 4)`."""
+    remedy = f"Delete {file.parent} to train the fold again."
+    probs = read_array(file, remedy, dimensions=2)
+    if probs.shape != (count, len(CLASSES)) or not np.isfinite(probs).all():
+        raise InputError(
+            f"{file} must hold finite probabilities of {count:,} held-out patches.\n"
+            f"Received: an array of shape {probs.shape}, {np.isfinite(probs).mean():.0%} of it "
+            f"finite.\n{remedy}"
+        )
+    return probs
+
+
+def stopped_learning(folder: Path) -> bool:
+    """Whether the history of a fold says that its network had stopped learning."""
+    file = folder / "history.csv"
+    return file.exists() and STOPPED in read_table(file).columns
 
 
 def _check_inputs(folder: Path, now: dict[str, str]) -> None:
@@ -239,12 +266,16 @@ def _finish_fold(folder: Path, keep: str, heldout: Batches | None) -> np.ndarray
     return None if heldout is None else probs
 
 
-def check_settings(settings: Training) -> None:
+def check_settings(settings: Training, view: View = PLAIN_VIEW) -> None:
     """Refuse settings that would fail only after the patches are cut.
+
+    Args:
+        settings: See `bach.core.options.Training`.
+        view: What the network is to see, where that is chosen.
 
     Raises:
         InputError: If the warm-up is not shorter than the training, or the backbone is
-            unknown or has no such weights.
+            unknown or has no such weights or view.
     """
     if settings.warmup_epochs and settings.warmup_epochs >= settings.epochs:
         raise InputError(
@@ -252,6 +283,7 @@ def check_settings(settings: Training) -> None:
             f"Received: --warmup-epochs={settings.warmup_epochs}, --epochs={settings.epochs}."
         )
     check_backbone(settings.backbone, settings.weights)
+    check_view(settings.backbone, view)
 
 
 def _common_view(stores: Sequence[PatchStore]) -> View:
@@ -311,6 +343,7 @@ def learning_rate(
 
 
 def compile_learner(model: keras.Model, settings: Training, rate) -> None:
+    """Compile what is trained, whose outputs are logits, see `with_logits`."""
     average = {"use_ema": settings.ema > 0, "ema_momentum": settings.ema}
     with backend.scope():
         if settings.optimizer == "adamw":
@@ -321,7 +354,9 @@ def compile_learner(model: keras.Model, settings: Training, rate) -> None:
             optimizer = keras.optimizers.SGD(rate, momentum=MOMENTUM, nesterov=True, **average)
         model.compile(
             optimizer=optimizer,
-            loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
+            loss=keras.losses.CategoricalCrossentropy(
+                from_logits=True, label_smoothing=settings.label_smoothing
+            ),
             metrics=["accuracy"],
             jit_compile=backend.jit(),
         )
@@ -342,13 +377,31 @@ def _build_metrics(model: keras.Model) -> None:
         model.reset_metrics()
 
 
-def _check_untrained_loss(model: keras.Model, training: Batches) -> None:
-    """Log the loss before the first step: ln 4 unless something is wrong with it."""
+def _check_untrained(model: keras.Model, training: Batches) -> None:
+    """Log the loss before the first step: ln 4 unless something is wrong with it.
+
+    Raises:
+        InputError: If the network's copy for predictions cannot be made, or is another one.
+    """
     count = min(training.batch_size, 32)
     patches = training.patches(np.arange(count))
     probs = np.asarray(model.predict_on_batch(patches))
     loss = float(-np.log(np.clip(probs[np.arange(count), training.labels[:count]], 1e-7, 1)).mean())
     log.info("loss before training: %.3f (untrained four-class network: ln 4 = 1.386)", loss)
+    patches, probs = patches[:2], probs[:2]
+    try:
+        gap = np.abs(backend.call(fast_clone(model), patches.astype(np.float32)) - probs).max()
+    except Exception as error:  # of whatever kind, it would be met again after the training
+        raise _cannot_predict(model, reason(error)) from error
+    if not gap < (1e-3 if keras.config.dtype_policy().name == "float32" else 0.1):
+        raise _cannot_predict(model, f"probabilities that differ by {gap:.2g}")
+
+
+def _cannot_predict(model: keras.Model, fault: str) -> InputError:
+    return InputError(
+        "A network must have a copy for predictions that computes the same.\n"
+        f"Received: {model.name}, whose copy has a fault: {fault}.\nUse another --backbone."
+    )
 
 
 def _draw_batch(learner: keras.Model, training: Batches, file: Path) -> None:
