@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         # 3. How the held-out hard examples fare.
         metrics: dict = {"folds": len(chosen), "hard_examples": len(hard.table)}
         metrics["per_fold"] = {name_of(fold): draw for fold, draw in draws.items()}
+        metrics |= training.stopped_learning(run.path)
         if tables:
             table = pd.concat(tables, ignore_index=True)
             write_csv(table, run.path / "predictions.csv")

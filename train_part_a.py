@@ -67,6 +67,7 @@ class Options(options.TrainingScript, options.Photos):
         0,
         "surroundings of a patch that the network sees, in network px (2.1 um): patches and dense "
         "heatmaps are then the same function; the later scripts follow",
+        at_least=0,
     )
     magnifications: int = option(
         1,
@@ -109,11 +110,11 @@ def main(argv: list[str] | None = None) -> None:
 
     jobs = {fold: started(args, fold, images) for fold in folds}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
-    training.check_settings(args)
+    view = View(args.margin, args.magnifications)
+    training.check_settings(args, view)
     with run.start(**device):
         # 2. Patches, once for all folds.
         folder = args.patches_dir or run.path / "patches"
-        view = View(args.margin, args.magnifications)
         with first_process_first("patches"):
             if args.image_network is None:
                 store = cut_photos(images, folder, view)
@@ -145,6 +146,7 @@ def main(argv: list[str] | None = None) -> None:
         # 4. Scores: each image by the model that did not see it.
         patches = pd.concat(tables, ignore_index=True)
         metrics, table = score(patches, images, run)
+        metrics |= training.stopped_learning(run.path)
         draw_errors(store, patches, table, run)
         run.finish(metrics)
     print(run.path)

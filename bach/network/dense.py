@@ -29,7 +29,13 @@ from bach.network import backend
 from bach.network.augment import ORIENTATIONS, orient, orient_back
 from bach.network.fold_norms import fast_clone
 from bach.network.memory import release_memory
-from bach.network.patch_network import STRIDES, probabilities, source_of, view_of
+from bach.network.patch_network import (
+    STRIDES,
+    probabilities,
+    require_layers,
+    source_of,
+    view_of,
+)
 from bach.network.predict import ReadAhead, check_probabilities
 from bach.patches import NETWORK_MPP, NETWORK_SIZE
 from bach.slides import Slide
@@ -92,6 +98,7 @@ class DenseModel:
     """
 
     def __init__(self, model: keras.Model, precision: str = "float32"):
+        require_layers(model, ("pool", "dense", "classes"))
         self.view = view_of(model)
         self.window = int(model.get_layer("pool").input.shape[1])
         if self.view.zoom > 1:

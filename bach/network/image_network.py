@@ -19,7 +19,7 @@ from keras import layers
 from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.network.fold_norms import resized_clone
-from bach.network.patch_network import STRIDES, probabilities, view_of
+from bach.network.patch_network import STRIDES, probabilities, require_layers, view_of
 from bach.patches import NETWORK_SIZE, PATCH_SIZE
 
 SHRINK = PATCH_SIZE // NETWORK_SIZE  # photo px per network px
@@ -30,6 +30,8 @@ HIDDEN = 16
 # How sharp the first answer is: logits are GAIN times the mean of the pooled
 # probabilities. A mean of 0.7 against 0.1 is then an answer of 0.9.
 GAIN = 5.0
+
+_TOP = ("dense", "dropout", "classes")  # layers of a patch network, after its pooling
 
 
 def build_image_network(patch_network: keras.Model, width: int, height: int) -> keras.Model:
@@ -49,6 +51,7 @@ def build_image_network(patch_network: keras.Model, width: int, height: int) -> 
     Raises:
         InputError: If the patch network sees two magnifications.
     """
+    require_layers(patch_network, ("pool", *_TOP))
     window = patch_network.get_layer("pool").input.shape[1]
     view = view_of(patch_network)
     if view.zoom > 1:
@@ -67,7 +70,7 @@ def build_image_network(patch_network: keras.Model, width: int, height: int) -> 
     features = clone.get_layer("pool").input
     # The mean over a patch, but for cells at the edge over what of it is in the photo.
     x = layers.AveragePooling2D(window, strides=1, padding="same", name="pool")(features)
-    for name in ("dense", "dropout", "classes"):
+    for name in _TOP:
         x = clone.get_layer(name)(x)
     heatmap = probabilities(x, clone.get_layer("classes"))
     x = layers.MaxPooling2D(POOL, padding="same", name="strongest")(heatmap)

@@ -7,6 +7,7 @@ that sum to 1. It is made of Keras's own layers only, so that
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
@@ -183,6 +184,21 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     model.source = str(path)
     return model
+
+
+def require_layers(model: keras.Model, names: Iterable[str]) -> None:
+    """Refuse a model that is not put together as those of `build_model` are.
+
+    Raises:
+        InputError: If a layer of one of the names is missing.
+    """
+    there = {layer.name for layer in model.layers}
+    if missing := [name for name in names if name not in there]:
+        raise InputError(
+            "A network that is run over more than a patch must have the layers of ours.\n"
+            f"Received: {source_of(model)} without {listed(missing)}.\n"
+            "Train it with train_part_a.py, or use it patch by patch (--mode patches)."
+        )
 
 
 def source_of(model: object) -> str:

@@ -220,10 +220,15 @@ def _read_heldout(file: Path, count: int) -> np.ndarray:
     return probs
 
 
-def stopped_learning(folder: Path) -> bool:
-    """Whether the history of a fold says that its network had stopped learning."""
-    file = folder / "history.csv"
-    return file.exists() and STOPPED in read_table(file).columns
+def stopped_learning(run: Path) -> dict[str, list[str]]:
+    """The folds whose network had stopped learning by their histories, for the metrics."""
+    files = sorted(run.glob("fold_*/history.csv"))
+    found = [file.parent.name.removeprefix("fold_") for file in files if _has_stopped(file)]
+    return {STOPPED: found} if found else {}
+
+
+def _has_stopped(history: Path) -> bool:
+    return STOPPED in read_table(history).columns
 
 
 def _check_inputs(folder: Path, now: dict[str, str]) -> None:
