@@ -21,6 +21,8 @@ def check_archive(stream: IO[bytes], entries: Collection[str] | None = None) -> 
         stream: The open archive.
         entries: Names of all that it may hold; None for any.
 
+    The stream is left at its start, for whoever reads the archive.
+
     Raises:
         ValueError: If so; or whatever zipfile makes of damage.
     """
@@ -33,6 +35,7 @@ def check_archive(stream: IO[bytes], entries: Collection[str] | None = None) -> 
     if len(names) != len(set(names)):
         raise ValueError("an archive with two entries of one name")
     check_content(sum(info.file_size for info in infos), stream.seek(0, 2))
+    stream.seek(0)
 
 
 def check_content(content: int, size: int) -> None:
