@@ -155,7 +155,9 @@ def test_a_cut_state_is_an_error_and_leaves_the_models_whole(share, tmp_path):
     state, last = tmp_path / "state.npz", tmp_path / "last.keras"
     whole, model = state.read_bytes(), last.read_bytes()
     state.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(InputError, match=r"must be the training state of this network[\s\S]*Delete"):
+    with pytest.raises(
+        InputError, match=r"must be the training state of this network[\s\S]*Delete"
+    ):
         _tiny(tmp_path, epochs=2)
     assert last.read_bytes() == model
     state.write_bytes(whole)
