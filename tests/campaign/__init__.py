@@ -1,0 +1,1 @@
+"""Ten thousand damaged inputs and two hundred kills; see `campaign.command`."""

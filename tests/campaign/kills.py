@@ -1,0 +1,13 @@
+"""placeholder"""
+
+
+def run_kills(*a):
+    return []
+
+
+def summary(k):
+    return ""
+
+
+def write(k, f):
+    pass
