@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     folds = read_folds(args.folds)
     check_folds(folds)
     chosen = choose_folds(args, folds)
-    run = Run(args, lambda metrics: set(map(str, chosen)) <= set(metrics["per_fold"]))
+    run = Run(args, lambda metrics: set(map(str, chosen)) <= set(metrics.get("per_fold") or ()))
     if run.finished:
         print(run.path)
         return

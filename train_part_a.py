@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. Images and folds; a split that leaks is refused before anything is done.
     images, folds = choose_images(args)
-    run = Run(args, lambda metrics: set(map(str, folds)) <= set(metrics["per_fold"]))
+    run = Run(args, lambda metrics: set(map(str, folds)) <= set(metrics.get("per_fold") or ()))
     if run.finished:
         print(run.path)
         return

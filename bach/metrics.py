@@ -31,14 +31,16 @@ from bach.scores import ACCURACIES, part_a_metrics, part_b_score, score_part_b
 __all__ = ["part_a_metrics", "part_b_score", "score_part_b", "score_part_b_folders"]
 
 
-def _match(predicted: Collection[str], truth: Collection[str], what: str) -> list[str]:
+def _match(
+    predicted: Collection[str], truth: Collection[str], what: str, where: object
+) -> list[str]:
     """Keys of the truth, which decides what is scored, after checking that all are predicted."""
     missing = sorted(set(truth) - set(predicted))
     extra = sorted(set(predicted) - set(truth))
     if missing:
         also = f"; no truth for {len(extra)}: {listed(extra)}" if extra else ""
         raise InputError(
-            f"All {what} of the truth must be predicted.\n"
+            f"All {what} of the truth must be predicted in {where}.\n"
             f"Received no prediction for {len(missing)}: {listed(missing)}{also}.\n"
             "Predict the missing ones, or take them out of the truth."
         )
@@ -70,7 +72,7 @@ def pair_part_a_files(
             prediction.
     """
     true_labels, labels = read_labels(truth, "truth"), read_labels(predictions, "predictions")
-    keys = _match(labels["key"].tolist(), true_labels["key"].tolist(), "images")
+    keys = _match(labels["key"].tolist(), true_labels["key"].tolist(), "images", predictions)
     table = pd.DataFrame(
         {
             "image_id": keys,
@@ -101,7 +103,7 @@ def score_part_b_folders(predicted: str | os.PathLike, truth: str | os.PathLike)
     """
     predicted_files = _find_maps(Path(predicted), "--predicted")
     truth_files = _find_maps(Path(truth), "--truth")
-    keys = _match(predicted_files, truth_files, "slides")
+    keys = _match(predicted_files, truth_files, "slides", predicted)
 
     def pairs() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         for key in keys:

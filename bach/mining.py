@@ -200,7 +200,7 @@ def find_draw(run: str | os.PathLike, folds: pd.DataFrame, fold: int | None) -> 
             f"{Path(run) / _DRAWS} must say what was drawn.\nReceived: {listed(record)}.\n{again}"
         )
     mined = pd.DataFrame({"image_id": record["slides"]}, dtype=str)
-    fold_of = join_folds(mined, folds, "--folds")["fold"]
+    fold_of = join_folds(mined, folds, f"--folds (for {Path(run) / _DRAWS})")["fold"]
     heldout = sorted(mined["image_id"][fold_of == (np.nan if fold is None else fold)])
     for name, slides in record["left_out"].items():
         if slides == heldout and (heldout or name == ALL):

@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.tables import read_table
+from bach.core.text import listed
 from bach.slides import PART_A_MPP
 
 # Kwok 2018, section 4.1: 1,495-px crops at a step of 99 px, shrunk five times to
@@ -71,12 +73,19 @@ def read_patches(path: str | os.PathLike) -> pd.DataFrame:
     table = read_table(path, COLUMNS)
     names = [name for name in table.columns if name != "image_id"]
     try:
-        return table.assign(**table[names].apply(pd.to_numeric))
-    except ValueError as error:
+        table = table.assign(**table[names].apply(pd.to_numeric).replace([np.inf, -np.inf], np.nan))
+        labels, probs = range(len(CLASSES)), table[[n for n in PROB_COLUMNS if n in names]]
+        good = table[[name for name in COLUMNS if name in names]].notna().all(axis=1)
+        good &= table["label"].isin(labels) & table["tissue"].between(0, 1) & (table["size"] > 0)
+        good &= (probs.isna() | ((probs >= 0) & (probs <= 1))).all(axis=1)
+        if not good.all():
+            raise ValueError(f"no patch in rows {listed(np.flatnonzero(~good) + 1)}")
+    except (ValueError, TypeError) as error:
         raise InputError(
             f"{path} must be a patch table, with numbers in all columns but image_id.\n"
             f"Received: {error}.\nDelete it and run the script that wrote it with --resume."
         ) from error
+    return table
 
 
 def grid(width: float, height: float, size: float, stride: float) -> np.ndarray:

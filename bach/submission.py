@@ -856,8 +856,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_part_a(args: argparse.Namespace, out: Path) -> None:
-    given = args.predictions and Path(args.predictions).resolve()
-    if out.suffix not in (".csv", ".zip") or given == out.resolve():
+    given = args.predictions and os.path.realpath(args.predictions)
+    if out.suffix not in (".csv", ".zip") or given == os.path.realpath(out):
         raise InputError(
             "A Part A submission must end in .csv or .zip, and must not replace the predictions.\n"
             f"Received: --out={args.out}.\nName another file."
@@ -871,7 +871,8 @@ def _write_part_a(args: argparse.Namespace, out: Path) -> None:
         table = read_table(given, ("image_id", *PROB_COLUMNS))
         table[list(PROB_COLUMNS)] = as_numbers(table, PROB_COLUMNS, args.predictions)
     with step(f"part a -> {out}") as notes:
-        write_part_a(table, out, args.dialect, ids, store=predictions_path(out).resolve() != given)
+        store = os.path.realpath(predictions_path(out)) != given
+        write_part_a(table, out, args.dialect, ids, store=store)
         notes.append(f"{len(table)} images, dialect {args.dialect}")
 
 

@@ -221,7 +221,9 @@ def read_metrics(run: str | os.PathLike) -> dict[str, Any] | None:
     file = Path(run) / "metrics.json"
     if not file.exists():
         return None
-    return read_object(file, "Delete it and run the same command with --resume.", failed=list)
+    return read_object(
+        file, "Delete it and run the same command with --resume.", failed=list, per_fold=dict
+    )
 
 
 def patch_folder(run: str | os.PathLike) -> Path:

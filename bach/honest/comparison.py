@@ -244,7 +244,8 @@ def _pair_images(
     if len(differ):
         raise InputError(
             "The two runs must have the same true labels.\n"
-            f"Received others for {len(differ)} of {len(table)} images: {listed(differ)}.\n"
+            f"Received: {run_a} and {run_b}, which differ on {len(differ)} of {len(table)} images: "
+            f"{listed(differ)}.\n"
             "One of them was trained on other labels; compare runs of the same truth."
         )
     table = with_known_patients(table, {str(run_a): a, str(run_b): b})

@@ -4,14 +4,16 @@ Source: Kwok 2018, ICIAR, LNCS 10882, pp. 931-940, and the talk at PyCon HK 2018
 scores of whole runs stand in `bach.honest.comparison`.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES
-from bach.core.files import read_json
+from bach.core.files import read_object
+from bach.core.inputs import understood
 from bach.core.tables import read_table
 from bach.core.text import markdown, number
 from bach.honest.comparison import ALWAYS_BENIGN, PUBLISHED
@@ -63,9 +65,11 @@ def part_a_table(run: Path) -> str:
     Args:
         run: Finished run folder of train_part_a.py.
     """
-    images, metrics = read_images(run), _metrics(run)
+    images = read_images(run)
+    with _figures(run) as metrics:
+        folds = [float(row["accuracy"]) for row in metrics["per_fold"].values()]
+        mean, spread = float(metrics["mean_accuracy"]), float(metrics["sd_accuracy"])
     patches = len(read_table(run / "patches/patches.csv"))
-    folds = [row["accuracy"] for row in metrics["per_fold"].values()]
     whole = "patients whole" if images["patient"].any() else "patients UNKNOWN"
     where = f"{len(folds)}-fold cross-validation, {whole}, {len(images)} images"
     rows = [["patches of the photos", f"{PATCHES:,}", "400 photos", f"{patches:,}", "a count"]]
@@ -76,11 +80,12 @@ def part_a_table(run: Path) -> str:
         ours = format_interval(accuracy_interval(images, figure), 3)
         paper = number(published("A", "3-fold", figure), 2)
         rows.append([title, paper, "3-fold cross-validation", ours, where])
-    mean = f"{metrics['mean_accuracy']:.3f} (sd {metrics['sd_accuracy']:.3f})"
     each = "folds: " + ", ".join(map(number, folds))
     hidden = number(published("A", "hidden", "accuracy"), 2)
     unknown = ("not reproducible", "its truth is not published")
-    rows.append(["four-class accuracy, mean over folds", "-", "-", mean, each])
+    rows.append(
+        ["four-class accuracy, mean over folds", "-", "-", f"{mean:.3f} (sd {spread:.3f})", each]
+    )
     rows.append(["four-class accuracy, hidden test", hidden, "100 images", *unknown])
     return markdown(_HEADER, rows)
 
@@ -91,8 +96,11 @@ def candidates_table(run: Path) -> str:
     Args:
         run: Finished run folder of mine_hard_examples.py.
     """
-    metrics = _metrics(run)
-    ours, drawn = metrics["candidates"], metrics["hard_examples"]
+    with _figures(run) as metrics:
+        ours, drawn = (
+            {name: int(metrics[kind][name]) for name in CLASSES}
+            for kind in ("candidates", "hard_examples")
+        )
     rows = [
         [name, f"{CANDIDATES[name]:,}", f"{ours[name]:,}", "-", f"{drawn[name]:,}"]
         for name in CLASSES
@@ -186,8 +194,12 @@ def _annotated(survey: pd.DataFrame) -> pd.DataFrame:
     return survey[survey["annotated"]].set_index("image_id")
 
 
-def _metrics(run: Path) -> dict:
-    return read_json(run / "metrics.json", "Run the script that wrote it again.")
+@contextlib.contextmanager
+def _figures(run: Path) -> Iterator[dict]:
+    """The metrics of a run, to take figures from that must be there."""
+    file, remedy = run / "metrics.json", "Run the script that wrote it again."
+    with understood(file, "hold the figures of a finished run", remedy):
+        yield read_object(file, remedy)
 
 
 def _score_rows(records: Mapping[str, SlideRecord], where: str) -> list[list[str]]:

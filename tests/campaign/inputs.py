@@ -108,7 +108,9 @@ def _class_map(folder: Path) -> object:
 
 
 def _only(folder: Path) -> Path:
-    return next(path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    """The file in the folder of a picture: photo_tif/photo.tif."""
+    what, _, ending = folder.name.partition("_")
+    return folder / ("A01.png" if ending == "map" else f"{what}.{ending}")
 
 
 # Slides and annotations
@@ -535,7 +537,8 @@ def _make_runs(folder: Path) -> None:
         (place / "patches").mkdir()
         shutil.copy(folder / "patch_table/hard_examples.csv", place / "patches/patches.csv")
         per_fold = {str(fold): {"accuracy": 0.8, "loss": 0.5} for fold in range(3)}
-        (place / "metrics.json").write_text(json.dumps({"accuracy": 0.8, "per_fold": per_fold}))
+        figures = {"mean_accuracy": 0.8, "sd_accuracy": 0.05, "per_fold": per_fold}
+        (place / "metrics.json").write_text(json.dumps(figures))
     for place in _new(folder, "thresholds"):
         rng = np.random.default_rng(1)
         for part in ("heatmaps", "probs", "truth", "slides"):
