@@ -5,6 +5,7 @@
 # make lint        ruff, mypy, import-linter
 # make docs        the documentation, into site/
 # make figures     the figures of the documentation
+# make campaign    10,000 damaged inputs and 200 kills: hours; ARGS="--cases 500 --kills 0" for some
 # make bench       measurements behind the figures of the documentation, quick and rough
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ RUN := $(VENV)/bin/python
 DATA ?= data/BACH
 ARGS ?=
 
-.PHONY: demo reproduce test test-all lint docs figures bench
+.PHONY: demo reproduce test test-all lint docs figures campaign bench
 
 demo: $(VENV)/installed
 	$(RUN) -m bach.demo
@@ -41,6 +42,10 @@ docs: $(VENV)/installed
 
 figures: $(VENV)/installed
 	$(RUN) docs/figures.py
+
+# What was done is kept in runs/campaign: the same command goes on.
+campaign: $(VENV)/installed
+	exec $(RUN) tests/campaign $(ARGS)
 
 # Not peer.py, which needs the peer's environment.
 bench: $(VENV)/installed

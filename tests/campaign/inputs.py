@@ -253,7 +253,7 @@ def _features(folder: Path) -> object:
     from bach.honest.features import read_features
 
     images = pd.DataFrame(
-        {"image_id": ["a", "b"], "path": [str(folder / f"{x}.png") for x in "ab"]}
+        {"image_id": ["a", "b"], "path": [str(folder / f"{x}.tif") for x in "ab"]}
     )
     return read_features(images, folder)
 
@@ -366,13 +366,19 @@ KINDS = (
 # Sound files of every kind
 
 
-def make_all(folder: Path) -> None:
-    """Write a folder per kind with sound files in it; slow, so it is done once."""
+def make_all(folder: Path, network: bool = True) -> None:
+    """Write a folder per kind with sound files in it.
+
+    Args:
+        folder: Where to write them.
+        network: Make models and patches too, which takes longest.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         _make_toy(folder / "toy")
         for make in (_make_pictures, _make_slides, _make_tables, _make_runs, _make_submissions):
             make(folder)
-        _make_networks(folder)
+        if network:
+            _make_networks(folder)
 
 
 def _make_toy(folder: Path) -> None:
@@ -508,16 +514,9 @@ def _make_tables(folder: Path) -> None:
         patches.loc[3, list(PROB_COLUMNS)] = np.nan
         patches.assign(tissue=0.8).to_csv(place / "hard_examples.csv", index=False)
     for place in _new(folder, "features"):
-        rng = np.random.default_rng(0)
-        from PIL import Image
-
-        from bach.honest.features import read_features
-
-        for name in "ab":
-            pixels = rng.integers(0, 256, (1536 // 8, 2048 // 8, 3), np.uint8)
-            Image.fromarray(pixels).save(place / f"{name}.png")
+        for name, photo in zip("ab", _photos(folder), strict=False):
+            shutil.copy(photo, place / f"{name}.tif")
         _features(place)
-        assert read_features is not None
 
 
 def _make_runs(folder: Path) -> None:
