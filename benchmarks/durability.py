@@ -9,7 +9,7 @@ a round without the wait leaves to be written is waited for outside the measured
 
 Reads:   nothing.
 Writes:  files in --dir (the current folder: a temporary folder may lie in memory), deleted.
-Command: python benchmarks/durability.py
+Command: python benchmarks/durability.py --rounds 25 --out docs/results/durability.csv
 Time:    1 min on a slow disk; --quick, a few seconds.
 Prints a table; the last line is JSON.
 """
@@ -23,11 +23,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach.core import files
 from bach.core.errors import exit_with
+from bach.core.tables import write_csv
 from bach.core.text import columns
 
 # What is written, and how many bytes it has for InceptionResNetV2 and BACH.
@@ -37,6 +39,9 @@ KINDS = {
     "heatmap": 6_000_000,
     "model": 220_000_000,
 }
+
+
+HEADER = ["file", "MB", "ms without", "ms with", "ratio", "ratio_low", "ratio_high"]
 
 
 @contextlib.contextmanager
@@ -61,6 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", default=".", help="folder on the disk to measure")
+    parser.add_argument("--out", help="CSV file to write the table to")
     parser.add_argument("--rounds", type=int, default=9, help="rounds")
     parser.add_argument("--quick", action="store_true", help="two rounds, small files")
     return parser.parse_args(argv)
@@ -85,11 +91,11 @@ def main(argv: list[str] | None = None) -> None:
             ratio, low, high = np.median(ratios), ratios.min(), ratios.max()
             result[kind] = {"s": np.median(durable), "ratio": ratio, "low": low, "high": high}
             megabytes, seconds = f"{size / 1e6:g}", (np.median(plain), np.median(durable))
-            rows.append(
-                [kind, megabytes, *(f"{s * 1000:.1f}" for s in seconds)]
-                + [f"{ratio:.1f}", f"{low:.1f} to {high:.1f}"]
-            )
-    print(columns(["file", "MB", "ms without", "ms with", "ratio", "over the rounds"], rows))
+            times = [f"{s * 1000:.1f}" for s in seconds]
+            rows.append([kind, megabytes, *times, f"{ratio:.1f}", f"{low:.1f}", f"{high:.1f}"])
+    print(columns(HEADER, rows))
+    if args.out:
+        write_csv(pd.DataFrame(rows, columns=HEADER), args.out)
     print(files.to_json(result))
 
 

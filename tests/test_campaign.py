@@ -1,6 +1,8 @@
 """A sample of the campaign: damaged inputs are refused, or give what can be true."""
 
+import io
 import random
+import zipfile
 
 import pytest
 from campaign.cases import FINDINGS, Case, run_all
@@ -35,3 +37,10 @@ def test_damage_is_decided_by_its_seed():
     content = bytes(range(256)) * 20
     results = [damaged(random.Random(seed), content) for seed in (1, 1, 2)]
     assert results[0] == results[1] != results[2]
+
+
+def test_an_archive_that_holds_nothing_can_be_damaged_too():
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    for seed in range(30):
+        damaged(random.Random(seed), empty.getvalue())

@@ -196,6 +196,8 @@ def _in_archive(rng: random.Random, content: bytes) -> tuple[bytes, str]:
             members = {info.filename: archive.read(info) for info in archive.infolist()}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, zlib.error, KeyError):
         return _flip(rng, content), "flip"
+    if not members:  # a directory of entries that was cut away
+        return _flip(rng, content), "flip"
     name = rng.choice(sorted(members))
     if rng.random() < 0.15:
         del members[name]
