@@ -45,7 +45,7 @@ from bach.honest.splits import (
     take,
 )
 from bach.mining import add_difficulty
-from bach.patches import View
+from bach.patches import PATCH_SIZE, View
 from bach.scores import part_a_metrics
 
 
@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     if run.finished:
         print(run.path)
         return
+    photo_sizes(images, PATCH_SIZE if args.image_network is None else 0)
     from bach.network import backend, training  # load the framework, which --help must not
     from bach.network.processes import first_process_first
     from bach.network.stores import cut_photos, store_photos

@@ -286,10 +286,9 @@ def draw_maps(maps: SlideMaps, class_map: np.ndarray, heatmap: np.ndarray) -> np
     Returns:
         uint8 picture with legends.
     """
-    drawn = [clip_to_tissue(class_map, maps)]
+    pictures = [overlay(maps.thumbnail, class_map, CLASSES, COLORS, where=maps.tissue)]
     if maps.labels is not None:
-        drawn.append(maps.labels)
-    pictures = [overlay(maps.thumbnail, classes, CLASSES, COLORS) for classes in drawn]
+        pictures.append(overlay(maps.thumbnail, maps.labels, CLASSES, COLORS))
     heat = heat_colors(heatmap)
     blank = np.full((pictures[0].shape[0] - heat.shape[0], heat.shape[1], 3), 255, np.uint8)
     pictures.append(np.concatenate([heat, blank]))

@@ -446,7 +446,7 @@ def _tiff_properties(path: Path) -> dict[str, str]:
                 "tiff.XResolution": str(resolution.value[0] / resolution.value[1]),
                 "tiff.ResolutionUnit": {2: "inch", 3: "centimeter"}.get(int(unit.value), ""),
             }
-    except (tifffile.TiffFileError, ValueError, IndexError):
+    except Exception:  # it is no TIFF, or its tags say nothing
         return {}
 
 

@@ -322,6 +322,10 @@ def test_an_overlay_leaves_normal_clear_and_colours_the_rest():
     expected = 0.55 * 200 + 0.45 * np.array(COLORS[3])
     assert np.abs(picture[30, 150] - expected).max() <= 1
     assert (picture[20, 150] == COLORS[3]).all()  # its outline
+    where = np.arange(500) < 150
+    part = overlay(thumbnail, classes, CLASSES, COLORS, where=np.tile(where, (60, 1)))
+    assert np.array_equal(part[:60, :150], picture[:60, :150])
+    assert (part[:60, 150:] == 200).all()
 
 
 def test_a_contact_sheet_has_room_for_every_picture_and_none():

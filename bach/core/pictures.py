@@ -409,6 +409,7 @@ def overlay(
     names: Sequence[str],
     colors: Sequence[Color],
     opacity: float = 0.45,
+    where: np.ndarray | None = None,
 ) -> np.ndarray:
     """Colour a thumbnail by a class map of the same size; class 0 stays clear.
 
@@ -418,6 +419,8 @@ def overlay(
         names: Names of the classes.
         colors: Their colours.
         opacity: Share of the class colour where the class is not 0.
+        where: Mask of the same size, outside of which nothing is coloured; everything if
+            not given.
 
     Returns:
         uint8 picture with a legend below.
@@ -430,6 +433,8 @@ def overlay(
             (class_map == label).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE
         )
         cv2.drawContours(picture, outlines, -1, colors[label], 1)
+    if where is not None:
+        picture[~where] = thumbnail[~where]
     return np.concatenate([picture, legend(picture.shape[1], names, colors)])
 
 
