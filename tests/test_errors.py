@@ -104,3 +104,13 @@ def test_a_closed_stream_does_not_lend_its_number_to_a_file():
 def test_a_name_that_cannot_be_encoded_is_escaped():
     done = _run("print('fa\\u0308lle \\udcff')", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.stdout, done.returncode) == ("fa\\u0308lle \\udcff\n", 0)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_that_a_library_swallows_ends_a_script_all_the_same(name, code):
+    body = (
+        f"try:\n    os.kill(os.getpid(), signal.{name})\nexcept BaseException:\n    pass\n"
+        "try:\n    time.sleep(60)\nfinally:\n    time.sleep(2.5)\n    print('tidied')"
+    )
+    done = _run(body, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    assert (done.stdout, done.stderr, done.returncode) == ("tidied\n", "", code)

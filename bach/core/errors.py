@@ -20,6 +20,8 @@ _SIGNALS = [
 ]
 # A signal that comes twice (to a group, and by our parent) is one; later, one is impatient.
 _SAME_SIGNAL_S = 5.0
+# How long after a signal it is looked whether the process is ending.
+_SWALLOWED_S = 1.0
 _CLOSED_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 
@@ -76,26 +78,52 @@ def exit_with(main: Callable[..., int | None]) -> None:
 def ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP interrupt the body as Ctrl-C does, by raising `Ended`.
 
-    A signal that somebody ignores (`nohup`) or handles stays with them.
+    A signal that somebody ignores (`nohup`) or handles stays with them. What is raised can be
+    lost: where a library catches everything (while it is imported, say) or C code calls back.
+    Then it is raised again.
     """
     first: list[float] = []
+    asked: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not first or now - first[0] > _SAME_SIGNAL_S:
-            first[:] = [now]
+            first[:], asked[:] = [now], [number]
+            _look_again()
             raise Ended(number)
+
+    def end_after_all(number: int, frame: FrameType | None) -> None:
+        _look_again()
+        if not _ending():
+            raise Ended(asked[0])
 
     ours = (signal.SIG_DFL, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     before = {number: handler for number, handler in before.items() if handler in ours}
     for number in before:
         signal.signal(number, end)
+    if hasattr(signal, "SIGALRM"):
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, end_after_all)
     try:
         yield
     finally:
+        if hasattr(signal, "SIGALRM"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _look_again() -> None:
+    if hasattr(signal, "SIGALRM"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, _SWALLOWED_S)
+
+
+def _ending() -> bool:
+    """Whether an `Ended` is on its way up: what tidies up is at work."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, Ended):
+        error = error.__context__
+    return error is not None
 
 
 def _open_streams() -> None:

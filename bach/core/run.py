@@ -114,6 +114,8 @@ class Run:
         self.finished = whole
         if self.finished:
             log.info("finished already: %s (nothing to do)", self.path)
+            if self._starts and str(record.get("status")).startswith("interrupted"):
+                self._write_status("finished")  # the signal came when all was written
 
     @contextlib.contextmanager
     def start(self, **device: object) -> Iterator[None]:
