@@ -868,7 +868,7 @@ def _write_part_a(args: argparse.Namespace, out: Path) -> None:
     if given is None:
         table = predict_part_a(args.data_dir, args.model_dir, args.tta, args.calibrated, args.mpp)
     else:
-        table = read_table(given, ("image_id", *PROB_COLUMNS))
+        table = read_table(args.predictions, ("image_id", *PROB_COLUMNS))
         table[list(PROB_COLUMNS)] = as_numbers(table, PROB_COLUMNS, args.predictions)
     with step(f"part a -> {out}") as notes:
         store = os.path.realpath(predictions_path(out)) != given

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from skimage import color
 
+from bach.core.errors import InputError
 from bach.honest.features import image_features, read_features
 
 
@@ -70,3 +71,14 @@ def test_kept_features_are_exactly_those_computed(tmp_path):
     images = pd.DataFrame({"image_id": ["a"], "path": [str(tmp_path / "a.png")]})
     first = read_features(images, tmp_path / "run")
     pd.testing.assert_frame_equal(first, read_features(images, tmp_path / "run"), check_exact=True)
+
+
+def test_kept_features_that_name_a_photo_twice_are_refused(tmp_path):
+    Image.new("RGB", (64, 48), (200, 120, 180)).save(tmp_path / "a.tif")
+    images = pd.DataFrame({"image_id": ["a"], "path": [tmp_path / "a.tif"]})
+    read_features(images, tmp_path)
+    file = tmp_path / "features.csv"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[1]]))
+    with pytest.raises(InputError, match=r"features\.csv once"):
+        read_features(images, tmp_path)

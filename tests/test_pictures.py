@@ -356,3 +356,16 @@ def test_a_banner_has_room_for_every_line_and_cuts_nothing_off():
     assert banner.shape[0] > picture.shape[0] + 40
     assert (banner[-30:] == 0).all()
     assert (banner[:-30, -3:] == banner[0, 0]).all()  # the right edge stays free
+
+
+def test_a_picture_that_its_file_cannot_hold_is_refused_before_it_is_decoded(tmp_path):
+    file = tmp_path / "map.png"
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(file)
+    content = bytearray(file.read_bytes())
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="20000x20000 px by its header, more than a file"):
+        read_indexed(file, "Write it again.")
+    Image.new("1", (20_000, 5_000)).save(file, optimize=True)  # as small as a sound one can be
+    assert read_indexed(file, "Write it again.").shape == (5_000, 20_000)

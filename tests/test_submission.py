@@ -1012,3 +1012,10 @@ def test_what_cannot_be_checked_ends_with_exit_code_2(tmp_path, monkeypatch, cap
         submission.exit_with(submission.main)
     assert stop.value.code == 2
     assert "InputError: There must be a submission to check." in capsys.readouterr().err
+
+
+def test_a_file_behind_a_link_is_named_as_the_user_named_it(tmp_path):
+    (tmp_path / "mine.csv").symlink_to("/dev/zero")
+    words = ["part-a", "--predictions", str(tmp_path / "mine.csv"), "--out"]
+    with pytest.raises(InputError, match=r"mine\.csv must be a readable CSV file"):
+        submission.main([*words, str(tmp_path / "out.csv")])

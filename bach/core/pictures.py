@@ -43,6 +43,8 @@ _MAX_PAGES = 1000
 _STRIP_PX = 1 << 20  # pixels at a time, which bounds the memory
 _TIFF_TILE = (322, 323)  # tags: width and height of a tile
 _TIFF_BITS = 258
+# Pixels that a byte of a PNG can stand for: deflate's 1032 bytes of eight pixels of one bit.
+_PNG_MOST = 1032 * 8
 _PNG_BITS = 24  # where the header has the bits per channel
 
 # EXIF: the tag, where Pillow has it, what turns a picture upright, and what swaps its sides.
@@ -221,6 +223,12 @@ def _open(
         tags = getattr(image, "tag_v2", {})
         tile = int(tags.get(_TIFF_TILE[0], 0)) * int(tags.get(_TIFF_TILE[1], 0))
         pixels = max(image.width * image.height, tile)
+        if image.format == "PNG" and pixels > _PNG_MOST * Path(path).stat().st_size:
+            raise InputError(
+                f"{path} must be a whole picture.\n"
+                f"Received: {image.width}x{image.height} px by its header, more than a file of "
+                f"this size can hold.\n{remedy}"
+            )
         if pixels > most:
             raise InputError(
                 f"{path} must have at most {most / 1e6:,.0f} million pixels.\n"

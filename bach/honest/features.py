@@ -111,8 +111,10 @@ def read_features(images: pd.DataFrame, run_dir: str | os.PathLike) -> pd.DataFr
         InputError: If a photo or `features.csv` cannot be read.
     """
     file = Path(run_dir) / "features.csv"
-    kept = read_table(file, ("image_id", "state")).set_index("image_id") if file.exists() else None
-    rows: dict[str, dict] = {} if kept is None else kept.to_dict("index")
+    rows: dict[str, dict] = {}
+    if file.exists():
+        kept = read_table(file, ("image_id", "state"), key="image_id")
+        rows = kept.set_index("image_id").to_dict("index")
     with step("features") as notes:
         states = {image.image_id: _state(image.path) for image in images.itertuples()}
         missing = [

@@ -49,6 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    args.dir.mkdir(parents=True, exist_ok=True)
     done = run_cases(args)
     killed = kills.run_kills(args.dir, args.seed, args.kills, args.again) if args.kills else []
     for row in done:

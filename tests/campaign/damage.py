@@ -213,7 +213,7 @@ def _in_archive(rng: random.Random, content: bytes) -> tuple[bytes, str]:
 
 def _in_png(rng: random.Random, content: bytes) -> tuple[bytes, str]:
     """Another size or mode in the header of a PNG whose check sum is right again."""
-    header = bytearray(content[16:29])
+    header = bytearray(content[16:29].ljust(13, b"\0"))  # of one that was cut short, too
     place = rng.randrange(len(header))
     header[place] = rng.choice((0, 1, 2, 3, 4, 6, 8, 16, 127, 255))
     checked = struct.pack(">I", zlib.crc32(b"IHDR" + bytes(header)))
