@@ -31,6 +31,7 @@ class Limit(enum.IntEnum):
     PICTURE = 2 * GB
     ARRAY = 64 * GB
     MODEL = 16 * GB
+    TORCH = GB
     ARCHIVE = 4 * GB
 
 

@@ -148,7 +148,9 @@ class Training:
     """Options of the two training scripts; defaults are those of Kwok 2018, section 4.2."""
 
     backbone: str = option(
-        "InceptionResNetV2", "a network of keras.applications, or small (trains on a CPU)"
+        "InceptionResNetV2",
+        "a network of keras.applications, EfficientNetLite0 (pretrained without a download), or "
+        "small (trains on a CPU)",
     )
     weights: str = option(
         "imagenet",

@@ -18,7 +18,7 @@ from bach.core.errors import InputError
 from bach.core.inputs import understood
 from bach.core.log import log
 from bach.core.text import listed
-from bach.network import model_file
+from bach.network import lite0, model_file
 from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
 
 # Kwok 2018, section 4.2.
@@ -41,11 +41,13 @@ def build_model(
     """Build a patch classifier.
 
     Args:
-        backbone: Name of any network in `keras.applications`, or "small": a network
-            with the same feature geometry as Inception-ResNet-v2 (8x8 at stride 32)
-            that trains on a CPU.
-        weights: "imagenet" (downloaded by Keras), "none", or a file: a model saved
-            by these scripts, or weights of the backbone alone (`.weights.h5`).
+        backbone: Name of any network in `keras.applications`; "EfficientNetLite0", whose
+            ImageNet weights come from the package index, see `bach.network.lite0`; or
+            "small": a network with the same feature geometry as Inception-ResNet-v2 (8x8
+            at stride 32) that trains on a CPU.
+        weights: "imagenet" (downloaded by Keras, but for EfficientNetLite0), "none", or a
+            file: a model saved by these scripts, or weights of the backbone alone
+            (`.weights.h5`).
         head: "sigmoid" (the paper's: four sigmoids rescaled to sum to 1) or
             "softmax".
         view: What the network sees. The features of a margin are cut off before
@@ -113,11 +115,14 @@ def check_backbone(backbone: str, weights: str) -> None:
                 "The small backbone has no ImageNet weights.\n"
                 "Received: --backbone=small --weights=imagenet.\nAdd --weights none."
             )
+    elif backbone == lite0.NAME:
+        if weights == "imagenet":
+            lite0.find_weights()
     elif not callable(getattr(keras.applications, backbone, None)):
         names = [name for name in dir(keras.applications) if name[0].isupper()]
         raise InputError(
             f"Unknown backbone.\nReceived: --backbone={backbone}.\n"
-            f"Use small or one of {', '.join(names)}."
+            f"Use small, {lite0.NAME} or one of {', '.join(names)}."
         )
 
 
@@ -296,8 +301,24 @@ def _near_features(inputs: keras.KerasTensor, backbone: str, weights: str) -> ke
 def _features(
     inputs: keras.KerasTensor, backbone: str, weights: str, prefix: str = ""
 ) -> keras.KerasTensor:
+    """Feature map `(batch, rows, cols, channels)` of a backbone, its layers named after a prefix.
+
+    A kind of backbone is a branch here and one in `check_backbone`.
+    """
     if backbone == "small":
         return _small(inputs, prefix)
+    if backbone == lite0.NAME:
+        network = lite0.build(tuple(inputs.shape[1:]), prefix + lite0.NAME.lower())
+        if weights == "imagenet":
+            lite0.load_weights(network)
+        return network(inputs)
+    return _application(inputs, backbone, weights, prefix)
+
+
+def _application(
+    inputs: keras.KerasTensor, backbone: str, weights: str, prefix: str
+) -> keras.KerasTensor:
+    """A network of `keras.applications`, which is one layer of ours."""
     function = getattr(keras.applications, backbone)
     # Every application module has its own scaling of 0..255 input.
     x = sys.modules[function.__module__].preprocess_input(inputs)

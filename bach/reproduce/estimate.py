@@ -25,7 +25,11 @@ from bach.tissue import slide_maps
 # A training step is a prediction, and about two more to go back through the network.
 _PREDICTIONS_PER_STEP = 3
 # Networks whose size is known; any other counts as the paper's.
-_PARAMETERS = {"InceptionResNetV2": 57_500_000, "small": 520_000}
+_PARAMETERS = {
+    "InceptionResNetV2": 57_500_000,
+    "EfficientNetLite0": 6_050_000,
+    "small": 520_000,
+}
 
 _SURVEY = ["image_id", "annotated", "mined", "cells", "pixels", "benign", "benign_tissue"]
 
