@@ -5,6 +5,7 @@ leave this module. `l0_` marks level-0 pixels, `l_` pixels of one pyramid level.
 """
 
 import concurrent.futures
+import contextlib
 import itertools
 import math
 import os
@@ -106,7 +107,7 @@ class Slide:
             self._l_sizes: Sequence[tuple[int, int]] = slide.level_dimensions
             # Asked for here: where one thread has met damage, the slide answers no other.
             self._location_factors: Sequence[float] = slide.level_downsamples
-            self.properties = dict(slide.properties)
+            self.properties = _properties(slide)
         except openslide.OpenSlideError as error:
             self.close()
             if openslide.OpenSlide.detect_format(self.path) is not None:
@@ -430,6 +431,15 @@ def _number(text: object) -> float | None:
         return float(str(text))
     except ValueError:
         return None
+
+
+def _properties(slide: openslide.OpenSlide) -> dict[str, str]:
+    """What the file says of itself; names that are no UTF-8 are listed, but cannot be asked for."""
+    found = {}
+    for name in slide.properties:
+        with contextlib.suppress(KeyError):
+            found[name] = slide.properties[name]
+    return found
 
 
 def _tiff_properties(path: Path) -> dict[str, str]:

@@ -114,3 +114,12 @@ def test_a_signal_that_a_library_swallows_ends_a_script_all_the_same(name, code)
     )
     done = _run(body, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert (done.stdout, done.stderr, done.returncode) == ("tidied\n", "", code)
+
+
+def test_a_signal_that_is_lost_where_nothing_can_be_raised_is_not_told_of():
+    body = (
+        "class Lost:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "Lost()\ntime.sleep(60)"
+    )
+    done = _run(body)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 143)

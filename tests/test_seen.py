@@ -1,6 +1,7 @@
 """What a model has seen stands in its file, and nobody may start from it that should not."""
 
 import logging
+import os
 import zipfile
 
 import pytest
@@ -36,6 +37,8 @@ def test_a_file_that_says_nothing_is_unknown_but_for_the_list_beside_it(tmp_path
         assert read_seen(tmp_path / "d.keras").unknown
     (tmp_path / "x.weights.h5").write_bytes(b"no zip")
     assert read_seen(tmp_path / "x.weights.h5").unknown
+    os.mkfifo(tmp_path / "pipe.keras")  # nobody waits for a writer
+    assert read_seen(tmp_path / "pipe.keras").unknown
 
 
 @pytest.mark.parametrize("name", ["A01", "a01.SVS", "WSI/A01.svs"])

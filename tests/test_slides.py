@@ -134,6 +134,15 @@ def test_a_slide_without_scale_is_refused_with_the_remedy_and_runs_with_mpp(tmp_
         assert slide.mpp == 0.5
 
 
+def test_properties_whose_names_are_no_utf_8_are_passed_over(tmp_path, path):
+    file, content = tmp_path / "latin.svs", path.read_bytes()
+    assert b"AppMag = 20" in content
+    file.write_bytes(content.replace(b"AppMag = 20", b"\xb5m px = 1.0"))
+    with Slide(file) as slide:
+        assert slide.mpp == pytest.approx(0.467)
+        assert "aperio.MPP" in slide.properties
+
+
 def test_an_impossible_scale_is_not_believed(tmp_path, pixels):
     tifffile.imwrite(
         tmp_path / "dpi.tif", pixels, tile=(256, 256), resolution=(72, 72), resolutionunit="INCH"

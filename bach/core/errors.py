@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from bach.core.log import log, setup_logging
 
@@ -102,6 +103,7 @@ def ended_by_signals() -> Iterator[None]:
     before = {number: handler for number, handler in before.items() if handler in ours}
     for number in before:
         signal.signal(number, end)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda lost: _tell_of_lost(hook, lost)
     if hasattr(signal, "SIGALRM"):
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, end_after_all)
     try:
@@ -109,6 +111,7 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         if hasattr(signal, "SIGALRM"):
             signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -116,6 +119,12 @@ def ended_by_signals() -> Iterator[None]:
 def _look_again() -> None:
     if hasattr(signal, "SIGALRM"):  # not on Windows
         signal.setitimer(signal.ITIMER_REAL, _SWALLOWED_S)
+
+
+def _tell_of_lost(hook: Callable, lost: Any) -> None:
+    """Say nothing of an `Ended` that is lost where nothing can be raised: it comes again."""
+    if not isinstance(lost.exc_value, Ended):
+        hook(lost)
 
 
 def _ending() -> bool:

@@ -291,13 +291,8 @@ def fingerprint(
 def _digest(path: str | os.PathLike | None) -> str:
     if path is None:
         return "none"
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"No such file: {path}.\nReceived: {error.strerror}.\nCheck the name."
-        ) from error
+    with open_input(path, "be a readable file", "Check the name.") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _prefix(name: str) -> str:

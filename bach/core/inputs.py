@@ -11,11 +11,11 @@ raises about bytes it did not expect).
 
 import contextlib
 import enum
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from bach.core.errors import InputError
 
@@ -70,7 +70,7 @@ def read_input(path: str | os.PathLike, must: str, remedy: str, limit: int) -> b
 @contextlib.contextmanager
 def open_input(
     path: str | os.PathLike, must: str, remedy: str, limit: int | None = None
-) -> Iterator[IO[bytes]]:
+) -> Iterator[io.BufferedReader]:
     """A file open for reading, looked at first; what the body raises becomes an InputError.
 
     For libraries that read from a stream; see `require_file` and `understood`.
@@ -106,7 +106,7 @@ def understood(path: str | os.PathLike, must: str, remedy: str) -> Iterator[None
 @contextlib.contextmanager
 def _open(
     path: str | os.PathLike, must: str, remedy: str, limit: int | None
-) -> Iterator[IO[bytes]]:
+) -> Iterator[io.BufferedReader]:
     try:
         # Without waiting: to open a pipe waits for somebody who writes to it.
         handle = os.open(path, os.O_RDONLY | _FLAGS)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bach.core.errors import InputError
 from bach.core.files import read_object
-from bach.core.inputs import Limit
+from bach.core.inputs import Limit, open_input
 from bach.core.log import log
 from bach.core.tables import image_key
 from bach.core.text import listed
@@ -69,7 +69,7 @@ def read_seen(file: str | os.PathLike) -> Seen:
     """
     file = Path(file)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_input(file, "be a model", "") as stream, zipfile.ZipFile(stream) as archive:
             if archive.getinfo(_ENTRY).file_size > Limit.JSON:
                 raise ValueError("a bomb")
             values = json.loads(archive.read(_ENTRY))

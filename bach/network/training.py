@@ -109,7 +109,8 @@ def train(
     stopped = StoppedLearning(model, training, settings.label_smoothing, checkpoint)
     ours += [stopped, checkpoint, LogEpoch(settings.epochs)]
     with backend.enough_memory(f"--batch-size={training.batch_size}", backend.SMALLER_BATCH):
-        _draw_batch(learner, training, folder / "batch.png")
+        if not done:
+            _draw_batch(learner, training, folder / "batch.png")
         if done < settings.epochs:
             learner.fit(
                 feed(training),

@@ -207,14 +207,14 @@ class _Process:
 
     def __init__(self, command: Sequence[str]):
         self._log = Path(f"/tmp/campaign_{os.getpid()}.log")
-        # Where this runs in the background, Ctrl-C is ignored by all that it starts.
+        # In the background Ctrl-C is ignored by all that this starts, under nohup SIGHUP.
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
             stdout=self._log.open("w"),
             stderr=subprocess.STDOUT,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_obey_signals,
         )
 
     def end(self) -> "_Process":
@@ -256,6 +256,12 @@ class _Process:
         self._process.send_signal(getattr(signal, name))
         self.end()
         return moment
+
+
+def _obey_signals() -> None:
+    for name in SIGNALS:
+        if name != "SIGKILL":
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def _half_written(run: Path) -> Iterator[Path]:
