@@ -4,14 +4,16 @@ Everything is addressed in level-0 pixels and um per pixel; pyramid levels do no
 leave this module. `l0_` marks level-0 pixels, `l_` pixels of one pyramid level.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import itertools
 import math
 import os
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,9 +21,7 @@ import openslide
 
 from bach.core.errors import InputError
 from bach.core.pictures import over_white, read_rgb
-
-if TYPE_CHECKING:
-    import scipy.sparse
+from bach.core.resample import enlarge, shrink
 
 # Part A photos carry no usable scale; the challenge states it (Aresta et al. 2018).
 PART_A_MPP = 0.42
@@ -45,7 +45,14 @@ _BLOCK_PIXELS = 1_000_000
 # region, or its thumbnail, waits half as long.
 _THREADS = 2
 
-_CACHE_BYTES = 64 * 2**20
+# Levels are read in blocks, which are tiles where these are no larger than this, and what was
+# read lately is kept: OpenSlide takes 14 ns to paint a pixel, also of a tile that it decoded
+# before, and patches a fifth apart show every pixel 25 times. Of a block that nobody has asked
+# for before only the part that is wanted is read, unless that is half of it.
+_BLOCK_PX, _LARGEST_BLOCK_PX = 256, 1024
+_ASKED = 1 << 14  # so many blocks are known to have been asked for
+_KEPT_BYTES = 96 * 2**20  # what a row of patches across the widest slides looks at
+_CACHE_BYTES, _LARGE_CACHE_BYTES = 32 * 2**20, 64 * 2**20  # OpenSlide's own; for larger tiles
 
 # What a file may claim of itself. OpenSlide ends the process where it finds no memory for a
 # tile (16,384 px squared are 1 GB), and thumbnails would find none beyond 100 Gpx; the largest
@@ -59,6 +66,9 @@ _PLAIN_VENDORS = ("aperio", "generic-tiff", "trestle")
 
 # A first look at a slide without a small level: so many samples of so many px along each side.
 _GLANCE, _GLANCE_PX = 16, 64
+
+
+_Future = concurrent.futures.Future[np.ndarray]
 
 
 class Slide:
@@ -100,14 +110,17 @@ class Slide:
             )
         self._openslide: openslide.OpenSlide | None = None
         self._image: np.ndarray | None = None
+        self._blocks = _Blocks(self._read_file)
         try:
             self._openslide = slide = openslide.OpenSlide(self.path)
-            slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             self.width, self.height = slide.dimensions
             self._l_sizes: Sequence[tuple[int, int]] = slide.level_dimensions
             # Asked for here: where one thread has met damage, the slide answers no other.
             self._location_factors: Sequence[float] = slide.level_downsamples
             self.properties = _properties(slide)
+            self._tiles = [_tile(self.properties, level) for level in range(len(self._l_sizes))]
+            large = max(map(max, self._tiles)) > _LARGEST_BLOCK_PX
+            slide.set_cache(openslide.OpenSlideCache(_LARGE_CACHE_BYTES if large else _CACHE_BYTES))
         except openslide.OpenSlideError as error:
             self.close()
             if openslide.OpenSlide.detect_format(self.path) is not None:
@@ -146,6 +159,7 @@ class Slide:
             self._openslide.close()
         self._openslide = None
         self._image = None
+        self._blocks.clear()
 
     def read(
         self, x: float, y: float, width: int, height: int, mpp: float | None = None
@@ -266,10 +280,7 @@ class Slide:
         """Refuse a file that claims what nobody has, or more than 8 bits per channel."""
         faults = []
         for level, (l_width, l_height) in enumerate(self._l_sizes):
-            tile = [
-                _number(self.properties.get(f"openslide.level[{level}].tile-{side}", 0)) or 0
-                for side in ("width", "height")
-            ]
+            tile = _tile(self.properties, level)
             if tile[0] * tile[1] > _TILE_PIXELS:
                 faults.append(f"tiles of {tile[0]:,.0f}x{tile[1]:,.0f} px on level {level}")
             if min(l_width, l_height) < 1 or l_width * l_height > _SLIDE_PIXELS:
@@ -304,14 +315,14 @@ class Slide:
         pixels = self._read_level(level, left, top, right - left, bottom - top)
         offset_x, offset_y = l_x - left, l_y - top
         if min(factors) < 1 - 1e-9:
-            return _enlarge(pixels, offset_x, offset_y, width, height, factors)
+            return enlarge(pixels, (offset_x, offset_y), (width, height), factors)
         whole = abs(offset_x) < 1e-6 and abs(offset_y) < 1e-6
         whole = whole and abs(l_right - right) < 1e-6 and abs(l_bottom - bottom) < 1e-6
         if whole and pixels.shape[:2] == (height, width):
             return pixels
         if whole:
             return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-        return _shrink(pixels, offset_x, offset_y, width, height, factors)
+        return shrink(pixels, (offset_x, offset_y), (width, height), factors)
 
     def _read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """Read whole pixels of one level, white beyond its edge."""
@@ -327,21 +338,148 @@ class Slide:
             return result
         if self._openslide is None:
             raise ValueError(f"The slide {self.path} is closed.")
+        across, down = map(_block_side, self._tiles[level])
+        for row, col in itertools.product(
+            range(y0 // down, (y1 - 1) // down + 1), range(x0 // across, (x1 - 1) // across + 1)
+        ):
+            block = _Box(
+                level, *_cut(col * across, across, l_width), *_cut(row * down, down, l_height)
+            )
+            part = _Box(
+                level,
+                *_between(x0, x1, block.left, block.width),
+                *_between(y0, y1, block.top, block.height),
+            )
+            pixels = self._blocks.get(block, 2 * part.pixels >= block.pixels)
+            if pixels is None:
+                pixels = self._read_file(part)
+            else:
+                pixels = pixels[part.top - block.top :, part.left - block.left :]
+            target[part.top - y0 :, part.left - x0 :][: part.height, : part.width] = pixels[
+                : part.height, : part.width
+            ]
+        return result
+
+    def _read_file(self, box: "_Box") -> np.ndarray:
+        """Have OpenSlide read a box that lies on its level: uint8 `(height, width, 3)`."""
+        slide = self._openslide
+        if slide is None:
+            raise ValueError(f"The slide {self.path} is closed.")
         # OpenSlide divides the location by its own downsample, which for sizes that
         # do not divide evenly is not quite the integer it should be.
-        factor = self._location_factors[level]
-        location = (round(x0 * factor), round(y0 * factor))
+        factor = self._location_factors[box.level]
+        location = (round(box.left * factor), round(box.top * factor))
         try:
-            region = self._openslide.read_region(location, level, (x1 - x0, y1 - y0))
+            region = slide.read_region(location, box.level, (box.width, box.height))
         except openslide.OpenSlideError as error:
             raise InputError(
                 f"The slide {self.path} cannot be read everywhere.\n"
                 f"Received: at x={location[0]}, y={location[1]} (level-0 px), pyramid level "
-                f"{level}: {error}.\n"
+                f"{box.level}: {error}.\n"
                 "The file is damaged or truncated: copy or download it again."
             ) from error
-        target[:] = over_white(np.asarray(region))  # what was never scanned is shown as glass
-        return result
+        return over_white(np.asarray(region))  # what was never scanned is shown as glass
+
+
+class _Box(NamedTuple):
+    """Whole pixels of a level."""
+
+    level: int
+    left: int
+    width: int
+    top: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+class _Blocks:
+    """Blocks of a slide that were read lately; one that several threads want is read once.
+
+    Args:
+        read: Reads a block, uint8 `(height, width, 3)`.
+    """
+
+    def __init__(self, read: Callable[[_Box], np.ndarray]):
+        self._read = read
+        self._lock = threading.Lock()
+        # What was used last comes last.
+        self._kept: collections.OrderedDict[_Box, _Future] = collections.OrderedDict()
+        self._asked: collections.OrderedDict[_Box, None] = collections.OrderedDict()
+        self._bytes = 0
+
+    def get(self, block: _Box, worthwhile: bool) -> np.ndarray | None:
+        """A block, not to be written to.
+
+        Args:
+            block: What is wanted.
+            worthwhile: Read it also if it is asked for the first time.
+
+        Returns:
+            uint8 `(height, width, 3)`; None of a block that is not there, if it is not
+            worthwhile to read all of it.
+        """
+        with self._lock:
+            there = self._kept.get(block)
+            if there is not None:
+                self._kept.move_to_end(block)
+            elif not worthwhile and block not in self._asked:
+                self._asked[block] = None
+                if len(self._asked) > _ASKED:
+                    self._asked.popitem(last=False)
+                return None
+            else:
+                self._asked.pop(block, None)
+                mine = self._kept[block] = _Future()
+                self._bytes += 3 * block.pixels
+                while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
+                    self._bytes -= 3 * self._kept.popitem(last=False)[0].pixels
+        if there is not None:
+            return there.result()
+        try:
+            mine.set_result(self._read(block))
+        except BaseException as error:  # who waits for it must not wait for ever
+            with self._lock:
+                if self._kept.pop(block, None) is not None:
+                    self._bytes -= 3 * block.pixels
+            mine.set_exception(error)
+            raise
+        return mine.result()
+
+    def clear(self) -> None:
+        """Forget all blocks."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+
+def _cut(start: int, side: int, length: int) -> tuple[int, int]:
+    """Start and length of a block's side on a level of this length."""
+    return start, min(side, length - start)
+
+
+def _between(low: int, high: int, start: int, length: int) -> tuple[int, int]:
+    """Start and length of what two stretches have in common."""
+    first = max(low, start)
+    return first, min(high, start + length) - first
+
+
+def _tile(properties: Mapping[str, str], level: int) -> tuple[int, int]:
+    """Width and height of the tiles of a level in px, 0 where the file does not say."""
+    width, height = (
+        _number(properties.get(f"openslide.level[{level}].tile-{side}", 0)) or 0
+        for side in ("width", "height")
+    )
+    return int(width), int(height)
+
+
+def _block_side(tile: int) -> int:
+    """Side of the blocks that a level is read in, for tiles of one side in px."""
+    if not 0 < tile <= _LARGEST_BLOCK_PX:
+        return _LARGEST_BLOCK_PX if tile else _BLOCK_PX
+    return tile * max(1, _BLOCK_PX // tile)  # of smaller tiles several, which makes fewer calls
 
 
 def _downsample(l0_size: tuple[int, int], l_size: tuple[int, int]) -> tuple[float, float]:
@@ -487,65 +625,3 @@ def _channels(path: Path) -> tuple[int, int]:
             return int(np.max(page.bitspersample)), int(page.samplesperpixel)
     except Exception:  # see _missing_tiles
         return 8, 3
-
-
-def _weights(offset: float, count: int, factor: float, length: int) -> "scipy.sparse.csr_array":
-    """Area weights `(count, length)`: pixel i is the mean over offset + factor*[i, i+1)."""
-    import scipy.sparse  # slow to import
-
-    start = offset + factor * np.arange(count)
-    span = math.ceil(factor) + 1
-    source = np.floor(start).astype(np.int64)[:, None] + np.arange(span)
-    overlap = np.minimum(source + 1, (start + factor)[:, None]) - np.maximum(source, start[:, None])
-    overlap = np.clip(overlap, 0, None) / factor
-    # Rounding can leave a sliver of weight beyond the last pixel.
-    overlap[(source < 0) | (source >= length)] = 0
-    overlap /= overlap.sum(axis=1, keepdims=True)
-    rows = np.repeat(np.arange(count), span)
-    matrix = scipy.sparse.coo_array(
-        (overlap.ravel().astype(np.float32), (rows, np.clip(source, 0, length - 1).ravel())),
-        shape=(count, length),
-    )
-    return matrix.tocsr()
-
-
-def _shrink(
-    pixels: np.ndarray,
-    offset_x: float,
-    offset_y: float,
-    width: int,
-    height: int,
-    factors: tuple[float, float],
-) -> np.ndarray:
-    """Area averaging with a fractional offset, which cv2.resize does not offer."""
-    rows, cols = pixels.shape[:2]
-    tall = _weights(offset_y, height, factors[1], rows) @ pixels.reshape(rows, -1).astype(
-        np.float32
-    )
-    wide = tall.reshape(height, cols, 3).transpose(1, 0, 2).reshape(cols, -1)
-    result = (_weights(offset_x, width, factors[0], cols) @ wide).reshape(width, height, 3)
-    return np.rint(result.transpose(1, 0, 2)).astype(np.uint8)
-
-
-def _enlarge(
-    pixels: np.ndarray,
-    offset_x: float,
-    offset_y: float,
-    width: int,
-    height: int,
-    factors: tuple[float, float],
-) -> np.ndarray:
-    """Bilinear interpolation between pixel centres."""
-    matrix = np.array(
-        [
-            [factors[0], 0, offset_x + factors[0] / 2 - 0.5],
-            [0, factors[1], offset_y + factors[1] / 2 - 0.5],
-        ]
-    )
-    return cv2.warpAffine(
-        pixels,
-        matrix,
-        (width, height),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )

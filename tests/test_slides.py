@@ -1,5 +1,6 @@
 """Slides: exact regions at any scale, and every way a file can be wrong."""
 
+import concurrent.futures
 import struct
 import subprocess
 import sys
@@ -31,23 +32,20 @@ def path(pixels, tmp_path_factory):
     return path
 
 
-def _area_mean(pixels, x, y, width, height, factor):
-    """Area averaging worked out one result pixel at a time; white outside."""
-    result = np.zeros((height, width, 3))
-    room = 200
-    padded = np.pad(pixels.astype(float), ((room, room), (room, room), (0, 0)), constant_values=255)
+def exact_area_mean(pixels, x, y, width, height, factor):
+    """Area averaging by one weight per pixel of the slide and of the result; white outside."""
 
-    def share(start, count):
-        edges = np.arange(count)
-        low = np.maximum(edges, start)
-        return np.clip(np.minimum(edges + 1, start + factor) - low, 0, None)
+    def weights(start, count, length):
+        first = start + factor * np.arange(count)[:, None]
+        edges = np.arange(length)
+        overlap = np.minimum(edges + 1, first + factor) - np.maximum(edges, first)
+        return np.clip(overlap, 0, None) / factor
 
-    for row in range(height):
-        tall = share(y + row * factor + room, padded.shape[0])
-        for col in range(width):
-            wide = share(x + col * factor + room, padded.shape[1])
-            result[row, col] = np.einsum("i,j,ijc->c", tall, wide, padded) / factor**2
-    return result
+    down, across = weights(y, height, len(pixels)), weights(x, width, pixels.shape[1])
+    rows, cols = down.any(axis=0), across.any(axis=0)
+    inside = pixels[rows][:, cols].astype(np.float64) - 255  # so that what is beyond is white
+    tall = np.tensordot(down[:, rows], inside, 1)
+    return np.tensordot(across[:, cols], tall, (1, 1)).transpose(1, 0, 2) + 255
 
 
 def test_a_slide_tells_its_size_and_scale(path):
@@ -67,14 +65,78 @@ def test_level_0_regions_are_the_pixels_themselves(path, pixels):
 def test_shrinking_is_exact_area_averaging_at_fractional_places(path, pixels, x, y, factor):
     with Slide(path) as slide:
         seen = slide.read(x, y, 9, 7, mpp=0.467 * factor)
-    expected = _area_mean(pixels, x, y, 9, 7, factor)
+    expected = exact_area_mean(pixels, x, y, 9, 7, factor)
     assert np.abs(seen - expected).max() <= 0.51
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """A slide of noise whose levels divide evenly, and the pixels of each level."""
+    level = np.random.default_rng(1).integers(0, 256, (800, 1040, 3), np.uint8)
+    path = tmp_path_factory.mktemp("noise") / "noise.svs"
+    write_slide(path, level, mpp=0.5)
+    levels = {1: level}
+    for factor in (4, 16):
+        level = cv2.resize(level, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+        levels[factor] = level
+    return path, levels
+
+
+def random_regions(seed, count):
+    """x, y, width, height, level-0 px per px: of all scales, near and beyond edges."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        factor = float(np.exp(rng.uniform(0, np.log(40))))
+        if rng.random() < 0.3:
+            factor = float(rng.choice([1, 1.5, 2, 4, 4.5, 8, 16, 20]))
+        width, height = rng.integers(1, 300, 2).tolist()
+        x, y = rng.uniform(-150, 1100), rng.uniform(-150, 850)
+        if rng.random() < 0.3:
+            x, y = round(x / 16) * 16, round(y / 16) * 16
+        yield x, y, width, height, factor
+
+
+@pytest.mark.parametrize("kept", [96 << 20, 300_000])
+def test_every_region_is_the_exact_mean_of_its_level_whatever_was_read_before(
+    noise, monkeypatch, kept
+):
+    monkeypatch.setattr("bach.slides._KEPT_BYTES", kept)
+    path, levels = noise
+    with Slide(path) as slide:
+        for x, y, width, height, factor in random_regions(kept, 100):
+            seen = slide.read(x, y, width, height, mpp=0.5 * factor)
+            level = max(down for down in levels if down <= factor * 1.001)
+            args = x / level, y / level, width, height, factor / level
+            expected = exact_area_mean(levels[level], *args)
+            assert np.abs(seen - expected).max() <= 0.51, args
+
+
+def test_threads_that_read_one_slide_see_what_one_alone_sees(noise, monkeypatch):
+    monkeypatch.setattr("bach.slides._KEPT_BYTES", 1_000_000)  # blocks come and go
+    regions = list(random_regions(3, 120))
+
+    def read(region):
+        *place, factor = region
+        return slide.read(*place, mpp=0.5 * factor)
+
+    with Slide(noise[0]) as slide:
+        alone = [read(region) for region in regions]
+    with Slide(noise[0]) as slide, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for one, other in zip(alone, pool.map(read, regions * 2), strict=False):
+            assert np.array_equal(one, other)
+
+
+def test_what_is_read_may_be_written_to(noise):
+    with Slide(noise[0]) as slide:
+        before = slide.read(0, 0, 256, 256)
+        slide.read(0, 0, 256, 256)[:] = 0
+        assert np.array_equal(slide.read(0, 0, 256, 256), before)
 
 
 def test_a_pyramid_level_gives_what_level_0_gives(path, pixels):
     with Slide(path) as slide:
         seen = slide.read(40.0, 80.0, 20, 30, mpp=0.467 * 8)  # from the level of factor 4
-    expected = _area_mean(pixels, 40.0, 80.0, 20, 30, 8)
+    expected = exact_area_mean(pixels, 40.0, 80.0, 20, 30, 8)
     assert np.abs(seen - expected).max() <= 1.1  # the level itself was rounded
 
 
@@ -198,11 +260,39 @@ def test_damage_in_one_block_of_a_large_region_is_reported(tmp_path, path, monke
         slide.read(0, 0, 832, 640)
 
 
+def test_damage_ends_every_thread_that_waits_for_the_same_block(tmp_path, path):
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        tile = tiff.pages[0].dataoffsets[-1]
+    data[tile : tile + 1000] = bytes(1000)
+    (tmp_path / "scratched.svs").write_bytes(data)
+    with (
+        Slide(tmp_path / "scratched.svs") as slide,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
+        waiting = [pool.submit(slide.read, 700, 500, 100, 100) for _ in range(24)]
+        for future in waiting:
+            with pytest.raises(InputError, match="cannot be read everywhere"):
+                future.result(timeout=60)
+
+
 def test_reading_a_closed_slide_is_an_error(path):
     slide = Slide(path)
     slide.close()
     with pytest.raises(ValueError, match="closed"):
         slide.read(0, 0, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("tile", "width", "height"), [(128, 256, 256), (240, 240, 240), (1024, 1024, 1024)]
+)
+def test_no_tile_of_a_slide_is_read_in_parts(tmp_path, pixels, tile, width, height):
+    tiff_slide(tmp_path / "tiled.tif", np.tile(pixels, (2, 2, 1)), tile=(tile - tile % 16,) * 2)
+    read = []
+    with Slide(tmp_path / "tiled.tif") as slide:
+        slide._blocks._read = lambda box: read.append(box) or slide._read_file(box)
+        slide.read(0, 0, 1100, 1100)
+    assert {(box.left % width, box.top % height) for box in read} == {(0, 0)}
 
 
 # What a file claims

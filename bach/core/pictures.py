@@ -186,7 +186,9 @@ def over_white(rgba: np.ndarray) -> np.ndarray:
     Args:
         rgba: uint8 `(height, width, 4)`, the colours not multiplied by the last channel.
     """
-    result = rgba[..., :3].copy()
+    if not rgba.size:
+        return rgba[..., :3].copy()
+    result = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)  # many times faster than a slice
     rows = max(1, _STRIP_PX // max(rgba.shape[1], 1))
     for top in range(0, len(rgba), rows):
         part = rgba[top : top + rows]
