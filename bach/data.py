@@ -1,9 +1,10 @@
 """Find the challenge data on disk and check it.
 
     python -m bach.data data/BACH
+    python -m bach.data download data/BACH
 
-prints counts per class, the sum of every annotation and every problem found, and exits with 1 if
-there is any problem.
+The second one downloads and unpacks it first. Both print counts per class, the sum of every
+annotation and every problem found, and exit with 1 if there is any problem.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from bach import download
 from bach.annotations.checks import AnnotationSummary, slide_labels
 from bach.annotations.files import ENDINGS, Folder, folders_of
 from bach.annotations.regions import read_annotation, read_class_map_file, reasons
@@ -645,16 +648,23 @@ def _sums_table(sums: dict[str, AnnotationSummary]) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["download"]:
+        return download.parse_args(words[1:])
     parser = argparse.ArgumentParser(
-        prog="python -m bach.data", description="Find the challenge data on disk and check it."
+        prog="python -m bach.data",
+        description="Find the challenge data on disk and check it.",
+        epilog="To download it first: python -m bach.data download DIR (see its --help).",
     )
     parser.add_argument("data_dir", help="folder of the challenge data")
     options.add(parser, Options)
-    return parser.parse_args(argv)
+    return parser.parse_args(words)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if hasattr(args, "accept_licence"):
+        download.run(args)
     table, problems, sums, notes = _check(args.data_dir, args.class_map)
     rows = []
     for part, images in table.groupby("part"):

@@ -106,7 +106,7 @@ def test_every_kind_of_problem_is_listed(photos, capsys):
         "n007.png must have 8 bits per channel. Received: 16 bits",
         "n008.png: 67% of it is exactly one colour (0, 0, 0)",
         "n009.png: mode RGBA instead of 8-bit RGB",
-        "n010.png must have at most 100 million pixels",
+        "n010.png must be a whole picture",
         "the name says Benign, the folder Normal",
         "b009.png: not in microscopy_ground_truth.csv",
         "is002.png: microscopy_ground_truth.csv says Invasive, the folder InSitu",
