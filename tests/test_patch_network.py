@@ -171,3 +171,16 @@ def test_two_magnifications_see_the_whole_patch_and_its_middle_enlarged(patches)
     )
     with pytest.raises(InputError, match="has no margin"):
         build_model("small", "none", view=View(32, 2))
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    model = build_model("small", "none")
+    kernel, bias = model.get_layer("classes").get_weights()
+    model.get_layer("classes").set_weights([kernel, np.where([0, 1, 0, 0], value, bias)])
+    model.save(tmp_path / "m.keras")
+    model.save_weights(tmp_path / "m.weights.h5")
+    for use in (load_model, lambda file: build_model("small", str(file))):
+        for file in ("m.keras", "m.weights.h5")[: 1 if use is load_model else 2]:
+            with pytest.raises(InputError, match=r"finite weights[\s\S]*classes/bias"):
+                use(tmp_path / file)

@@ -108,6 +108,8 @@ def ended_by_signals() -> Iterator[None]:
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, end_after_all)
     try:
         yield
+        if asked:  # just now, and lost
+            raise Ended(asked[0])
     finally:
         if hasattr(signal, "SIGALRM"):
             signal.setitimer(signal.ITIMER_REAL, 0)

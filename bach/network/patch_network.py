@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from bach.classes import CLASSES
@@ -187,8 +188,18 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     # One that is a sequence of layers, or was saved with a list of a single input.
     if isinstance(model, keras.Sequential) or isinstance(model.input, list):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    _check_finite(model, path)
     model.source = str(path)
     return model
+
+
+def _check_finite(model: keras.Model, file: str | os.PathLike) -> None:
+    wrong = [x.path for x in model.weights if not np.isfinite(ops.convert_to_numpy(x)).all()]
+    if wrong:
+        raise InputError(
+            f"{file} must hold finite weights.\n"
+            f"Received: others in {listed(wrong)}.\nTrain the model again, or copy the file again."
+        )
 
 
 def require_layers(model: keras.Model, names: Iterable[str]) -> None:
@@ -387,4 +398,5 @@ def _load_weights(model: keras.Model, file: str) -> None:
     for backbone in [x for x in model.layers if isinstance(x, keras.Model)] or [model]:
         with understood(file, must, remedy):
             backbone.load_weights(file)
+    _check_finite(model, file)
     log.info("weights: backbone from %s", file)
