@@ -38,7 +38,9 @@ from bach.honest.intervals import accuracy_interval, format_interval
 from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
 from bach.honest.splits import (
     ALWAYS_TRAIN,
+    absent_classes,
     check_belongs,
+    check_classes,
     check_folds,
     join_folds,
     read_folds,
@@ -148,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         patches = pd.concat(tables, ignore_index=True)
         metrics, table = score(patches, images, run)
         metrics |= training.stopped_learning(run.path)
+        metrics |= {"warnings": lines} if (lines := absent_classes(images)) else {}
         draw_errors(store, patches, table, run)
         run.finish(metrics)
     print(run.path)
@@ -182,6 +185,7 @@ def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
                 f"Fold {fold} has no image to hold out.\n"
                 f"Received: --folds={args.folds}, --limit={args.limit}. Use a larger --limit."
             )
+    check_classes(images, chosen)
     done = [fold for fold in every if (Path(args.run_dir) / f"fold_{fold}/heldout.npy").exists()]
     return images, sorted({*chosen, *done}) if args.resume else chosen
 

@@ -24,6 +24,7 @@ from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import read_object, to_json, write_json
 from bach.core.log import log
+from bach.core.options import whole
 from bach.core.pictures import write_png
 from bach.core.tables import as_probs, as_whole, image_key, read_table
 from bach.core.text import columns, number
@@ -352,11 +353,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--folds", default=None, help="fold table (default: the column fold of the predictions)"
     )
-    parser.add_argument("--bins", type=int, default=BINS, help="bins of the reliability table")
-    args = parser.parse_args(argv)
-    if args.bins < 1:
-        parser.error(f"--bins must be 1 or more. Received: {args.bins}.")
-    return args
+    parser.add_argument(
+        "--bins", type=whole(1, 1000), default=BINS, help="bins of the reliability table"
+    )
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

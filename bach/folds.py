@@ -21,11 +21,13 @@ from bach.classes import CLASSES, parse_label
 from bach.core.errors import InputError, exit_with
 from bach.core.files import require_place, to_json
 from bach.core.log import log
-from bach.core.tables import write_csv
+from bach.core.options import whole
+from bach.core.tables import patient_key, write_csv
 from bach.core.text import listed
 from bach.honest import audit
 from bach.honest.splits import (
     ALWAYS_TRAIN,
+    absent_classes,
     check_folds,
     format_counts,
     known_patients,
@@ -34,6 +36,7 @@ from bach.honest.splits import (
     read_folds,
     read_image_table,
     read_patients,
+    suspects,
     with_patients,
 )
 
@@ -50,7 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     make.add_argument("--part", choices=("a", "b"), required=True, help="images or slides")
     make.add_argument("--patients", help="CSV of image_id and patient to go by")
     make.add_argument("--folds", type=int, default=3, help="number of folds")
-    make.add_argument("--seed", type=int, default=0, help="seed of the draw")
+    make.add_argument("--seed", type=whole(0), default=0, help="seed of the draw")
     make.add_argument(
         "--unknown",
         choices=("train", "own"),
@@ -107,6 +110,8 @@ def _make(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
         )
     write_csv(folds, out)
     log.info("folds (-1 is always in training):\n%s", format_counts(folds))
+    for line in [*absent_classes(folds), *suspects(folds)]:
+        log.warning("%s: %s", out, line)
     print(out)
     return 0
 
@@ -121,23 +126,30 @@ def _check(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
     leaking = leaking_images(folds)
     known = folds[known_patients(folds)]
     print(format_counts(folds))
-    for patient in sorted(leaking["patient"].unique()):
-        rows = folds[folds["patient"] == patient].sort_values("fold")
+    keys = folds["patient"].map(patient_key)
+    for key in sorted(set(keys[leaking.index])):
+        rows = folds[keys == key].sort_values("fold")
         parts = [
             f"{'always trained on' if fold == ALWAYS_TRAIN else f'fold {fold}'}: "
             f"{listed(part['image_id'])}"
             for fold, part in rows.groupby("fold")
         ]
-        print(f"patient {patient} stands on both sides; {'; '.join(parts)}")
+        spellings = listed(sorted(set(rows["patient"])))
+        print(f"patient {spellings} stands on both sides; {'; '.join(parts)}")
     if len(leaking):
         print(f"{len(leaking)} held-out images leak")
     else:
         print(f"no known patient stands on both sides ({len(folds) - len(known)} images unknown)")
+    warnings = [*absent_classes(folds), *suspects(folds)]
+    warnings += [] if len(known) else ["no patient is known: nothing was checked"]
+    for line in warnings:
+        print(f"warning: {line}")
     result = {
         "images": len(folds),
         "known": len(known),
-        "patients": int(known["patient"].nunique()),
+        "patients": known["patient"].map(patient_key).nunique(),
         "leaking": len(leaking),
+        "warnings": warnings,
     }
     print(to_json(result))
     return 1 if result["leaking"] else 0

@@ -36,9 +36,10 @@ from bach.classes import CHOICES, CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import to_json
 from bach.core.log import log, step
+from bach.core.options import whole
 from bach.core.pictures import contact_sheet, legend, write_png
 from bach.core.run import read_record
-from bach.core.tables import as_probs, as_whole, read_table, write_csv
+from bach.core.tables import as_probs, as_whole, patient_key, read_table, write_csv
 from bach.core.text import columns, listed
 from bach.data import list_images, natural_key, read_photo
 from bach.labels import read_class
@@ -158,7 +159,10 @@ def format_counts(images: pd.DataFrame) -> str:
         [name, *row, f"{row.sum() - row[label]} of {row.sum()}"]
         for label, (name, row) in enumerate(zip(CLASSES, counts, strict=True))
     ]
-    wrong = (images["predicted"] != images["label"]).groupby(images["patient"])
+    # By one name for each patient, whatever the spelling.
+    names = images["patient"].groupby(images["patient"].map(patient_key)).transform("min")
+    names = names.where(images["patient"].map(patient_key) != "", "")
+    wrong = (images["predicted"] != images["label"]).groupby(names)
     table = pd.DataFrame({"images": wrong.size(), "wrong": wrong.sum()})
     table = table.sort_values(["wrong", "images"], ascending=[False, True], kind="stable")
     table = pd.concat([table[table.index != ""], table[table.index == ""]])
@@ -456,13 +460,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     show.add_argument("run", metavar="RUN", help="run folder of train_part_a.py")
     show.add_argument("--data-dir", default="data/BACH", help="folder of the challenge data")
     show.add_argument("--out", default=None, help="folder to write to (default: the run folder)")
-    show.add_argument("--limit", type=int, default=60, help="most images on a sheet")
+    show.add_argument("--limit", type=whole(1), default=60, help="most images on a sheet")
     errors = tools.add_parser("errors", help="total the ticks of a filled-in errors.csv")
     errors.add_argument("file", metavar="FILE", help="the filled-in table")
-    args = parser.parse_args(argv)
-    if args.tool == "mistakes" and args.limit < 1:
-        parser.error(f"--limit must be 1 or more. Received: --limit={args.limit}.")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,10 +26,49 @@ def test_the_check_prints_what_leaks_and_exits_with_1(tmp_path, capsys):
     images("aabbc").to_csv(patients, index=False)
     code, result, text = check(capsys, path, "--patients", patients)
     assert code == 1
-    assert result == {"images": 6, "known": 5, "patients": 3, "leaking": 2}
+    assert result == {"images": 6, "known": 5, "patients": 3, "leaking": 2, "warnings": []}
     assert "patient a stands on both sides; fold 0: i0; fold 1: i1" in text
     # without the table, no patient is known
-    assert check(capsys, path)[:2] == (0, {"images": 6, "known": 0, "patients": 0, "leaking": 0})
+    code, result, _ = check(capsys, path)
+    assert (code, result["known"], result["leaking"]) == (0, 0, 0)
+    assert result["warnings"] == ["no patient is known: nothing was checked"]
+
+
+def test_one_patient_of_two_spellings_is_one_and_is_named_by_both(tmp_path, capsys):
+    table = images(["12", "12.0", "P07", "p 7"]).assign(fold=[0, 1, 0, 1])
+    table.to_csv(tmp_path / "folds.csv", index=False)
+    code, result, text = check(capsys, tmp_path / "folds.csv")
+    assert (code, result["patients"], result["leaking"]) == (1, 2, 4)
+    assert "patient 12, 12.0 stands on both sides; fold 0: i0; fold 1: i1" in text
+    assert "patient P07, p 7 stands on both sides; fold 0: i2; fold 1: i3" in text
+
+
+def test_a_class_that_a_fold_lacks_is_said_in_the_log_and_in_the_json(tmp_path, capsys, caplog):
+    patients = [f"p{number}" for number in range(8)]
+    table = images(patients, ["Normal", "Benign"] * 3 + ["InSitu", "Invasive"])
+    table.to_csv(tmp_path / "images.csv", index=False)
+    out = tmp_path / "folds.csv"
+    words = ["make", "--images", tmp_path / "images.csv", "--part", "a", "--folds", "2"]
+    folds.main([*map(str, words), "--out", str(out)])
+    capsys.readouterr()
+    _, result, text = check(capsys, out)
+    fold = read_folds(out).set_index("label")["fold"]
+    for name in ("InSitu", "Invasive"):
+        lines = [
+            f"{name}: no images to hold out in fold {1 - fold[name]}",
+            f"{name}: no images to train on in fold {fold[name]}",
+        ]
+        for line in lines:
+            assert line in result["warnings"]
+            assert f"warning: {line}" in text
+            assert line in caplog.text
+
+
+def test_a_word_for_unknown_that_nobody_knows_is_noticed_by_its_many_images(tmp_path, capsys):
+    patients = ["fehlt"] * 20 + [f"p{number}" for number in range(20)]
+    images(patients).assign(fold=[-1] * 20 + [0, 1] * 10).to_csv(tmp_path / "f.csv", index=False)
+    _, result, _ = check(capsys, tmp_path / "f.csv")
+    assert any("patient fehlt has 20 of 40 images" in line for line in result["warnings"])
 
 
 def photos(folder):

@@ -134,6 +134,10 @@ def test_any_bytes_are_a_table_or_refused(tmp_path_factory, content, header):
         ("scan.v2", "scan.v2"),
         (".svs", ".svs"),
         ("fa\u0308lle", "f\u00e4lle"),
+        ("\ufeffA01 .svs", "a01"),
+        ("A01.ome.tif", "a01"),
+        ("A01.svs.tif", "a01"),
+        ("A01.DCM", "a01"),
     ],
 )
 def test_an_image_has_one_key_however_it_is_written(text, key):
@@ -142,6 +146,69 @@ def test_an_image_has_one_key_however_it_is_written(text, key):
 
 def test_an_unknown_patient_has_the_empty_key():
     assert [patient_key(x) for x in (" P11 ", " ", None, float("nan"))] == ["p11", "", "", ""]
+
+
+@given(st.text(max_size=20))
+def test_the_key_of_a_key_is_itself(text):
+    assert image_key(image_key(text)) == image_key(text)
+    assert patient_key(patient_key(text)) == patient_key(text)
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        [
+            "12",
+            "12.0",
+            "012",
+            " 12\u00a0",
+            "12,0",
+            "12.",
+            "'12",
+            "\uff11\uff12",
+            "1.2e1",
+            "12\u200b",
+        ],
+        ["P07", "p7", "P 7", "P-7", "P_07", "P.7", "P/7", "P#7", "\ufeffP07", "P07\r"],
+        ["14-25197", "14_25197", "14 25197", "14/25197", "14.25197"],
+        ["TCGA-A1-A0SB", "TCGA.A1.A0SB", "tcga_a1_a0sb"],
+        ["M\u00fcller", "MU\u0308LLER"],
+        ["100000", "1E+05", "1e5"],
+    ],
+)
+def test_a_patient_has_one_key_however_the_name_is_written(spellings):
+    assert len(set(map(patient_key, spellings))) == 1
+
+
+def test_different_patients_have_different_keys():
+    names = ["12", "P12", "P12a", "1-2", "14-25197", "1425-197", "1425197", "P1", "P10", "Q1"]
+    assert len(set(map(patient_key, names))) == len(names)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(
+            "NA",
+            "n/a",
+            "n.a.",
+            "#N/A",
+            "<NA>",
+            "NaN",
+            "-nan",
+            "-",
+            "\u2014",
+            "..",
+            "?",
+            "?????",
+            "*",
+        ),
+        *("none", "NULL", "(null)", "unknown", "Not known", "not applicable", "unspecified"),
+        *("unbekannt", "inconnu", "#VALUE!", "#REF!", "1.#QNAN", "-1", "\u200b", "\u00a0"),
+    ],
+)
+def test_a_word_for_unknown_is_nobody(word):
+    assert patient_key(word) == ""
 
 
 def test_columns_of_text_become_numbers_or_their_rows_are_named(tmp_path):

@@ -13,14 +13,19 @@ is passed on to another script (`words`), and the table in the documentation (`t
 import argparse
 import dataclasses
 import inspect
+import math
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# Whole numbers beyond this are a slip of the keyboard, and more than libraries take.
+_MOST = 2**31 - 1
+MOST_SEED = 2**32 - 1  # what NumPy and the frameworks take
 
 
 def option(
@@ -74,7 +79,7 @@ class Shared:
 
     data_dir: str = option("data/BACH", "folder of the challenge data", path=True, where=True)
     run_dir: str = option("runs/run", "folder to write the run to", path=True, where=True)
-    seed: int = option(0, "seed of every random choice", at_least=0)
+    seed: int = option(0, "seed of every random choice", at_least=0, most=MOST_SEED)
     limit: int | None = option(
         None, "use only so many images per class, or slides (for a quick trial)", at_least=1
     )
@@ -87,7 +92,10 @@ class Devices:
 
     batch_size: int = option(64, "patches per batch, all devices together", at_least=1)
     devices: int = option(
-        0, "devices to use; 0: all GPUs, or one CPU (more make logical CPU devices)", at_least=0
+        0,
+        "devices to use; 0: all GPUs, or one CPU (more make logical CPU devices)",
+        at_least=0,
+        most=1024,
     )
     precision: str = option(
         "float32",
@@ -196,12 +204,20 @@ class Training:
         below=1,
     )
     hue: float = option(
-        0.04, "largest hue shift, in turns (the paper gives none: Liu et al. 2017)", at_least=0
+        0.04,
+        "largest hue shift, in turns (the paper gives none: Liu et al. 2017)",
+        at_least=0,
+        most=0.5,
     )
     saturation: float = option(
-        0.25, "largest relative saturation change (Liu et al. 2017)", at_least=0
+        0.25,
+        "largest relative saturation change (Liu et al. 2017)",
+        at_least=0,
+        most=1,
     )
-    value: float = option(0.25, "largest relative brightness change (Liu et al. 2017)", at_least=0)
+    value: float = option(
+        0.25, "largest relative brightness change (Liu et al. 2017)", at_least=0, most=1
+    )
     # Differs from Kwok 2018: the statistics of batch normalisation are estimated anew after every
     # epoch, since moving averages lag behind weights that still change. The paper says nothing
     # about them; 0 keeps the moving averages.
@@ -427,7 +443,12 @@ class _Tuple(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
-def _checked(kind: type, bounds: Mapping[str, float | None]):
+def whole(at_least: int, most: int = _MOST) -> Callable[[str], int]:
+    """What reads a whole number in bounds, as `type` of an argument that is no field."""
+    return _checked(int, {"at least": at_least, "at most": most})
+
+
+def _checked(kind: type, bounds: Mapping[str, float | None]) -> Callable[[str], Any]:
     """What reads a word as a value of a kind, and refuses one out of bounds."""
 
     def read(text: str):
@@ -441,9 +462,17 @@ def _checked(kind: type, bounds: Mapping[str, float | None]):
         given = {name: bound for name, bound in bounds.items() if bound is not None}
         # Written so that nan, which no comparison holds for, is refused as well.
         if not all(fits[name](bound) for name, bound in given.items()):
-            said = " and ".join(f"{name} {bound:g}" for name, bound in given.items())
+            said = " and ".join(f"{name} {_bound(bound)}" for name, bound in given.items())
             raise argparse.ArgumentTypeError(f"must be {said}, not {text}")
+        if kind is float and not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+        if kind is int and not given.keys() & {"at most", "less than"} and value > _MOST:
+            raise argparse.ArgumentTypeError(f"must be at most {_MOST}, not {text:.40}")
         return value
 
     read.__name__ = kind.__name__  # argparse names it where a word cannot be read
     return read
+
+
+def _bound(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

@@ -20,8 +20,8 @@ from bach.core.text import listed
 # Endings that file names carry in published tables; anything else after a dot
 # may be part of the name.
 _PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy")
-_SLIDES = (".xml", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif")
-_ENDINGS = frozenset((*_PICTURES, *_SLIDES))
+_SLIDES = (".xml", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm")
+_ENDINGS = frozenset((*_PICTURES, *_SLIDES, ".ome"))
 
 
 # Wider than the rounding of four numbers to three decimals, 4 x 0.0005.
@@ -32,10 +32,17 @@ _MUST = "be a readable CSV file"
 _MOST_CELLS = 20_000_000
 _MOST_COLUMNS = 10_000
 
-# What tables write where a patient is not known, letters, digits and question marks of it.
+# What tables write where a patient is not known, letters and digits of it: words, and what
+# spreadsheets and statistics make of a missing number.
 _MISSING = frozenset(
     ("", "na", "nan", "none", "null", "unknown", "unk", "missing", "notavailable", "nopatient")
-) | frozenset("?" * count for count in range(1, 4))
+) | frozenset(
+    (
+        *("notknown", "notapplicable", "noid", "unspecified", "undefined", "anonymous", "tbd"),
+        *("unbekannt", "inconnu", "desconocido", "sconosciuto", "onbekend"),
+        *("value", "ref", "1qnan", "1ind"),
+    )
+)
 
 
 # Keys
@@ -51,18 +58,21 @@ def image_key(text: object) -> str:
         >>> image_key("Photos/Test0.TIF")
         'test0'
     """
-    name = unicodedata.normalize("NFC", str(text)).strip()
+    name = _visible(unicodedata.normalize("NFC", str(text))).strip()
     name = re.split(r"[/\\]", name)[-1].casefold()
-    stem, dot, ending = name.rpartition(".")
-    return stem if stem and dot + ending in _ENDINGS else name
+    while True:  # slide.ome.tif is slide.tif to whoever takes its ending away
+        stem, dot, ending = name.rpartition(".")
+        if not stem or dot + ending not in _ENDINGS:
+            return name
+        name = stem.rstrip()
 
 
 def patient_key(text: object) -> str:
     """Reduce the name of a patient to its key; empty where the patient is unknown.
 
-    Wherever two patients are compared, it is by this key. Case, blanks, leading zeros and the
-    ".0" that a table gets where a number is missing do not make another patient: to take two
-    people for one costs a few images, to take one for two is a leak.
+    Wherever two patients are compared, it is by this key. Case, blanks, signs, leading zeros
+    and the ".0" that a table gets where a number is missing do not make another patient: to
+    take two people for one costs a few images, to take one for two is a leak.
 
     Example:
         >>> patient_key(" p07 "), patient_key("P 7"), patient_key("12.0"), patient_key("n/a")
@@ -70,13 +80,25 @@ def patient_key(text: object) -> str:
     """
     if text is None or text != text:
         return ""
-    key = unicodedata.normalize("NFKC", str(text)).casefold()
-    if re.sub(r"[^\w?]", "", key) in _MISSING:
+    key = _visible(unicodedata.normalize("NFKC", str(text))).casefold().strip()
+    if re.sub(r"[\W_]", "", key) in _MISSING or key == "-1":
         return ""
-    key = re.sub(r"^(\d+)\.0+$", r"\1", key.strip())
-    # Digits that only a sign keeps apart stay apart: 14-25197 is not 1425-197.
-    key = re.sub(r"[\s_\-]+(?=\D|$)|(?<=\D)[\s_\-]+", "", key)
-    return re.sub(r"(?<!\d)0+(?=\d)", "", key)
+    number = re.fullmatch(r"[+']?(\d+)[.,]?0*|(\d+(?:\.\d+)?e\+?\d\d?)", key)
+    if number is not None:  # as text, as a number, and as a spreadsheet shows a large one
+        return str(int(number[1]) if number[1] else round(float(number[2])))
+    # Digits that only a sign keeps apart stay apart, whatever the sign: 14-25197 is not 1425197.
+    parts = re.findall(r"\d+|[^\W\d_]+", key)
+    joined = "".join(
+        ("-" if place and part[0].isdigit() and parts[place - 1][0].isdigit() else "")
+        + (part.lstrip("0") or "0")
+        for place, part in enumerate(parts)
+    )
+    return joined or key
+
+
+def _visible(text: str) -> str:
+    """Text without characters that nobody sees: marks of byte order, of width, of direction."""
+    return "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
 
 
 def patient_name(text: object) -> str:

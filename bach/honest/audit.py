@@ -28,7 +28,7 @@ from bach.core.errors import InputError
 from bach.core.files import to_json, write_json
 from bach.core.log import log, step
 from bach.core.options import option, parse
-from bach.core.tables import image_key, write_csv
+from bach.core.tables import image_key, patient_key, write_csv
 from bach.core.text import listed
 from bach.data import list_images
 from bach.honest.features import read_features
@@ -206,7 +206,7 @@ def measure_gap(predictions: pd.DataFrame) -> dict:
         "leaky": interval((0, 1)),
         "gap": interval((-1, 1)),
         "images": len(shares),
-        "patients": about["patient"].nunique(),
+        "patients": about["patient"].map(patient_key).nunique(),
     }
 
 

@@ -13,7 +13,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("dir", metavar="DIR", help="new or empty folder to write to")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=options.whole(1, 1024),
         default=min(2, os.cpu_count() or 1),
         help="processes; the data do not depend on it (default: %(default)s)",
     )

@@ -44,7 +44,7 @@ from bach.classes import CLASSES, PREFIXES
 from bach.core.errors import InputError
 from bach.core.files import atomic_path
 from bach.core.log import step
-from bach.core.options import option
+from bach.core.options import MOST_SEED, option
 from bach.core.pictures import write_png
 from bach.core.tables import write_csv
 from bach.data import GROUND_TRUTH, TEST_FOLDER, TRAIN_FOLDER
@@ -60,6 +60,7 @@ _SMALL = FACTORS[-1]
 _PLAN, _PATIENT, _PHOTO, _SLIDE = range(4)
 # Patients of the three parts are numbered apart, so that nobody is in two.
 _TEST_PATIENTS, _SLIDE_PATIENTS, _TEST_SLIDE_PATIENTS = 1000, 2000, 3000
+_MOST = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +76,17 @@ class Recipe:
         slide_size: Likewise of slides; multiples of 16, at least 256.
     """
 
-    seed: int = option(0, "seed of every random choice", at_least=0)
-    patients: int = option(12, "patients of the training photos", at_least=1)
+    seed: int = option(0, "seed of every random choice", at_least=0, most=MOST_SEED)
+    patients: int = option(12, "patients of the training photos", at_least=1, most=_MOST)
     images: int = option(12, "training photos per class", at_least=1)
     test_images: int = option(5, "test photos per class", at_least=0)
-    slides: int = option(4, "annotated slides", at_least=0)
-    test_slides: int = option(1, "slides of the test set", at_least=0)
+    slides: int = option(4, "annotated slides", at_least=0, most=_MOST)
+    test_slides: int = option(1, "slides of the test set", at_least=0, most=_MOST)
     stain_shift: float = option(
-        1.0, "how far the patients' stains, light and focus differ; 0: not at all", at_least=0
+        1.0,
+        "how far the patients' stains, light and focus differ; 0: not at all",
+        at_least=0,
+        most=10,
     )
     label_noise: float = option(
         0.0, "share of training photos filed under a wrong class", at_least=0, most=1
