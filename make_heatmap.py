@@ -41,7 +41,7 @@ from bach.heatmap import STEP_UM, THRESHOLDS, HeatmapMaker, to_classes
 from bach.honest.intervals import format_interval, score_interval
 from bach.honest.records import SlideRecord
 from bach.mining import check_slides
-from bach.patches import DENSE_STEP_UM
+from bach.patches import DENSE_STEP_UM, PATCH_UM
 from bach.scores import score_from_counts
 from bach.thresholds import dinkelbach
 from bach.tissue import check_masks
@@ -62,7 +62,11 @@ class Options(options.SlideScript):
     slides: tuple[str, ...] = option((), "slides to use instead of those of --data-dir", path=True)
     tta: bool = option(False, "mean over the eight orientations, at eight times the cost")
     step_um: float | None = option(
-        None, "side of a cell in um (default: 125.58; dense: 67.2, or multiples)", above=0
+        None,
+        "side of a cell in um (default: 125.58; dense: 67.2, or multiples); at most that of a "
+        "patch, or parts of the slide would be seen by none",
+        above=0,
+        most=PATCH_UM,
     )
     thresholds: tuple[float, ...] = option(
         THRESHOLDS,

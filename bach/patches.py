@@ -36,6 +36,9 @@ SLIDE_STRIDE_UM = PATCH_UM / 5  # 125.58
 # Step of dense prediction: a stride of 32 network px.
 DENSE_STEP_UM = 32 * NETWORK_MPP  # 67.2
 
+# The largest slides have about a million cells of the smallest sensible step.
+_MOST_PATCHES = 20_000_000
+
 _EDGE = 1e-6  # map px: a rounding error of coordinates
 
 COLUMNS = ["image_id", "x", "y", "size", "tissue", "label"]
@@ -114,6 +117,7 @@ def grid(width: float, height: float, size: float, stride: float) -> np.ndarray:
     for name, value in (("width", width), ("height", height), ("size", size), ("stride", stride)):
         if not value > 0:
             raise ValueError(f"{name} must be positive. Received: {name}={value}.")
+    _check_count(max(width - size, 0) / stride + 1, max(height - size, 0) / stride + 1, stride)
 
     # Differs from Kwok 2018: the step alone gives 6 patches per photo. That the last row and
     # column are flush with the edge is our reading of the 14 that the paper reports.
@@ -206,9 +210,24 @@ def cell_patches(maps: SlideMaps, step_um: float) -> pd.DataFrame:
 
 
 def grid_shape(width: int, height: int, step: float) -> tuple[int, int]:
-    """Rows and columns of cells that cover a slide; `step` in level-0 px."""
+    """Rows and columns of cells that cover a slide; `step` in level-0 px.
+
+    Raises:
+        InputError: If there would be more than can be predicted.
+    """
+    _check_count(width / step, height / step, step)
     # The last cell is there if more than a rounding error of it is.
     return max(1, math.ceil(height / step - 1e-6)), max(1, math.ceil(width / step - 1e-6))
+
+
+def _check_count(columns: float, rows: float, step: float) -> None:
+    """Refuse steps so small that a slide has more patches than any computer predicts."""
+    if columns * rows > _MOST_PATCHES:
+        raise InputError(
+            f"A slide must be divided into at most {_MOST_PATCHES:,} patches.\n"
+            f"Received: {columns * rows:.3g} patches, a step of {step:.3g} level-0 px.\n"
+            "Use a larger --step-um or --stride-um, or correct --mpp."
+        )
 
 
 def _measured(maps: SlideMaps, corners: np.ndarray, size: float) -> pd.DataFrame:

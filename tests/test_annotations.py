@@ -356,9 +356,10 @@ def test_collections_are_taken_apart(tmp_path):
 
 
 def test_an_ellipse_of_qupath_by_its_corners_is_an_ellipse(tmp_path):
-    path = geojson(tmp_path, feature([[*SQUARE, SQUARE[0]]], isEllipse=True))
-    mask = label_mask(read_regions(path), 400, 700, 2)
-    assert (mask == 1).sum() * 4 == pytest.approx(np.pi / 4 * 160**2, rel=0.01)
+    for flag in (True, "true"):
+        path = geojson(tmp_path, feature([[*SQUARE, SQUARE[0]]], isEllipse=flag))
+        mask = label_mask(read_regions(path), 400, 700, 2)
+        assert (mask == 1).sum() * 4 == pytest.approx(np.pi / 4 * 160**2, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -429,9 +430,38 @@ def test_a_class_map_comes_before_our_own_spellings_and_qupaths_star(tmp_path):
 
 
 def test_the_name_of_an_object_counts_only_where_it_is_mapped(tmp_path):
-    path = geojson(tmp_path, classified(None, name="Invasive"), feature([SQUARE]))
+    path = geojson(tmp_path, classified(None, name="Core 7"), feature([SQUARE]))
     assert labels(path) == [1]
+    assert labels(path, class_map(tmp_path, "Core 7,Invasive")) == [3, 1]
+
+
+def test_an_object_without_class_that_is_named_like_one_is_not_left_out_unseen(tmp_path):
+    path = geojson(tmp_path, classified(None, name="Invasive"), feature([SQUARE]))
+    with pytest.raises(InputError, match=r"no classification, but the name 'Invasive'"):
+        labels(path)
     assert labels(path, class_map(tmp_path, "Invasive,Invasive")) == [3, 1]
+    assert labels(path, class_map(tmp_path, "Invasive,ignore")) == [1]
+
+
+def test_letter_case_of_tags_and_attributes_does_not_matter(tmp_path):
+    plain = write(tmp_path, layer(region("Invasive"), region(hole=1, points=box(30, 30, 20))))
+    text = plain.read_text().split("\n", 1)[1]  # the declaration is lower case in all XML
+    expected = [(one.label, one.is_hole, one.points.tolist()) for one in read_regions(plain)]
+    assert [hole for _, hole, _ in expected] == [False, True]
+    for change in (str.lower, str.upper):
+        plain.write_text(change(text))
+        regions = read_regions(plain)
+        assert [(one.label, one.is_hole, one.points.tolist()) for one in regions] == expected
+        assert annotation_mpp(plain) == 0.467
+
+
+def test_commas_that_may_part_thousands_are_refused(tmp_path):
+    points = [("1,200", "2,400"), ("9,100", "2,400"), ("9,100", "800")]
+    with pytest.raises(InputError, match=r"'1,200', whose comma may be .* or part thousands"):
+        labels(write(tmp_path, layer(region("Benign", points=points))))
+    points = [("1200,500", "2400,125"), ("9100,5", "2400,25"), ("910,125", "800")]
+    first = read_regions(write(tmp_path, layer(region("Benign", points=points))))[0]
+    assert first.points[0].tolist() == [1200.5, 2400.125]
 
 
 def test_a_class_map_is_read_with_and_without_header(tmp_path):

@@ -184,3 +184,11 @@ def test_a_patch_table_keeps_its_names_and_its_numbers(tmp_path):
     (tmp_path / "t.csv").write_text(",".join(COLUMNS) + "\na,1,2,3,much,0\n")
     with pytest.raises(InputError, match=r"t\.csv must be a patch table"):
         read_patches(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("step_um", [1e-300, 1e-3])
+def test_a_step_so_small_that_nobody_predicts_the_patches_is_refused(step_um):
+    maps = SlideMaps("A01", 4800, 3200, 0.5, 16.0, np.ones((200, 300), bool))
+    for make in (slide_patches, cell_patches):
+        with pytest.raises(InputError, match="at most 20,000,000 patches"):
+            make(maps, step_um)

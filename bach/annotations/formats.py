@@ -35,6 +35,8 @@ _NUMBER = re.compile(
     r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE
 )
 
+_THOUSANDS = re.compile(r"[+-]?\d{1,3},\d{3}")
+
 # No slide has a billion pixels along a side; what is larger is damaged.
 _LARGEST = 1e9
 
@@ -119,11 +121,12 @@ def _parse_xml(path: Path, text: str) -> ET.Element:
             "Export the annotations again, or take <!DOCTYPE ...> away."
         )
 
-    # Prefixes of name spaces do not matter.
+    # Prefixes of name spaces do not matter, nor does letter case: a NegativeROA that is not
+    # seen makes a region of a hole.
     parser.StartElementHandler = lambda tag, attributes: builder.start(
-        tag.rpartition(":")[2], attributes
+        _name(tag), {_name(attribute): value for attribute, value in attributes.items()}
     )
-    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2])
+    parser.EndElementHandler = lambda tag: builder.end(_name(tag))
     parser.StartDoctypeDeclHandler = refuse
     try:
         parser.Parse(text.lstrip(), True)  # a blank line before <?xml is no XML to it
@@ -131,6 +134,22 @@ def _parse_xml(path: Path, text: str) -> ET.Element:
     except (expat.ExpatError, ValueError) as error:
         cut = getattr(error, "code", 0) in _CUT_SHORT
         raise _broken(path, "XML", text, str(error), cut) from error
+
+
+_NAMES = {
+    name.lower(): name
+    for name in (
+        *("Annotations", "Annotation", "Regions", "Region", "Vertices", "Vertex", "Attributes"),
+        *("Attribute", "Id", "Name", "Text", "Type", "Value", "NegativeROA", "MicronsPerPixel"),
+        *("X", "Y", "ASAP_Annotations", "Coordinates", "Coordinate", "PartOfGroup", "Order"),
+    )
+}
+
+
+def _name(text: str) -> str:
+    """A tag or attribute as ImageScope and ASAP write it, without its name space."""
+    plain = text.rpartition(":")[2]
+    return _NAMES.get(plain.lower(), plain)
 
 
 _CUT_SHORT = [
@@ -333,7 +352,7 @@ def _polygons(where: str, geometry: object) -> Iterator[tuple[list, str, bool]]:
         if kind == "GeometryCollection":
             waiting += reversed(parts)
         elif kind == "Polygon" and parts:
-            yield parts, "", shape.get("isEllipse") is True
+            yield parts, "", str(shape.get("isEllipse", "")).lower() in ("true", "1")
         elif kind == "MultiPolygon":
             yield from ((rings, "" if rings else _EMPTY, False) for rings in parts)
         if not parts:
@@ -367,7 +386,9 @@ def _classification(where: str, feature: dict) -> tuple[list[str], str, str]:
     if not names:
         # The name of the object itself is its class only for whoever maps it.
         own = properties.get("name")
-        return [own] if isinstance(own, str) else [], "no classification", "without class"
+        own = [own] if isinstance(own, str) and own.strip() else []
+        named = f", but the name {own[0]!r}" if own else ""
+        return own, f"no classification{named}", "without class"
     # A star marks what QuPath leaves out of measurements: Ignore*, Region*.
     starred = "class with a star (left out in QuPath)" if names[0].endswith("*") else ""
     parts = [part.strip() for name in names for part in name.split(":")]
@@ -398,7 +419,9 @@ def _is_list_of(kind: type, value: object) -> bool:
 
 def _points(where: str, rows: Iterable[Sequence]) -> np.ndarray:
     """Vertices as float64 (n, 2); QuPath may add a z after x and y."""
+    rows = list(rows)
     try:
+        _check_commas(rows)
         pairs = [(_number(row[0]), _number(row[1])) for row in rows]
         points = np.array(pairs, float).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError) as error:
@@ -414,6 +437,17 @@ def _points(where: str, rows: Iterable[Sequence]) -> np.ndarray:
             f"Received: {points[bad][0].tolist()}.\nExport the file again."
         )
     return points
+
+
+def _check_commas(rows: Sequence[Sequence]) -> None:
+    """Refuse outlines whose commas may part thousands: 12,500 is 12.5 or 12500.
+
+    Raises:
+        ValueError: If every comma stands before three last digits, after three at most.
+    """
+    commas = [text for row in rows for text in row[:2] if isinstance(text, str) and "," in text]
+    if commas and all(_THOUSANDS.fullmatch(text.strip()) for text in commas):
+        raise ValueError(f"{commas[0]!r}, whose comma may be a decimal one or part thousands")
 
 
 def _number(value: object) -> float:

@@ -175,6 +175,10 @@ def _read_label(
     """The class of a shape, None if it cannot be read; and why it is left out, or ""."""
     found = [(name, meanings.get(_key(name), parse_label(name))) for name in shape.classes]
     if shape.unclassed == "without class":  # its own name counts only where it is mapped
+        if any(label is not None for _, label in found) and not meanings.keys() & set(
+            map(_key, shape.classes)
+        ):
+            return None, ""
         found = [(name, meanings.get(_key(name))) for name in shape.classes]
     known = [(name, label) for name, label in found if label is not None]
     if not known and shape.by_layer is not None:
