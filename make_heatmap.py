@@ -124,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError("No slide could be used:\n" + "\n".join(failures.values()))
 
         # 3. Scores over slides.
-        run.finish(summarise(records, failures, run))
+        unsure = {"model_warnings": predictor.warnings} if predictor.warnings else {}
+        run.finish(summarise(records, failures, run) | unsure)
     if failures:
         print(f"complete but for {len(failures)} of {len(slides)} slides: {listed(failures)}")
         print("mend them and use --resume, or run them alone with what they need (--mpp)")

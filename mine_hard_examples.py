@@ -100,10 +100,12 @@ def main(argv: list[str] | None = None) -> int:
     with run.start(**device):
         # 2. Slide by slide: tissue, patches, labels, predictions.
         failures = check_slides(slides, args)
-        tables = []
+        tables, warnings = [], {}
         for row in slides[~slides["image_id"].isin(failures)].itertuples():
             try:
-                tables.append(mine_slide(row.path, predictor, args, run.path / "slides"))
+                mined = mine_slide(row.path, predictor, args, run.path / "slides")
+                tables.append(mined.table)
+                warnings |= {row.image_id: list(mined.warnings)} if mined.warnings else {}
             except InputError as error:
                 log.error("%s failed: %s", row.image_id, error)
                 failures[row.image_id] = str(error)
@@ -137,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
         right = float((table["predicted"] == table["label"]).mean())
         names = [name for name in slides["image_id"] if name not in failures]
         metrics = {"patches": len(table), "patch_accuracy": right, **counts, "slides": names}
-        run.finish({**metrics, "failed": sorted(failures)})
+        metrics |= {"failed": sorted(failures), "warnings": warnings}
+        run.finish(metrics | ({"model_warnings": predictor.warnings} if predictor.warnings else {}))
     print(run.path)
     return 1 if failures else 0
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bach.annotations.checks import slide_labels
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError
-from bach.core.files import fingerprint, read_json, read_object, write_json
+from bach.core.files import fingerprint, read_object, write_json
 from bach.core.log import log, step
 from bach.core.options import SlideScript, decisive
 from bach.core.pictures import mask_and_grid, with_banner, write_png
@@ -248,11 +248,19 @@ def check_slides(slides: pd.DataFrame, args: SlideScript) -> dict[str, str]:
     return failures
 
 
-def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Path) -> pd.DataFrame:
+class Mined(NamedTuple):
+    """What the mining of a slide gives: its patch table, and what is odd about the slide."""
+
+    table: pd.DataFrame
+    warnings: tuple[str, ...]
+
+
+def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Path) -> Mined:
     """Predict the patches of one slide, or read its table if nothing has changed since.
 
     Writes `NAME.csv` (every patch with at least 5% tissue), `NAME.png` (tissue mask and
-    grid) and `NAME.json` (fingerprint of what they depend on and of the table), last.
+    grid) and `NAME.json` (fingerprint of what they depend on and of the table, and the
+    warnings), last.
 
     Args:
         path: The slide.
@@ -262,8 +270,9 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
         folder: Where to write.
 
     Returns:
-        Patch table with the `prob_` columns, which are not a number for patches of less
-        than 70% tissue: these cannot become hard examples and are not predicted.
+        The patch table with the `prob_` columns, which are not a number for patches of less
+        than 70% tissue: these cannot become hard examples and are not predicted; and the
+        slide's warnings.
 
     Raises:
         InputError: If slide, annotation or mask cannot be read.
@@ -274,10 +283,13 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
     key = fingerprint(map_files(path, args.masks, args.class_map), settings)
     if file.exists():
         # The table itself counts, which a damaged disk may have cut short.
-        then = read_json(key_file, "Delete it.") if key_file.exists() else None
+        then = {}
+        if key_file.exists():
+            then = read_object(key_file, "Delete it.", warnings=list)
+        warnings = tuple(map(str, then.pop("warnings", None) or ()))
         if then == key | fingerprint({"table": file}):
             log.info("%s: finished before", name)
-            return read_patches(file)
+            return Mined(read_patches(file), warnings)
         log.info("%s: the slide or what its patches depend on has changed; done again", name)
         file.unlink()
     with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
@@ -309,5 +321,6 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
     lines = [f"{name}: {warning}" for warning in maps.warnings]
     write_png(folder / f"{name}.png", with_banner(picture, lines))
     write_csv(table, file)
-    write_json(key_file, key | fingerprint({"table": file}))
-    return read_patches(file)
+    done = key | fingerprint({"table": file})
+    write_json(key_file, {**done, "warnings": maps.warnings})
+    return Mined(read_patches(file), maps.warnings)

@@ -39,7 +39,7 @@ DENSE_STEP_UM = 32 * NETWORK_MPP  # 67.2
 # The largest slides have about a million cells of the smallest sensible step.
 _MOST_PATCHES = 20_000_000
 
-_EDGE = 1e-6  # map px: a rounding error of coordinates
+_EDGE = 1e-6  # a rounding error of coordinates in map px, and of shares
 
 COLUMNS = ["image_id", "x", "y", "size", "tissue", "label"]
 
@@ -79,8 +79,10 @@ def read_patches(path: str | os.PathLike) -> pd.DataFrame:
         table = table.assign(**table[names].apply(pd.to_numeric).replace([np.inf, -np.inf], np.nan))
         labels, probs = range(len(CLASSES)), table[[n for n in PROB_COLUMNS if n in names]]
         good = table[[name for name in COLUMNS if name in names]].notna().all(axis=1)
-        good &= table["label"].isin(labels) & table["tissue"].between(0, 1) & (table["size"] > 0)
-        good &= (probs.isna() | ((probs >= 0) & (probs <= 1))).all(axis=1)
+        # A share and a probability may be a rounding error below 0 or above 1.
+        good &= table["label"].isin(labels) & (table["size"] > 0)
+        good &= table["tissue"].between(-_EDGE, 1 + _EDGE)
+        good &= (probs.isna() | ((probs >= -_EDGE) & (probs <= 1 + _EDGE))).all(axis=1)
         if not good.all():
             raise ValueError(f"no patch in rows {listed(np.flatnonzero(~good) + 1)}")
     except (ValueError, TypeError) as error:

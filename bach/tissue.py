@@ -10,6 +10,7 @@ import numpy as np
 from bach.annotations.checks import slide_labels
 from bach.annotations.files import annotation_path
 from bach.brightfield import judge
+from bach.classes import NORMAL
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.pictures import read_mask
@@ -23,6 +24,9 @@ from bach.slides import Slide
 # The paper's rule is doubted where so much of its tissue looks like glass, or the reverse. By
 # measurement 0% to 5% and 0% to 55% where it works, above 80% where it does not.
 _MUCH_GLASS, _MUCH_MISSED, _LITTLE = 0.3, 0.7, 0.002
+
+# Of an annotated area, which is drawn around tissue but has fat and gaps in it.
+_ON_TISSUE = 0.1
 
 # A share of missing tiles that is said.
 _MISSING = 0.001
@@ -237,10 +241,14 @@ def slide_maps(
     file = _mask_path(slide.name, masks)
     if file is None:
         tissue, doubts = find_tissue(thumbnail, rule, exclude_pen)
+        if masks is not None:
+            doubts.append(f"no mask in {masks} is of this slide: its tissue was found instead")
     else:
         tissue, doubts = _given_mask(file, slide, thumbnail.shape[1::-1])
         log.info("%s: tissue mask from %s", slide.name, file)
     warnings += doubts
+    if labels is not None:
+        warnings += _off_tissue(labels, tissue)
     for warning in warnings:
         log.warning("%s: %s", slide.name, warning)
     return SlideMaps(
@@ -289,6 +297,18 @@ def _judged(slide: Slide, thumbnail: np.ndarray, not_brightfield: bool) -> list[
     if missing > _MISSING:
         warnings.append(f"{missing:.1%} of its tiles hold no data and are read as glass")
     return warnings
+
+
+def _off_tissue(labels: np.ndarray, tissue: np.ndarray) -> list[str]:
+    """Whether an annotation lies where there is no tissue: a sentence, or nothing."""
+    annotated = labels != NORMAL
+    share = float(tissue[annotated].mean()) if annotated.any() else 1.0
+    if share >= _ON_TISSUE or not tissue.any():
+        return []
+    return [
+        f"only {share:.0%} of what is annotated is tissue: is it the annotation of another slide, "
+        "or of another magnification?"
+    ]
 
 
 # Masks of the user

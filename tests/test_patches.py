@@ -1,9 +1,11 @@
 """Grids and patch tables."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bach.core.errors import InputError
+from bach.core.tables import write_csv
 from bach.patches import (
     COLUMNS,
     NETWORK_MPP,
@@ -192,3 +194,14 @@ def test_a_step_so_small_that_nobody_predicts_the_patches_is_refused(step_um):
     for make in (slide_patches, cell_patches):
         with pytest.raises(InputError, match="at most 20,000,000 patches"):
             make(maps, step_um)
+
+
+def test_the_patches_of_a_slide_full_of_tissue_are_read_as_they_were_written(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        width, height = rng.integers(2000, 6000, 2).tolist()
+        shape = (-(-height // 16), -(-width // 16))
+        tissue, labels = np.ones(shape, bool), np.full(shape, 3, np.uint8)
+        table = slide_patches(SlideMaps(f"{number}", width, height, 0.467, 16.0, tissue, labels))
+        write_csv(table, tmp_path / "patches.csv")  # shares of 1.0000000000000002 are among them
+        pd.testing.assert_frame_equal(read_patches(tmp_path / "patches.csv"), table)

@@ -26,6 +26,7 @@ from bach.core.pictures import (
     read_rgb,
     remarks,
     with_banner,
+    write_gray,
     write_indexed,
     write_png,
 )
@@ -298,6 +299,14 @@ def test_a_damaged_file_is_read_or_refused_but_never_a_surprise(
 def test_a_picture_is_written_in_rgb(tmp_path):
     write_png(tmp_path / "red.png", np.full((4, 4, 3), (255, 0, 0), np.uint8))
     assert np.asarray(Image.open(tmp_path / "red.png"))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("write", [write_png, write_gray])
+def test_a_picture_that_cannot_be_encoded_is_refused_and_nothing_is_written(tmp_path, write):
+    long = np.zeros((1, 1_000_001, 3)[: 3 if write is write_png else 2], np.uint8)
+    with pytest.raises(InputError, match=r"long.png must be .* that PNG can hold"):
+        write(tmp_path / "long.png", long)
+    assert not list(tmp_path.iterdir())
 
 
 # Drawings

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -21,11 +23,13 @@ from bach import calibration, submission
 from bach.annotations import Region
 from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
+from bach.core.pictures import write_gray
 from bach.honest.seen import read_seen
 from bach.labels import read_class_map
 from bach.mining import add_difficulty, draw_hard_examples
 from bach.network.patch_network import load_model
 from bach.scores import part_b_score
+from bach.slides import Slide
 from bach.toy.aperio import write_annotation_xml, write_slide
 
 
@@ -454,6 +458,77 @@ def test_a_slide_that_fails_leaves_the_others_done(red_model, tmp_path, capsys):
     assert make_heatmap.main([*command, str(tmp_path / "run"), "--resume"]) == 0
     assert (tmp_path / "run/slides/good.json").stat().st_mtime_ns == done
     assert json.loads((tmp_path / "run/metrics.json").read_text())["slides"] == 4
+
+
+def test_a_model_that_does_not_say_what_it_has_seen_and_masks_of_no_slide_are_said(
+    red_model, tmp_path
+):
+    pixels = np.full((1600, 1600, 3), (235, 180, 215), np.uint8)
+    pixels[:, :400] = 245
+    write_slide(tmp_path / "one.svs", pixels)
+    (tmp_path / "masks").mkdir()
+    write_gray(tmp_path / "masks/other.png", np.full((40, 40), 255, np.uint8))
+    command = f"--slides {tmp_path}/one.svs --model-dir {red_model} --run-dir {tmp_path}/run"
+    command += f" --step-um 600 --masks {tmp_path}/masks"
+    with pytest.raises(InputError, match=r"must belong to a slide(.|\n)*Received: other.png"):
+        make_heatmap.main(command.split())
+    write_gray(tmp_path / "masks/ONE.png", np.full((40, 40), 255, np.uint8))
+    assert make_heatmap.main(command.split()) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "does not say what it has seen" in metrics["model_warnings"][0]
+    assert not metrics["warnings"]
+
+
+def test_what_is_odd_about_a_slide_stands_in_the_figures_of_its_mining(runs, toy, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(toy, data)
+    slide = next(data.glob("*/WSI/A01.svs"))
+    with Slide(slide) as whole:
+        pixels = whole.read(0, 0, whole.width, whole.height)
+    write_slide(slide, 255 - (255 - pixels)[..., [1, 0, 2]])  # pink becomes green
+    words = mine_words(data, runs / "part_a", tmp_path / "run", "--tissue", "robust")
+    (tmp_path / "masks").mkdir()
+    write_gray(tmp_path / "masks/A01.png", np.full((200, 300), 255, np.uint8))
+    words += ["--masks", f"{tmp_path}/masks"]
+    mine_hard_examples.main(words)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "green rather than pink" in metrics["warnings"]["A01"][0]
+    assert "no mask in" in metrics["warnings"]["A02"][0]
+    assert "model_warnings" not in metrics
+    (tmp_path / "run/metrics.json").unlink()  # as if it had been killed at its end
+    mine_hard_examples.main([*words, "--resume"])
+    assert "A01: finished before" in (tmp_path / "run/log.txt").read_text()
+    assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["make_heatmap.py", "mine_hard_examples.py"])
+def test_of_two_that_are_started_side_by_side_the_second_is_refused(runs, toy, tmp_path, script):
+    run = tmp_path / "run"
+    words = mine_words(toy, runs / "part_a", run)
+    if script == "make_heatmap.py":
+        words = f"--data-dir {toy} --run-dir {run} --model-dir {runs}/final --step-um 300".split()
+    first = start([script, *words])
+    try:
+        end = time.monotonic() + 600
+        while not (run / "run.json").exists():
+            assert first.poll() is None, first.stdout.read()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # it stays at work for as long as it takes
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+        refused = {}
+        for more in ([], ["--resume"]):
+            out, _ = (second := start([script, *words, *more])).communicate(timeout=600)
+            refused[second.returncode, *more] = out
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert "already holds an unfinished run" in refused[2,]
+    assert f"Another process is at work in {run}" in refused[2, "--resume"]
+    out, _ = first.communicate(timeout=600)
+    assert first.returncode == 0, out
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 
 def test_an_annotation_that_is_mended_is_scored_anew_and_a_faulty_one_fails_its_slide(

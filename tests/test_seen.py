@@ -1,5 +1,6 @@
 """What a model has seen stands in its file, and nobody may start from it that should not."""
 
+import json
 import logging
 import os
 import zipfile
@@ -39,6 +40,24 @@ def test_a_file_that_says_nothing_is_unknown_but_for_the_list_beside_it(tmp_path
     assert read_seen(tmp_path / "x.weights.h5").unknown
     os.mkfifo(tmp_path / "pipe.keras")  # nobody waits for a writer
     assert read_seen(tmp_path / "pipe.keras").unknown
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "null", '{"photos": [], "slides": 3, "unknown": []}', '{"photos": []}']
+)
+def test_a_list_that_is_none_of_ours_is_not_believed(tmp_path, content):
+    file = _model(tmp_path / "m.keras")
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("seen.json", content)
+    assert read_seen(file) == Seen(unknown=frozenset([str(file)]))
+
+
+def test_keys_that_an_earlier_version_wrote_are_those_of_now(tmp_path):
+    file = _model(tmp_path / "m.keras")
+    with zipfile.ZipFile(file, "a") as archive:
+        values = {"photos": ["N001 "], "slides": ["a01.ome"], "unknown": []}
+        archive.writestr("seen.json", json.dumps(values))
+    assert read_seen(file) == Seen.of(["n001"], ["a01"])
 
 
 @pytest.mark.parametrize("name", ["A01", "a01.SVS", "WSI/A01.svs"])

@@ -235,6 +235,7 @@ def test_a_mask_of_the_user_takes_the_place_of_the_found_one(tmp_path):
     (tmp_path / "masks").mkdir()
     with Slide(tmp_path / "one.svs") as slide:
         maps = slide_maps(slide, tmp_path / "masks")
+        assert any("its tissue was found instead" in line for line in maps.warnings)
         found, downsample = maps.tissue, maps.downsample
         assert downsample == 16
         assert found[:, 80:].all()
@@ -242,7 +243,9 @@ def test_a_mask_of_the_user_takes_the_place_of_the_found_one(tmp_path):
         mask = np.zeros((40, 60), np.uint8)
         mask[:20] = 255
         write_gray(tmp_path / "masks/one.png", mask)
-        given = slide_maps(slide, tmp_path / "masks").tissue
+        maps = slide_maps(slide, tmp_path / "masks")
+        given = maps.tissue
+        assert not maps.warnings
         assert given.shape == (100, 150)
         assert given[:50].all()
         assert not given[50:].any()
@@ -396,3 +399,15 @@ def test_a_folder_of_masks_without_effect_is_an_error(tmp_path, caplog):
     check_masks(masks, ["one", "three"])
     assert "no slide of this run: onee.png, two.png" in caplog.text
     assert "of three: tissue is found there" in caplog.text
+
+
+def test_an_annotation_that_lies_on_glass_is_doubted(tmp_path):
+    pixels = np.full((1600, 2400, 3), 245, np.uint8)
+    pixels[:, 1200:] = (235, 180, 215)
+    write_slide(tmp_path / "one.svs", pixels)
+    for left, doubted in ((0, True), (1000, False), (1300, False)):
+        square = np.array([(left, 0), (left + 800, 0), (left + 800, 800), (left, 800)], float)
+        write_annotation_xml(tmp_path / "one.xml", [Region(3, square)], 0.467, "text")
+        with Slide(tmp_path / "one.svs") as slide:
+            warnings = slide_maps(slide).warnings
+        assert any("0% of what is annotated is tissue" in line for line in warnings) == doubted

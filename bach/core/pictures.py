@@ -316,11 +316,21 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def write_png(path: str | os.PathLike, rgb: np.ndarray) -> None:
     """Write a uint8 `(height, width, 3)` RGB picture as PNG, whole or not at all."""
-    with atomic_path(path) as temporary:
-        # OpenCV only encodes: its own writer does not say why it could not write.
-        temporary.write_bytes(
-            cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    _write(path, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+
+
+def _write(path: str | os.PathLike, values: np.ndarray) -> None:
+    # OpenCV only encodes: its own writer does not say why it could not write. Both tell by
+    # their answer alone that they could not.
+    done, content = cv2.imencode(".png", values)
+    if not done:
+        raise InputError(
+            f"{path} must be a picture that PNG can hold, up to 1,000,000 px on a side.\n"
+            f"Received: {values.shape[1]}x{values.shape[0]} px.\n"
+            "Leave out the slide that is so long, or cut it."
         )
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.tobytes())
 
 
 def write_indexed(path: str | os.PathLike, values: np.ndarray, colors: Sequence[Color]) -> None:
@@ -339,8 +349,7 @@ def write_indexed(path: str | os.PathLike, values: np.ndarray, colors: Sequence[
 
 def write_gray(path: str | os.PathLike, values: np.ndarray) -> None:
     """Write a uint8 `(height, width)` picture in shades of gray as PNG, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", values)[1].tobytes())
+    _write(path, values)
 
 
 # Drawings

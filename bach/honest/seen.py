@@ -73,7 +73,8 @@ def read_seen(file: str | os.PathLike) -> Seen:
             if archive.getinfo(_ENTRY).file_size > Limit.JSON:
                 raise ValueError("a bomb")
             values = json.loads(archive.read(_ENTRY))
-        return Seen(**{name: frozenset(keys) for name, keys in values.items()})
+        photos, slides, unknown = (list(map(str, values[name])) for name in vars(NOTHING))
+        return Seen.of(photos, slides) | Seen(unknown=frozenset(unknown))
     except Exception:  # whatever zipfile makes of the damage, nothing can be believed
         pass
     beside = file.parent / "slides.json"

@@ -8,6 +8,7 @@ import pandas as pd
 
 from bach.core.errors import InputError
 from bach.core.files import fingerprint
+from bach.core.log import log
 from bach.core.options import SlideScript
 from bach.core.tables import image_key
 from bach.core.text import listed
@@ -32,6 +33,7 @@ class Predictor:
         folds: Keys of the models, see `load_models`.
         view: What the models see of a patch.
         digests: Content of each model's file, by fold.
+        warnings: A sentence for each model that does not say what it has seen.
 
     Raises:
         InputError: If there is no finished model, or the step is none that dense
@@ -51,7 +53,15 @@ class Predictor:
         self.view: View = models[0].view if self._dense else common_view(models)
         self._every = dense_step_um(models[0], step_um) if self._dense else 0
         files = {fold: model_file(args.model_dir, fold) for fold in self.folds}
-        self._seen = {fold: read_seen(file).slides for fold, file in files.items()}
+        seen = {fold: read_seen(file) for fold, file in files.items()}
+        self._seen = {fold: one.slides for fold, one in seen.items()}
+        self.warnings = [
+            f"{file} does not say what it has seen: if a slide here is among it, its score is too "
+            "good"
+            for file in sorted(frozenset().union(*(one.unknown for one in seen.values())))
+        ]
+        for line in self.warnings:
+            log.warning("%s", line)
         self.digests = fingerprint({str(fold): file for fold, file in files.items()})
 
     def unseen_by(self, slide: str) -> list[int]:
