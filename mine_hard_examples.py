@@ -99,22 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     predictor.refuse_seen(slides["image_id"])
     with run.start(**device):
         # 2. Slide by slide: tissue, patches, labels, predictions.
-        failures = check_slides(slides, args)
-        tables, warnings = [], {}
-        for row in slides[~slides["image_id"].isin(failures)].itertuples():
-            try:
-                mined = mine_slide(row.path, predictor, args, run.path / "slides")
-                tables.append(mined.table)
-                warnings |= {row.image_id: list(mined.warnings)} if mined.warnings else {}
-            except InputError as error:
-                log.error("%s failed: %s", row.image_id, error)
-                failures[row.image_id] = str(error)
-        write_json(run.path / "failures.json", failures)
-        if not tables:
-            raise InputError("No slide could be used:\n" + "\n".join(failures.values()))
+        table, warnings, failures = mine_slides(slides, predictor, args, run)
 
         # 3. Difficulty, the hardest, an even draw: over all slides, and without each fold's.
-        table = pd.concat(tables, ignore_index=True)
         table = add_difficulty(table[table["tissue"] >= MIN_TISSUE_HARD].reset_index(drop=True))
         fold_of = slides.set_index("image_id")["fold"]
         drawn = draw_hard_examples(table, fold_of, args.hardest, args.hard_examples, args.seed)
@@ -143,6 +130,35 @@ def main(argv: list[str] | None = None) -> int:
         run.finish(metrics | ({"model_warnings": predictor.warnings} if predictor.warnings else {}))
     print(run.path)
     return 1 if failures else 0
+
+
+def mine_slides(
+    slides: pd.DataFrame, predictor, args: Options, run: Run
+) -> tuple[pd.DataFrame, dict[str, list[str]], dict[str, str]]:
+    """The patches of all slides, what is odd about a slide, and why one failed.
+
+    A slide that fails does not stop the others.
+
+    Raises:
+        InputError: If no slide could be used.
+    """
+    failures = check_slides(slides, args)
+    mined = {}
+    for row in slides[~slides["image_id"].isin(failures)].itertuples():
+        try:
+            mined[row.image_id] = mine_slide(row.path, predictor, args, run.path / "slides")
+        except InputError as error:
+            log.error("%s failed: %s", row.image_id, error)
+            failures[row.image_id] = str(error)
+    write_json(run.path / "failures.json", failures)
+    if not mined:
+        raise InputError("No slide could be used:\n" + "\n".join(failures.values()))
+    table = pd.concat([slide.table for slide in mined.values()], ignore_index=True)
+    return (
+        table,
+        {k: list(slide.warnings) for k, slide in mined.items() if slide.warnings},
+        failures,
+    )
 
 
 def draw_hardest(store, run: Run, count: int = 48) -> None:

@@ -73,8 +73,8 @@ def read_seen(file: str | os.PathLike) -> Seen:
             if archive.getinfo(_ENTRY).file_size > Limit.JSON:
                 raise ValueError("a bomb")
             values = json.loads(archive.read(_ENTRY))
-        photos, slides, unknown = (list(map(str, values[name])) for name in vars(NOTHING))
-        return Seen.of(photos, slides) | Seen(unknown=frozenset(unknown))
+        seen_photos, seen_slides, unknown = (list(map(str, values[name])) for name in vars(NOTHING))
+        return Seen.of(seen_photos, seen_slides) | Seen(unknown=frozenset(unknown))
     except Exception:  # whatever zipfile makes of the damage, nothing can be believed
         pass
     beside = file.parent / "slides.json"
