@@ -121,7 +121,8 @@ def builder(args: Options, start: Path | None) -> Callable:
     """What builds the model of a fold, from the model that it starts from."""
     from bach.network.patch_network import build_model
 
-    return lambda view: build_model(args.backbone, str(start or args.weights), args.head, view)
+    weights = str(start or args.weights)
+    return lambda view: build_model(args.backbone, weights, args.head, view, args.tokens)
 
 
 def name_of(fold: int | None) -> str:

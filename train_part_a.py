@@ -211,7 +211,8 @@ def builder(args: Options, start: Path | None, images: pd.DataFrame) -> Callable
 
     def build(view: View):
         if args.image_network is None or start is None:
-            return build_model(args.backbone, str(start or args.weights), args.head, view)
+            weights = str(start or args.weights)
+            return build_model(args.backbone, weights, args.head, view, args.tokens)
         patch_network = load_model(start)
         return build_image_network(patch_network, *photo_sizes(images).max(axis=0).tolist())
 

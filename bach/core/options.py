@@ -157,14 +157,20 @@ class Training:
 
     backbone: str = option(
         "InceptionResNetV2",
-        "a network of keras.applications, EfficientNetLite0 (pretrained without a download), or "
-        "small (trains on a CPU)",
+        "a network of keras.applications, EfficientNetLite0 (pretrained without a download), "
+        "small (trains on a CPU), or a foundation model: hf://OWNER/NAME, or a folder with a slash "
+        "in its path (./NAME)",
     )
     weights: str = option(
         "imagenet",
         "imagenet, none, or a file to start from; for train_part_a.py also a run of its own on "
         "the same folds",
         path=True,
+    )
+    tokens: str = option(
+        "both",
+        "what is used of a foundation model: class token, mean of the patch tokens, or both",
+        choices=("class", "mean", "both"),
     )
     head: str = option("sigmoid", "kind of the last layer", choices=("sigmoid", "softmax"))
     epochs: int = option(25, "passes over the patches", at_least=1)

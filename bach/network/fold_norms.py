@@ -12,6 +12,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from bach.network.foundation import copied, is_transformer
+
 # Layers that a factor per channel can go into, and the name of the weights it goes to.
 _KERNELS = {
     layers.Conv2D: "kernel",
@@ -63,6 +65,8 @@ def _clone(
     readers = set(folded.values())
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if is_transformer(layer):
+            return copied(layer, dtype)
         if isinstance(layer, keras.Sequential):
             # A few layers of ConvNeXt in a row; nothing in them is folded.
             return keras.Sequential([copy(inner) for inner in layer.layers], name=layer.name)

@@ -2,7 +2,8 @@
 
 A model takes raw RGB 0..255 (batch, 299, 299, 3) and returns four probabilities
 that sum to 1. It is made of Keras's own layers only, so that
-`keras.models.load_model(file)` opens it anywhere, without this package.
+`keras.models.load_model(file)` opens it anywhere, without this package. (One on a foundation
+model needs KerasHub as well.)
 """
 
 import os
@@ -19,7 +20,7 @@ from bach.core.errors import InputError
 from bach.core.inputs import understood
 from bach.core.log import log
 from bach.core.text import listed
-from bach.network import lite0, model_file
+from bach.network import foundation, lite0, model_file
 from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
 
 # Kwok 2018, section 4.2.
@@ -38,23 +39,26 @@ def build_model(
     weights: str = "imagenet",
     head: str = "sigmoid",
     view: View = PLAIN_VIEW,
+    tokens: str = "both",
 ) -> keras.Model:
     """Build a patch classifier.
 
     Args:
         backbone: Name of any network in `keras.applications`; "EfficientNetLite0", whose
-            ImageNet weights come from the package index, see `bach.network.lite0`; or
-            "small": a network with the same feature geometry as Inception-ResNet-v2 (8x8
-            at stride 32) that trains on a CPU.
-        weights: "imagenet" (downloaded by Keras, but for EfficientNetLite0), "none", or a
-            file: a model saved by these scripts, or weights of the backbone alone
-            (`.weights.h5`).
+            ImageNet weights come from the package index, see `bach.network.lite0`; a
+            foundation model, `hf://OWNER/NAME` or a folder with a slash in its path, see
+            `bach.network.foundation`; or "small": a network with the same feature geometry
+            as Inception-ResNet-v2 (8x8 at stride 32) that trains on a CPU.
+        weights: "imagenet" (downloaded by Keras, but for EfficientNetLite0; of a foundation
+            model, those of its checkpoint), "none", or a file: a model saved by these
+            scripts, or weights of the backbone alone (`.weights.h5`).
         head: "sigmoid" (the paper's: four sigmoids rescaled to sum to 1) or
             "softmax".
         view: What the network sees. The features of a margin are cut off before
             pooling, so that those of the patch have seen tissue where they would have
             seen zeros. With a zoom a second network of the same kind sees the middle
             of the patch enlarged; what both have pooled is joined.
+        tokens: What is used of a foundation model, see `foundation.features`.
 
     Returns:
         Model from float `(batch, side, side, 3)` in 0..255, side that of the view, to
@@ -69,24 +73,24 @@ def build_model(
     if head not in ("sigmoid", "softmax"):
         raise InputError(f"--head must be sigmoid or softmax. Received: --head={head}.")
     check_backbone(backbone, weights)
-    _check_margin(view)
+    _check_margin(backbone, view)
     inputs = keras.Input((view.side, view.side, 3), name="patch")
     seen = inputs
     if view.zoom > 1:
         seen = layers.AveragePooling2D(view.zoom, name="far")(inputs)
-    features = _features(seen, backbone, weights)
+    features = _features(seen, backbone, weights, tokens)
     if view.margin:
         cut = _margin_features(features, backbone, view.margin)
         features = layers.Cropping2D(cut, name="context")(features)
     x = layers.GlobalAveragePooling2D(name="pool")(features)
     if view.zoom > 1:
-        x = layers.Concatenate(name="both")([x, _near_features(inputs, backbone, weights)])
+        x = layers.Concatenate(name="both")([x, _near_features(inputs, backbone, weights, tokens)])
     x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
     x = layers.Dropout(DROPOUT, name="dropout")(x)
     # float32 also under mixed precision. Sigmoids as their logarithms, which never vanish.
     activation = "log_sigmoid" if head == "sigmoid" else None
     last = layers.Dense(len(CLASSES), activation=activation, dtype="float32", name="classes")
-    model = keras.Model(inputs, probabilities(last(x), last), name=backbone.lower())
+    model = keras.Model(inputs, probabilities(last(x), last), name=_name(backbone))
     if weights not in _START:
         _load_weights(model, weights)
     return model
@@ -119,11 +123,14 @@ def check_backbone(backbone: str, weights: str) -> None:
     elif backbone == lite0.NAME:
         if weights == "imagenet":
             lite0.find_weights()
+    elif foundation.is_foundation(backbone):
+        foundation.check_foundation(backbone)
     elif not callable(getattr(keras.applications, backbone, None)):
         names = [name for name in dir(keras.applications) if name[0].isupper()]
         raise InputError(
             f"Unknown backbone.\nReceived: --backbone={backbone}.\n"
-            f"Use small, {lite0.NAME} or one of {', '.join(names)}."
+            f"Use small, {lite0.NAME}, a checkpoint (hf://OWNER/NAME, or a folder as ./NAME) or "
+            f"one of {', '.join(names)}."
         )
 
 
@@ -134,13 +141,18 @@ def check_view(backbone: str, view: View) -> None:
         InputError: If the margin is no multiple of the network's stride, or there is a zoom
             as well.
     """
-    _check_margin(view)
+    _check_margin(backbone, view)
     if view.margin:
         features = _features(keras.Input((view.side, view.side, 3)), backbone, "none")
         _margin_features(features, backbone, view.margin)
 
 
-def _check_margin(view: View) -> None:
+def _check_margin(backbone: str, view: View) -> None:
+    if view.margin and foundation.is_foundation(backbone):
+        raise InputError(
+            "A foundation model sees the patch alone.\n"
+            f"Received: --margin={view.margin}, --backbone={backbone}. Leave --margin out."
+        )
     if view.zoom > 1 and view.margin:
         raise InputError(
             "A network of two magnifications has no margin.\n"
@@ -206,8 +218,9 @@ def require_layers(model: keras.Model, names: Iterable[str]) -> None:
     """Refuse a model that is not put together as those of `build_model` are.
 
     Raises:
-        InputError: If a layer of one of the names is missing.
+        InputError: If a layer of one of the names is missing, or it is a foundation model.
     """
+    foundation.refuse_regions(model, source_of(model))
     there = {layer.name for layer in model.layers}
     if missing := [name for name in names if name not in there]:
         raise InputError(
@@ -300,17 +313,30 @@ def _margin_features(features: keras.KerasTensor, backbone: str, margin: int) ->
     return crop
 
 
-def _near_features(inputs: keras.KerasTensor, backbone: str, weights: str) -> keras.KerasTensor:
+def _name(backbone: str) -> str:
+    """Name of a network of a backbone."""
+    if foundation.is_foundation(backbone):
+        return foundation.name_of(backbone)
+    return backbone.lower()
+
+
+def _near_features(
+    inputs: keras.KerasTensor, backbone: str, weights: str, tokens: str
+) -> keras.KerasTensor:
     """What a second network says of the middle of the patch, pooled."""
     missing = inputs.shape[1] - NETWORK_SIZE
     around = (missing // 2, missing - missing // 2)
     near = layers.Cropping2D((around, around), name="near")(inputs)
-    near = _features(near, backbone, weights, prefix="near_")
+    near = _features(near, backbone, weights, tokens, "near_")
     return layers.GlobalAveragePooling2D(name="near_pool")(near)
 
 
 def _features(
-    inputs: keras.KerasTensor, backbone: str, weights: str, prefix: str = ""
+    inputs: keras.KerasTensor,
+    backbone: str,
+    weights: str,
+    tokens: str = "both",
+    prefix: str = "",
 ) -> keras.KerasTensor:
     """Feature map `(batch, rows, cols, channels)` of a backbone, its layers named after a prefix.
 
@@ -323,6 +349,8 @@ def _features(
         if weights == "imagenet":
             lite0.load_weights(network)
         return network(inputs)
+    if foundation.is_foundation(backbone):
+        return foundation.features(inputs, backbone, weights, tokens, prefix)
     return _application(inputs, backbone, weights, prefix)
 
 
