@@ -7,7 +7,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
+from commands import part_a_words
 from tiny_checkpoints import (
     KINDS,
     WIDTH,
@@ -18,6 +20,11 @@ from tiny_checkpoints import (
     write_checkpoint,
 )
 
+import make_heatmap
+import mine_hard_examples
+import train_final
+import train_part_a
+from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.network import foundation
 from bach.network.dense import DenseModel
@@ -282,3 +289,26 @@ def test_patches_larger_than_the_picture_are_refused(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="must fit into what the network sees"):
         foundation.features(inputs, str(folder), "none", "both")
+
+
+@pytest.mark.slow
+def test_the_four_scripts_take_a_foundation_model(toy, folders, tmp_path):
+    network = ["--backbone", folders["swiglu"], "--weights", "imagenet"]
+    part_a = part_a_words(toy, tmp_path / "part_a", "--limit", "3", *network)
+    train_part_a.main(part_a)
+    table = pd.read_csv(tmp_path / "part_a/predictions.csv")
+    assert np.allclose(table[list(PROB_COLUMNS)].sum(axis=1), 1, atol=1e-4)
+    before = _pooled(build_model(folders["swiglu"]))
+    trained = load_model(tmp_path / "part_a/fold_0/model.keras")
+    assert np.allclose(_pooled(trained), before, atol=1e-4)  # frozen all the way
+    common = f"--data-dir {toy} --folds {toy}/part_b.csv"
+    words = f"{common} --model-dir {tmp_path}/part_a --run-dir {tmp_path}/hard --hard-examples 40"
+    mine_hard_examples.main(f"{words} --stride-um 300".split())
+    words = f"{common} --part-a-dir {tmp_path}/part_a --hard-examples-dir {tmp_path}/hard"
+    words += f" --run-dir {tmp_path}/final --fold none --epochs 1 --batch-size 16"
+    train_final.main([*words.split(), *network])
+    heatmap = ["--data-dir", str(toy), "--model-dir", f"{tmp_path}/final", "--limit", "1"]
+    make_heatmap.main([*heatmap, "--run-dir", f"{tmp_path}/heatmap", "--step-um", "300"])
+    assert list((tmp_path / "heatmap").rglob("*.png"))
+    with pytest.raises(InputError, match=r"judges patch by patch[\s\S]*fold_none"):
+        make_heatmap.main([*heatmap, "--run-dir", f"{tmp_path}/dense", "--mode", "dense"])
