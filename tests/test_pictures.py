@@ -181,7 +181,7 @@ def test_a_picture_too_large_to_decode_is_refused_by_our_limit(tmp_path, monkeyp
     assert Image.MAX_IMAGE_PIXELS == 20
     (tmp_path / "bomb.png").write_bytes(png_header(100_000, 100_000))
     for read in (read_header, read_rgb, read_indexed, read_mask):
-        with pytest.raises(InputError, match=r"bomb.png must have at most 500 million"):
+        with pytest.raises(InputError, match=r"bomb.png must be a whole picture"):
             read(tmp_path / "bomb.png", REMEDY)
 
 

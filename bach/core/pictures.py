@@ -225,17 +225,17 @@ def _open(
         tags = getattr(image, "tag_v2", {})
         tile = int(tags.get(_TIFF_TILE[0], 0)) * int(tags.get(_TIFF_TILE[1], 0))
         pixels = max(image.width * image.height, tile)
-        if pixels > most:
-            raise InputError(
-                f"{path} must have at most {most / 1e6:,.0f} million pixels.\n"
-                f"Received: {image.width}x{image.height} px, {pixels / 1e6:,.0f} million."
-                f"\n{remedy}"
-            )
         if image.format == "PNG" and pixels > _PNG_MOST * Path(path).stat().st_size:
             raise InputError(
                 f"{path} must be a whole picture.\n"
                 f"Received: {image.width}x{image.height} px by its header, more than a file of "
                 f"this size can hold.\n{remedy}"
+            )
+        if pixels > most:
+            raise InputError(
+                f"{path} must have at most {most / 1e6:,.0f} million pixels.\n"
+                f"Received: {image.width}x{image.height} px, {pixels / 1e6:,.0f} million."
+                f"\n{remedy}"
             )
         if modes is not None and image.mode not in modes:
             raise InputError(
