@@ -145,7 +145,7 @@ def _transformer(checkpoint: Checkpoint, side: int, load: bool) -> Any:
             # The positions are resized when they are read. KerasHub would do it anew each time a
             # model is loaded, and forgets what was trained of them when it is saved.
             settings["position_embedding_shape"] = (side, side)
-            # KerasHub scales by random numbers from 1 to 2 where it should drop.
+            # Where it should drop a path, KerasHub scales it by a random number.
             settings["drop_path_rate"] = 0.0
         else:
             settings["layer_norm_epsilon"] = checkpoint.config.get("layer_norm_eps", 1e-12)
@@ -209,8 +209,8 @@ def frozen_by_default(backbone: str) -> bool:
 def unfreeze(model: keras.Model) -> None:
     """Make the foundation models within a model trainable, but for their embeddings.
 
-    KerasHub loses half of what is trained of position embeddings: it saves them if the sum of
-    their changes is positive.
+    KerasHub loses what is trained of DINOv2's position embeddings unless their sum has fallen:
+    it compares sums to see whether there is something to save.
     """
     for network in _networks(model):
         network.trainable = True
