@@ -37,13 +37,15 @@ PHOTO_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 # um in a unit of TIFF's resolution.
 _UNITS = {"centimeter": 1e4, "inch": 2.54e4}
 
-# Reading shrinks block by block, so that a slide without a pyramid needs no more
-# memory than one with it. 1 Mpx is 4 MB of RGBA, and ten times that while it shrinks.
-_BLOCK_PIXELS = 1_000_000
+# Reading shrinks piece by piece, so that a slide without a pyramid needs no more memory than one
+# with it. So many px of the level are ten times as many bytes while they shrink, which stay in
+# the processor's cache; a patch at the usual scale is one piece.
+_PIECE_PIXELS = 130_000
+_ENLARGED_PIXELS = 1_000_000  # OpenCV's places are exact to 1/32 px, in each piece anew
 
-# Blocks of a large region are decoded side by side: whoever waits for one slide's first
-# region, or its thumbnail, waits half as long.
-_THREADS = 2
+# Pieces of a large region are read side by side: whoever waits for one slide's first region, or
+# its thumbnail, waits half as long.
+_THREADS, _FEW_PIECES = 2, 8
 
 # Levels are read in blocks, which are tiles where these are no larger than this, and what was
 # read lately is kept: OpenSlide takes 14 ns to paint a pixel, also of a tile that it decoded
@@ -195,26 +197,28 @@ class Slide:
         x_downsample, y_downsample = self._downsamples[level]
         factors = scale / x_downsample, scale / y_downsample  # level px per result px
         result = np.empty((height, width, 3), np.uint8)
-        side = max(1, int(math.sqrt(_BLOCK_PIXELS) / max(*factors, 1.0)))
+        enlarged = min(factors) < 1 - 1e-9
+        side = math.sqrt(_ENLARGED_PIXELS if enlarged else _PIECE_PIXELS) / max(*factors, 1.0)
 
-        def fill(row: int, col: int) -> None:
-            block = result[row : row + side, col : col + side]
-            block[:] = self._read_block(
+        def fill(top_bottom: tuple[int, int], left_right: tuple[int, int]) -> None:
+            (top, bottom), (left, right) = top_bottom, left_right
+            result[top:bottom, left:right] = self._read_piece(
                 level,
-                x / x_downsample + col * factors[0],
-                y / y_downsample + row * factors[1],
-                block.shape[1],
-                block.shape[0],
+                x / x_downsample + left * factors[0],
+                y / y_downsample + top * factors[1],
+                right - left,
+                bottom - top,
                 factors,
             )
 
-        rows, cols = range(0, height, side), range(0, width, side)
-        if len(rows) * len(cols) == 1:
-            fill(0, 0)
-        elif rows and cols:
+        pieces = list(itertools.product(_parts(height, side), _parts(width, side)))
+        if len(pieces) <= _FEW_PIECES:
+            for piece in pieces:
+                fill(*piece)
+        else:
             with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
                 # list(): raises here what a thread raised.
-                list(pool.map(lambda corner: fill(*corner), itertools.product(rows, cols)))
+                list(pool.map(lambda piece: fill(*piece), pieces))
         return result
 
     def thumbnail(self, mpp: float) -> np.ndarray:
@@ -298,7 +302,7 @@ class Slide:
                 "The file is damaged, or must be exported again as 8-bit RGB."
             )
 
-    def _read_block(
+    def _read_piece(
         self,
         level: int,
         l_x: float,
@@ -453,6 +457,13 @@ class _Blocks:
         with self._lock:
             self._kept.clear()
             self._bytes = 0
+
+
+def _parts(length: int, side: float) -> list[tuple[int, int]]:
+    """Starts and ends of the parts of a length, as even as can be, about `side` long at most."""
+    count = math.ceil(length / max(side, 1))
+    edges = [length * part // count for part in range(count + 1)] if count else []
+    return list(itertools.pairwise(edges))
 
 
 def _cut(start: int, side: int, length: int) -> tuple[int, int]:

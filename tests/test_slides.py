@@ -158,7 +158,7 @@ def test_enlarging_a_smooth_picture_keeps_its_places(tmp_path):
 def test_large_regions_are_read_in_blocks_that_leave_no_seam(path, monkeypatch):
     with Slide(path) as slide:
         whole = slide.read(3.3, 1.7, 200, 150, mpp=1.1)
-        monkeypatch.setattr("bach.slides._BLOCK_PIXELS", 5000)
+        monkeypatch.setattr("bach.slides._PIECE_PIXELS", 5000)
         blocks = slide.read(3.3, 1.7, 200, 150, mpp=1.1)
     assert np.abs(whole.astype(int) - blocks).max() <= 1
 
@@ -252,7 +252,7 @@ def test_damage_in_one_block_of_a_large_region_is_reported(tmp_path, path, monke
         tile = tiff.pages[0].dataoffsets[-1]
     data[tile : tile + 1000] = bytes(1000)
     (tmp_path / "scratched.svs").write_bytes(data)
-    monkeypatch.setattr("bach.slides._BLOCK_PIXELS", 5000)
+    monkeypatch.setattr("bach.slides._PIECE_PIXELS", 5000)
     with (
         pytest.raises(InputError, match=r"scratched.svs cannot be read everywhere"),
         Slide(tmp_path / "scratched.svs") as slide,
