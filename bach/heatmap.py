@@ -263,7 +263,9 @@ class HeatmapMaker:
         if maps.labels is not None:
             write_class_map(path("truth", ".png"), maps.labels)
         write_gray(path("tissue", ".png"), maps.tissue.astype(np.uint8) * 255)
-        write_png(path("overlays", ".png"), draw_maps(maps, class_map, spread(heatmap)))
+        write_png(
+            path("overlays", ".png"), draw_maps(maps, class_map, spread(heat_colors(heatmap)))
+        )
         return class_map
 
 
@@ -272,7 +274,7 @@ def clip_to_tissue(class_map: np.ndarray, maps: SlideMaps) -> np.ndarray:
     return np.where(maps.tissue, class_map, np.uint8(NORMAL))
 
 
-def draw_maps(maps: SlideMaps, class_map: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+def draw_maps(maps: SlideMaps, class_map: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Class map, truth if there is one, and heatmap of a slide beside each other.
 
     Patches with 5% of tissue are predicted, and with them cells that are mostly glass. The
@@ -281,7 +283,7 @@ def draw_maps(maps: SlideMaps, class_map: np.ndarray, heatmap: np.ndarray) -> np
     Args:
         maps: The slide's maps; their warnings stand above.
         class_map: uint8 `(rows, cols)`, 0..3.
-        heatmap: float `(rows, cols)`, 0..1.
+        heat: The heatmap in colours, uint8 `(rows, cols, 3)`.
 
     Returns:
         uint8 picture with legends.
@@ -289,7 +291,6 @@ def draw_maps(maps: SlideMaps, class_map: np.ndarray, heatmap: np.ndarray) -> np
     pictures = [overlay(maps.thumbnail, class_map, CLASSES, COLORS, where=maps.tissue)]
     if maps.labels is not None:
         pictures.append(overlay(maps.thumbnail, maps.labels, CLASSES, COLORS))
-    heat = heat_colors(heatmap)
     blank = np.full((pictures[0].shape[0] - heat.shape[0], heat.shape[1], 3), 255, np.uint8)
     pictures.append(np.concatenate([heat, blank]))
     lines = [f"{maps.name}: {warning}" for warning in maps.warnings]

@@ -53,7 +53,9 @@ _THREADS, _FEW_PIECES = 2, 8
 # for before only the part that is wanted is read, unless that is half of it.
 _BLOCK_PX, _LARGEST_BLOCK_PX = 256, 1024
 _ASKED = 1 << 14  # so many blocks are known to have been asked for
-_KEPT_BYTES = 96 * 2**20  # what a row of patches across the widest slides looks at
+# What a band of regions across most slides looks at, of which the next band sees a fifth again;
+# a row of patches looks at a third of it.
+_KEPT_BYTES = 160 * 2**20
 _CACHE_BYTES, _LARGE_CACHE_BYTES = 32 * 2**20, 64 * 2**20  # OpenSlide's own; for larger tiles
 
 # What a file may claim of itself. OpenSlide ends the process where it finds no memory for a
@@ -200,6 +202,8 @@ class Slide:
         enlarged = min(factors) < 1 - 1e-9
         side = math.sqrt(_ENLARGED_PIXELS if enlarged else _PIECE_PIXELS) / max(*factors, 1.0)
 
+        pieces = list(itertools.product(_parts(height, side), _parts(width, side)))
+
         def fill(top_bottom: tuple[int, int], left_right: tuple[int, int]) -> None:
             (top, bottom), (left, right) = top_bottom, left_right
             result[top:bottom, left:right] = self._read_piece(
@@ -209,9 +213,9 @@ class Slide:
                 right - left,
                 bottom - top,
                 factors,
+                whole_blocks=len(pieces) > 1,  # their neighbours want the rest
             )
 
-        pieces = list(itertools.product(_parts(height, side), _parts(width, side)))
         if len(pieces) <= _FEW_PIECES:
             for piece in pieces:
                 fill(*piece)
@@ -310,13 +314,16 @@ class Slide:
         width: int,
         height: int,
         factors: tuple[float, float],
+        whole_blocks: bool,
     ) -> np.ndarray:
         l_right, l_bottom = l_x + width * factors[0], l_y + height * factors[1]
         # A pixel of room on each side lets bilinear enlarging see its neighbours.
         room = 1 if min(factors) < 1 else 0
         left, top = math.floor(l_x + 1e-6) - room, math.floor(l_y + 1e-6) - room
         right, bottom = math.ceil(l_right - 1e-6) + room, math.ceil(l_bottom - 1e-6) + room
-        pixels = self._read_level(level, left, top, right - left, bottom - top)
+        pixels = self._read_level(
+            level, left, top, right - left, bottom - top, whole_blocks=whole_blocks
+        )
         offset_x, offset_y = l_x - left, l_y - top
         if min(factors) < 1 - 1e-9:
             return enlarge(pixels, (offset_x, offset_y), (width, height), factors)
@@ -328,7 +335,15 @@ class Slide:
             return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
         return shrink(pixels, (offset_x, offset_y), (width, height), factors)
 
-    def _read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
+    def _read_level(
+        self,
+        level: int,
+        left: int,
+        top: int,
+        width: int,
+        height: int,
+        whole_blocks: bool = False,
+    ) -> np.ndarray:
         """Read whole pixels of one level, white beyond its edge."""
         l_width, l_height = self._l_sizes[level]
         result = np.full((height, width, 3), 255, np.uint8)
@@ -354,7 +369,7 @@ class Slide:
                 *_between(x0, x1, block.left, block.width),
                 *_between(y0, y1, block.top, block.height),
             )
-            pixels = self._blocks.get(block, 2 * part.pixels >= block.pixels)
+            pixels = self._blocks.get(block, whole_blocks or 2 * part.pixels >= block.pixels)
             if pixels is None:
                 pixels = self._read_file(part)
             else:

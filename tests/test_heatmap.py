@@ -100,7 +100,7 @@ def test_glass_is_not_coloured_whatever_the_network_says():
     clipped = clip_to_tissue(everywhere, maps)
     assert clipped.dtype == np.uint8
     assert np.array_equal(clipped == 1, tissue)
-    picture = draw_maps(maps, everywhere, np.zeros((60, 80)))
+    picture = draw_maps(maps, everywhere, np.zeros((60, 80, 3), np.uint8))
     seen = (picture[:60, :80] == 240).all(axis=2)
     assert seen[~tissue].all()
     assert not seen[tissue].any()
@@ -110,9 +110,11 @@ def test_the_truth_is_drawn_whole_and_warnings_stand_above():
     labels = np.full((60, 80), 3, np.uint8)
     thumbnail = np.full((60, 80, 3), 240, np.uint8)
     maps = SlideMaps("A01", 1280, 960, MPP, 16, np.zeros((60, 80), bool), labels, thumbnail)
-    plain = draw_maps(maps, labels, np.zeros((60, 80)))
+    plain = draw_maps(maps, labels, np.zeros((60, 80, 3), np.uint8))
     assert (plain[:60, :80] == 240).all()
     assert not (plain[:60, 88:168] == 240).all(axis=2).any()
-    warned = draw_maps(maps._replace(warnings=("it is dark",)), labels, np.zeros((60, 80)))
+    warned = draw_maps(
+        maps._replace(warnings=("it is dark",)), labels, np.zeros((60, 80, 3), np.uint8)
+    )
     assert np.array_equal(warned[-len(plain) :], plain)
     assert (warned[0] == (180, 0, 0)).all()

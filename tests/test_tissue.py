@@ -11,6 +11,7 @@ from bach.core.errors import InputError
 from bach.core.pictures import write_gray, write_png
 from bach.slides import Slide
 from bach.tissue import (
+    _lab,
     check_masks,
     check_pixels,
     find_tissue,
@@ -411,3 +412,12 @@ def test_an_annotation_that_lies_on_glass_is_doubted(tmp_path):
         with Slide(tmp_path / "one.svs") as slide:
             warnings = slide_maps(slide).warnings
         assert any("0% of what is annotated is tissue" in line for line in warnings) == doubted
+
+
+def test_every_colour_has_the_a_and_b_of_scikit_image_to_the_last_bit():
+    colors = np.arange(0, 1 << 24, 7, dtype=np.uint32).view(np.uint8).reshape(-1, 4)[:, :3]
+    colors = np.ascontiguousarray(colors[: len(colors) // 64 * 64].reshape(-1, 64, 3))
+    expected = rgb2lab(colors).astype(np.float32)
+    expected[np.abs(expected) < 0.01] = 0
+    for index, channel in enumerate("ab", start=1):
+        assert np.array_equal(_lab(colors, channel), expected[..., index])

@@ -444,16 +444,19 @@ def overlay(
     Returns:
         uint8 picture with a legend below.
     """
-    colored = np.array(colors, np.float32)[class_map]
-    share = np.where(class_map[..., None] > 0, opacity, 0.0)
-    picture = np.rint(thumbnail * (1 - share) + colored * share).astype(np.uint8)
+    picture = thumbnail.copy()
+    for label in range(1, len(colors)):
+        # By table: every gray level has one colour per class.
+        table = np.arange(256)[:, None] * (1 - opacity) + np.array(colors[label]) * opacity
+        colored = cv2.LUT(thumbnail, np.rint(table).astype(np.uint8)[None])
+        cv2.copyTo(colored, (class_map == label).view(np.uint8), picture)
     for label in range(1, len(names)):
         outlines, _ = cv2.findContours(
             (class_map == label).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE
         )
         cv2.drawContours(picture, outlines, -1, colors[label], 1)
     if where is not None:
-        picture[~where] = thumbnail[~where]
+        cv2.copyTo(thumbnail, (~where).view(np.uint8), picture)
     return np.concatenate([picture, legend(picture.shape[1], names, colors)])
 
 
