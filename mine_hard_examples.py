@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
 
         # 4. Their pixels, and a look at the worst.
         paths = dict(zip(slides["image_id"], slides["path"], strict=True))
-        store = cut_slides(drawn, paths, run.path / "patches", args.mpp, predictor.view)
+        patches = run.path / "patches"
+        store = cut_slides(drawn, paths, patches, args.mpp, predictor.view, replace=True)
         draw_hardest(store, run)
         right = float((table["predicted"] == table["label"]).mean())
         names = [name for name in slides["image_id"] if name not in failures]

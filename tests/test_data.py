@@ -116,6 +116,27 @@ def test_every_kind_of_problem_is_listed(photos, capsys):
         assert expected in out, expected
 
 
+@pytest.mark.parametrize(
+    ("encoding", "separator", "name"),
+    [
+        ("utf-8-sig", ",", "{}.tif"),
+        ("utf-8", ";", "{}.tif"),
+        ("utf-16", "\t", "{}.tif"),
+        ("utf-8", ",", "Photos\\X\\{}.TIF"),
+    ],
+)
+def test_the_ground_truth_is_read_as_spreadsheets_save_it(
+    photos, capsys, encoding, separator, name
+):
+    rows = [row.split(".tif,") for row in (photos / data.GROUND_TRUTH).read_text().split()]
+    text = "\r\n".join(name.format(image.upper()) + separator + label for image, label in rows)
+    (photos / data.GROUND_TRUTH).write_bytes(text.encode(encoding))
+    assert data.main([str(photos.parent)]) == 0, capsys.readouterr().out
+    (photos / data.GROUND_TRUTH).write_bytes("n001,Normal\ncaf\u00e9,Benign".encode("latin-1"))
+    assert data.main([str(photos.parent)]) == 1
+    assert "microscopy_ground_truth.csv must be a readable CSV file" in capsys.readouterr().out
+
+
 def test_slides_without_scale_and_bad_annotations_are_problems(tmp_path):
     folder = tmp_path / data.TRAIN_FOLDER / "WSI"
     folder.mkdir(parents=True)

@@ -34,6 +34,21 @@ def test_the_check_prints_what_leaks_and_exits_with_1(tmp_path, capsys):
     assert result["warnings"] == ["no patient is known: nothing was checked"]
 
 
+@pytest.mark.parametrize("word", ["NA", "nan", "unknown", "-", "?", "None", "not known"])
+def test_a_word_for_unknown_gives_the_folds_of_an_empty_cell(tmp_path, word):
+    made = []
+    for name in (word, ""):
+        table = many_images(size=60, patients=12)
+        table.loc[::2, "patient"] = name
+        table.to_csv(tmp_path / "images.csv", index=False)
+        out = tmp_path / f"folds_{len(made)}.csv"
+        words = ["--images", str(tmp_path / "images.csv"), "--part", "a", "--out", str(out)]
+        folds.main(["make", *words])
+        made.append(out.read_text())
+    assert made[0] == made[1]
+    assert (read_folds(out)["fold"] == -1).sum() == 30
+
+
 def test_one_patient_of_two_spellings_is_one_and_is_named_by_both(tmp_path, capsys):
     table = images(["12", "12.0", "P07", "p 7"]).assign(fold=[0, 1, 0, 1])
     table.to_csv(tmp_path / "folds.csv", index=False)

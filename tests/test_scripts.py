@@ -20,10 +20,13 @@ import mine_hard_examples
 import train_final
 import train_part_a
 from bach import calibration, submission
+from bach import metrics as bach_metrics
 from bach.annotations import Region
 from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.pictures import write_gray
+from bach.core.tables import read_table
+from bach.honest.records import read_slides
 from bach.honest.seen import read_seen
 from bach.labels import read_class_map
 from bach.mining import add_difficulty, draw_hard_examples
@@ -499,6 +502,52 @@ def test_what_is_odd_about_a_slide_stands_in_the_figures_of_its_mining(runs, toy
     mine_hard_examples.main([*words, "--resume"])
     assert "A01: finished before" in (tmp_path / "run/log.txt").read_text()
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
+    before = pd.read_csv(tmp_path / "run/slides/A02.csv")["label"]
+    square = np.array([(0, 0), (4800, 0), (4800, 3200), (0, 3200)], float)
+    write_annotation_xml(slide.with_name("A02.xml"), [Region(3, square)], 0.467, "text")
+    (tmp_path / "run/metrics.json").unlink()
+    mine_hard_examples.main([*words, "--resume"])
+    assert (
+        "A02: the slide or what its patches depend on has changed"
+        in (tmp_path / "run/log.txt").read_text()
+    )
+    after = pd.read_csv(tmp_path / "run/slides/A02.csv")["label"]
+    assert set(after) == {3} != set(before)
+
+
+def test_slides_are_called_what_they_are_called_from_the_first_step_to_the_last(
+    runs, toy, tmp_path
+):
+    data = tmp_path / "data"
+    shutil.copytree(toy, data)
+    # A number, one that a spreadsheet would write otherwise, and no number.
+    for old, new in (("A01", "00123"), ("A02", "1e5"), ("test_slide_1", "NA")):
+        for file in data.glob(f"*/WSI/{old}.*"):
+            file.rename(file.with_name(new + file.suffix))
+    (data / "part_b.csv").write_text("image_id,label,patient,fold\n00123,,,0\n1e5,,,1\n")
+    mined = mine_words(data, runs / "part_a", tmp_path / "hard")
+    mine_hard_examples.main(mined)
+    (tmp_path / "hard/metrics.json").unlink()
+    mine_hard_examples.main([*mined, "--resume"])
+    (tmp_path / "part_a").symlink_to(runs / "part_a")
+    train_final.main(final_words(data, tmp_path, tmp_path / "final"))
+    heat = f"--data-dir {data} --run-dir {tmp_path}/heat --model-dir {tmp_path}/final"
+    make_heatmap.main([*heat.split(), "--step-um", "300"])
+    metrics = json.loads((tmp_path / "heat/metrics.json").read_text())
+    assert set(metrics["per_slide"]) == {"00123", "1e5"}
+    records = read_slides(tmp_path / "heat").values()
+    assert [(r.image_id, r.fold, r.in_sample) for r in records] == [
+        ("00123", 0, False),
+        ("1e5", 1, False),
+        ("NA", None, False),
+    ]
+    for name, fold in (("hard/hard_examples.csv", None), ("final/predictions.csv", "fold")):
+        table = read_table(tmp_path / name)
+        assert set(table["image_id"]) <= {"00123", "1e5"}
+        if fold:
+            assert set(table.loc[table["image_id"] == "00123", fold]) <= {"0"}
+    metrics_main = ["part-b", "--predicted", f"{tmp_path}/heat/class_maps"]
+    assert bach_metrics.main([*metrics_main, "--truth", f"{tmp_path}/heat/truth"]) == 0
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import atomic_path, fingerprint, read_array, read_object, write_json
-from bach.core.log import step
+from bach.core.log import log, step
 from bach.core.run import locked
 from bach.core.tables import write_csv
 from bach.core.text import listed
@@ -194,6 +194,7 @@ def cut_slides(
     folder: str | os.PathLike,
     mpp: float | None,
     view: View = PLAIN_VIEW,
+    replace: bool = False,
 ) -> PatchStore:
     """Cut the patches of a table out of slides into a store.
 
@@ -203,9 +204,11 @@ def cut_slides(
         folder: Where to write; a store there of the same slides and table is used as it is.
         mpp: Overrides the slides' scale if given.
         view: What the network is to see.
+        replace: Whether a store there of something else gives way. That of a run does, whose
+            table is another one by now: a slide that had failed was mended, say.
 
     Raises:
-        InputError: If there is a store of something else in the folder.
+        InputError: If there is a store of something else in the folder, and it stays.
     """
     groups = dict(list(table.groupby("image_id", sort=False)))
     files = {str(name): slides[str(name)] for name in groups}
@@ -217,7 +220,7 @@ def cut_slides(
             return np.stack([read_patch(slide, row, view) for row in group.itertuples()])
 
     size = (view.side, view.side)
-    return _cut_once(folder, _Recipe("slides", files, tables, cut, view, size, mpp))
+    return _cut_once(folder, _Recipe("slides", files, tables, cut, view, size, mpp), replace)
 
 
 def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, view: View = PLAIN_VIEW) -> np.ndarray:
@@ -274,12 +277,16 @@ def take_rows(table: pd.DataFrame, limit: int | None) -> np.ndarray:
     return np.flatnonzero(table["image_id"].isin(first))
 
 
-def _cut_once(folder: str | os.PathLike, recipe: _Recipe) -> PatchStore:
+def _cut_once(folder: str | os.PathLike, recipe: _Recipe, replace: bool = False) -> PatchStore:
     """Open the store in a folder if it is that of the recipe; cut it if there is none."""
     folder = Path(folder)
     with step("patches") as notes:
         record = recipe.record()
         there = store_exists(folder)
+        if there and replace and _read_record(folder) != record:
+            log.info("%s: what the patches were cut from has changed; they are cut again", folder)
+            (folder / "patches.csv").unlink()  # which says that the store is whole
+            there = False
         if not there:
             # Runs that share the folder wait for the first, which cuts for all of them.
             with locked(folder, _AGAIN, wait=True):
