@@ -244,7 +244,7 @@ class Bench:
         self.dense_seconds(np.roll(middle, 3))
 
     def cover(self, cells: np.ndarray) -> list[FeatureRegion]:
-        return cover(needed_features(cells, self.dense.window), REGION)
+        return cover(needed_features(cells, self.dense.window), REGION, gap=2 * self.dense.halo)
 
     def pixels(self, region: FeatureRegion) -> int:
         """Network px of a region."""

@@ -7,6 +7,7 @@ import pytest
 
 from bach.core.errors import InputError
 from bach.network.dense import DenseModel, cover, dense_step_um, predict_dense
+from bach.network.fold_norms import fast_clone
 from bach.network.patch_network import build_model
 from bach.network.predict import predict_slide
 from bach.patches import NETWORK_MPP, View
@@ -109,6 +110,127 @@ def test_a_step_that_is_no_multiple_of_the_stride_is_refused(model):
     assert dense_step_um(dense, 134.4) == 2
     with pytest.raises(InputError, match=r"multiple of 67\.2 um"):
         dense_step_um(dense, 125.58)
+
+
+def _made_of(middle, top=None):
+    """A network of a stem, some layers at stride 32, and a top."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((299, 299, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1)(inputs)
+    x = keras.layers.Conv2D(16, 32, strides=32, padding="valid", activation="tanh")(x)
+    x = middle(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.Dense(16, activation="relu", name="dense")(x) if top is None else top(x)
+    return keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="classes")(x))
+
+
+def _convolutions(count, size):
+    convolve = keras.layers.Conv2D
+    return keras.Sequential(
+        [
+            convolve(16, size, padding="same", activation="tanh", kernel_initializer=_far(size))
+            for _ in range(count)
+        ]
+    )
+
+
+def _far(size):
+    """A kernel that takes from far away as much as from near."""
+    return keras.initializers.RandomNormal(stddev=1.5 / (4 * size), seed=1)
+
+
+def test_the_halo_is_as_far_as_the_border_of_a_network_reaches():
+    reach = [DenseModel(_made_of(_convolutions(n, 3))).halo for n in (1, 2, 4)]
+    assert reach == [1, 2, 4]
+    assert DenseModel(_made_of(keras.layers.Activation("tanh"))).halo == 0
+
+
+def test_the_halo_of_a_network_that_is_sure_of_itself_is_no_smaller():
+    model = _made_of(_convolutions(4, 3))
+    assert DenseModel(model).halo == 4
+    model.get_layer("classes").bias.assign([12, 0, 0, 0])  # always the first class
+    assert model.predict_on_batch(np.zeros((1, 299, 299, 3), np.float32))[0, 0] > 0.999
+    assert DenseModel(model).halo == 4
+
+
+def test_a_network_that_pools_over_its_whole_input_in_between_is_refused():
+    def squeeze(x):
+        gate = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+        strong = keras.initializers.RandomNormal(stddev=30, seed=1)
+        gate = keras.layers.Dense(16, "sigmoid", kernel_initializer=strong, name="gate")(gate)
+        return keras.layers.Multiply()([x, gate])
+
+    with pytest.raises(InputError, match=r"A border 512 px away changes features by 0\.\d+"):
+        DenseModel(_made_of(squeeze))
+
+
+def test_a_margin_that_is_too_small_is_refused():
+    def wide(x):
+        return keras.layers.Cropping2D(1, name="context")(_convolutions(3, 3)(x))
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((299 + 64, 299 + 64, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1)(inputs)
+    x = keras.layers.Conv2D(16, 32, strides=32, padding="valid", activation="tanh")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(wide(x))
+    model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="classes")(x))
+    with pytest.raises(InputError, match="a margin of 32 px does not keep it"):
+        DenseModel(model)
+
+
+def test_a_top_of_any_layers_is_that_of_the_model(slide):
+    """The probabilities of a place are those of the patch there, whatever follows the pooling."""
+    shift = keras.layers.Normalization(mean=0.1, variance=4.0, name="standardised")
+    linear = _made_of(keras.layers.Activation("tanh"), top=shift)
+    deep = _made_of(keras.layers.Activation("tanh"))
+    step, size = 67.2 / slide.mpp, 627.9 / slide.mpp
+    table = pd.DataFrame(
+        {"x": [4.5 * step - size / 2], "y": [5.5 * step - size / 2], "size": [size]}
+    )
+    wanted = np.zeros(_shape(slide, step), bool)
+    wanted[5, 4] = True
+    for model in (linear, deep):
+        dense = predict_dense([DenseModel(model)], slide, wanted)[5, 4]
+        assert np.allclose(dense, predict_slide([model], slide, table)[0], atol=0.01)
+
+
+def test_a_network_whose_features_pass_by_the_pooling_is_refused():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((299, 299, 3))
+    x = keras.layers.Conv2D(4, 32, strides=32, padding="valid")(inputs)
+    mean = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    both = keras.layers.Concatenate()([mean, keras.layers.GlobalMaxPooling2D()(x)])
+    model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="classes")(both))
+    with pytest.raises(InputError, match="where some pass it by"):
+        DenseModel(model)
+
+
+def test_models_that_need_other_surroundings_are_averaged_in_place(slide):
+    models = [DenseModel(_made_of(_convolutions(n, 3))) for n in (1, 4)]
+    assert [model.halo for model in models] == [1, 4]
+    wanted = np.ones(_shape(slide, 67.2 / 0.525), bool)
+    apart = [predict_dense([model], slide, wanted) for model in models]
+    both = predict_dense(models, slide, wanted, region=9)
+    assert np.abs(both - np.mean(apart, axis=0)).max() < 2e-3
+    assert both.std(axis=(0, 1)).max() > 0.01
+
+
+def test_lite0_is_accepted_and_its_features_move_with_the_image():
+    """Its 5x5 convolutions at stride 32 carry the zeros of a border 12 features far, no farther."""
+    model = build_model("EfficientNetLite0", "imagenet")
+    dense = DenseModel(model)
+    assert (dense.stride, dense.window) == (32, 10)
+    assert 10 <= dense.halo <= 13
+    features = keras.Model(model.input, model.get_layer("pool").input)
+    features = fast_clone(features, any_size=True)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1, 152, 152, 3)).repeat(8, axis=1).repeat(8, axis=2)
+    image = image[:, : 299 + 26 * 32, : 299 + 26 * 32].astype(np.float32)
+    whole = features.predict_on_batch(image)[0]
+    moved = features.predict_on_batch(image[:, 32:, 32:])[0]
+    gap = np.abs(whole[1:, 1:] - moved)
+    assert gap[13:-13, 13:-13].max() < 1e-5
+    assert gap[4:-4, 4:-4].max() > 0.1
 
 
 def test_a_network_whose_features_move_unevenly_is_refused():

@@ -14,7 +14,7 @@ dense prediction sees what is really there.
 import collections
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -31,7 +31,6 @@ from bach.network.fold_norms import fast_clone
 from bach.network.memory import release_memory
 from bach.network.patch_network import (
     STRIDES,
-    probabilities,
     require_layers,
     source_of,
     view_of,
@@ -40,22 +39,23 @@ from bach.network.predict import ReadAhead, check_probabilities
 from bach.patches import NETWORK_MPP, NETWORK_SIZE
 from bach.slides import Slide
 
-# Surroundings of a region, in network px; twice that for networks that see farther. Features
-# of the interior are then those of the whole slide to 3e-4 with Inception-ResNet-v2 (with
-# 256 px to 2e-6, at a third more pixels to compute).
-HALO = 128
-
 # How much probabilities may change with what should have no effect: of a network that is said
 # to be the same function densely, and of one that is not quite, with a warning.
+# Both also bound how much they would change if the network were less sure, see `_change`.
 SAME, NEAR = 1e-3, 0.01
+
+# How much features may change with it, as a share of how much neighbours differ: whatever is
+# trained on them. Those of a network that pads by its size are off by a good part of it.
+ALIGNED = 0.05
+
+# How far from the border of a region its effect is looked for, in network px: farther if the
+# first is not enough. Around the region lie so many more that are cut off.
+DISTANCES = (192, 512)
+BEYOND = 128
 
 # Features along a region's side. More share less surroundings but need more memory:
 # Inception-ResNet-v2 takes 200 MB for a million pixels.
 REGION = 66
-
-# Features of glass in a row that are computed rather than passed over: a new region
-# costs as many in surroundings.
-MAX_GAP = 8
 
 _PATCHES = "Use --mode patches with a small --batch-size, or a device with more memory."
 
@@ -86,19 +86,18 @@ class DenseModel:
     Attributes:
         stride: Network px between neighbouring features, and predictions.
         window: Side of the sliding mean in features.
-        halo: Features that a region needs around those that are used.
+        halo: Features that a region needs around those that are used, see `_measure_border`.
         view: What the model sees of a patch.
         source: The file that it was loaded from.
 
     Raises:
-        InputError: If the network sees two magnifications; or its feature map of a
-            shifted image is not the shifted feature map, so that dense prediction would
-            be out of place; or, by its probabilities, it is another function on a region
-            than on patches with a margin, or depends on where a region is cut.
+        InputError: If the network sees two magnifications; or what a region is cut from has
+            an effect on features as far from its border as 512 px; or, with a margin, it is
+            another function on a region than on patches.
     """
 
     def __init__(self, model: keras.Model, precision: str = "float32"):
-        require_layers(model, ("pool", "dense", "classes"))
+        require_layers(model, ("pool",))
         self.view = view_of(model)
         self.window = int(model.get_layer("pool").input.shape[1])
         if self.view.zoom > 1:
@@ -111,18 +110,15 @@ class DenseModel:
         if precision != "float32":
             clone = fast_clone(model, any_size=True, precision=precision)
         # What is checked is the function, not the rounding of half precision.
-        self.stride, halo = self._check(plain)
-        self.halo = math.ceil(halo / self.stride)
+        self.stride, self.halo = self._check(plain)
         base = clone.get_layer(self._base).input
         features = layers.Cropping2D(self.halo, dtype="float32")(base)
         self._features = backend.compiled(keras.Model(clone.input, features), "uint8")
 
+        top = _top_of(clone)
         pooled = keras.Input((None, None, features.shape[-1]))
         x = layers.AveragePooling2D(self.window, strides=1)(pooled)
-        x = clone.get_layer("dense")(x)
-        last = clone.get_layer("classes")
-        top = keras.Model(pooled, probabilities(last(x), last))
-        self._top = backend.compiled(top, "float32")
+        self._top = backend.compiled(keras.Model(pooled, _EveryPlace(top)(x)), "float32")
 
     @property
     def _base(self) -> str:
@@ -130,18 +126,20 @@ class DenseModel:
         return "context" if self.view.margin else "pool"
 
     def _check(self, clone: keras.Model) -> tuple[int, int]:
-        """Measure stride and halo, in network px, and refuse what cannot be dense."""
+        """Measure stride (network px) and halo (features); refuse what cannot be dense."""
         whole = keras.Model(clone.input, clone.get_layer(self._base).input)
         stride = _find_stride(whole, self.window, self.source)
-        top = keras.Model(clone.get_layer("pool").output, clone.output)
-        margin, halo = self.view.margin, max(HALO, self.view.margin)
-        cell = _Cell(whole, top, self.window, 2 * halo)
-        check_probabilities(cell.probs(margin, margin), self, ["a trial image"])
+        network = _Network(whole, _top_of(clone), self.window, stride)
+        margin = self.view.margin
+        check_probabilities(network.probs(margin, margin, margin), self, ["a trial image"])
+        halo = max(_find_halo(network, self.source), margin // stride)
         if margin:
-            _check_margin(cell, margin, halo, self.source)
-        else:
-            halo = _find_halo(cell, self.source)
-        _check_alignment(whole, self.window, stride, self.source)
+            _check_margin(network, margin, halo * stride, self.source)
+        log.info(
+            "%s: the border of a region has an effect up to %d px away, by which regions overlap",
+            self.source,
+            halo * stride,
+        )
         return stride, halo
 
     def region_px(self, count: int) -> int:
@@ -161,6 +159,11 @@ class DenseModel:
         """
         seen = np.ascontiguousarray(orient(region[None], orientation))
         return orient_back(self._features(seen), orientation)[0]
+
+    def cut(self, region: np.ndarray, halo: int) -> np.ndarray:
+        """Cut a region that was read with a larger halo down to this model's."""
+        more = (halo - self.halo) * self.stride
+        return region[more : len(region) - more, more : region.shape[1] - more]
 
     def top(self, features: np.ndarray) -> np.ndarray:
         """Predictions of the patches whose features these are.
@@ -216,7 +219,8 @@ def predict_dense(
     cells = np.zeros([(n - 1) * every + 1 for n in wanted.shape], bool)
     cells[::every, ::every] = wanted
     needed = needed_features(cells, models[0].window)
-    regions = cover(needed, region, fixed=backend.jit() is not False)
+    gap = 2 * max(model.halo for model in models)
+    regions = cover(needed, region, fixed=backend.jit() is not False, gap=gap)
     sweep = _Sweep(models, slide, cells, every)
     orientations = range(ORIENTATIONS if tta else 1)
     with backend.enough_memory(f"regions of {models[0].region_px(region)} px", _PATCHES):
@@ -243,7 +247,8 @@ class _Sweep:
 
     def __init__(self, models: Sequence[DenseModel], slide: Slide, cells: np.ndarray, every: int):
         self._models, self._slide, self._cells = models, slide, cells
-        self._model = models[0]  # for what all have in common
+        # For what all have in common, and the surroundings of the one that needs most.
+        self._model = max(models, key=lambda model: model.halo)
         scale = NETWORK_MPP / slide.mpp  # level-0 px per network px
         stride = self._stride = self._model.stride * scale
         # The patch of the first cell is centred on that cell, whose side is every * stride.
@@ -263,7 +268,7 @@ class _Sweep:
         with tqdm(total=len(regions), desc=name, unit="region", disable=None) as bar:
             for region, seen in zip(regions, ahead, strict=True):
                 for model, mosaic in zip(self._models, mosaics, strict=True):
-                    features = model.features(seen, orientation)
+                    features = model.features(model.cut(seen, self._model.halo), orientation)
                     release_memory()  # before more is asked for
                     strip = mosaic.join(region, features)
                     self._add_probs(model, strip, (region.band[0] - before, region.col - before))
@@ -360,7 +365,7 @@ def needed_features(cells: np.ndarray, window: int) -> np.ndarray:
     return needed
 
 
-def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[FeatureRegion]:
+def cover(needed: np.ndarray, side: int, fixed: bool = False, gap: int = 8) -> list[FeatureRegion]:
     """Regions that cover all features that are needed, each once.
 
     Tissue is cut into bands of rows of even height, and each band into regions of even
@@ -371,6 +376,8 @@ def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[FeatureReg
         side: Features along the longest side of a region.
         fixed: Make all regions squares of `side`, for a compiler that compiles anew for
             every size. They may then reach beyond the grid.
+        gap: Features of glass in a row that are computed rather than passed over, as many as
+            a new region costs in surroundings.
 
     Returns:
         Regions, band by band from top to bottom and each from left to right.
@@ -380,9 +387,9 @@ def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[FeatureReg
         [FeatureRegion(band=(0, 2), row=0, col=1, rows=2, cols=2)]
     """
     regions = []
-    for band in _pieces(np.asarray(needed.any(axis=1)), side, fixed):
+    for band in _pieces(np.asarray(needed.any(axis=1)), side, fixed, gap):
         inside = needed[band[0] : sum(band)]
-        for col, cols in _pieces(np.asarray(inside.any(axis=0)), side, fixed):
+        for col, cols in _pieces(np.asarray(inside.any(axis=0)), side, fixed, gap):
             row, rows = band
             if not fixed:
                 there = np.flatnonzero(inside[:, col : col + cols].any(axis=1))
@@ -391,18 +398,17 @@ def cover(needed: np.ndarray, side: int, fixed: bool = False) -> list[FeatureReg
     return regions
 
 
-def _pieces(needed: np.ndarray, side: int, fixed: bool = False) -> list[tuple[int, int]]:
+def _pieces(needed: np.ndarray, side: int, fixed: bool, gap: int) -> list[tuple[int, int]]:
     """Start and length of pieces, none longer than `side`, that cover what is needed.
 
     Args:
         needed: bool `(n,)`.
-        side, fixed: As in `cover`.
+        side, fixed, gap: As in `cover`.
     """
     found = np.flatnonzero(needed)
     if not len(found):
         return []
-    # The surroundings of two pieces cost as much as some features of glass between them.
-    gaps = np.flatnonzero(np.diff(found) > MAX_GAP)
+    gaps = np.flatnonzero(np.diff(found) > gap)
     starts, ends = found[[0, *(gaps + 1)]], found[[*gaps, -1]] + 1
     pieces = []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
@@ -445,62 +451,139 @@ def _find_stride(features: keras.Model, window: int, name: str) -> int:
     )
 
 
-def _check_alignment(features: keras.Model, window: int, stride: int, name: str) -> None:
-    """Check that the features of a shifted image are the shifted features.
-
-    Away from the border they must agree far better than features that are off by
-    one; a network that pads differently for other sizes fails here.
-    """
-    # 16 features or more in a row. Those less than 4 from the border see its padding.
-    side = NETWORK_SIZE + max(8, 16 - window) * stride
-    image = _blocks(side, 8)[None]
-    whole = backend.call(features, image)[0]
-    shifted = backend.call(features, image[:, stride:, stride:])[0]
-    inner = slice(4, -4)
-    same = np.abs(whole[1:, 1:][inner, inner] - shifted[inner, inner]).mean()
-    other = np.abs(whole[:-1, 1:][inner, inner] - shifted[inner, inner]).mean()
-    if not same < 0.05 * other:
-        raise InputError(
-            f"The features of {name} move by another amount than the image, so dense "
-            "prediction would be out of place.\nUse --mode patches."
-        )
-
-
-class _Cell:
-    """What a network says of one cell, by how much of its surroundings it is shown.
-
-    The patch is noise, and so are its surroundings up to some distance; beyond they are
-    white, as glass beside tissue is. Statistics of noise alone are the same everywhere.
+class _Network:
+    """A patch classifier in two halves, to be asked about trial images.
 
     Args:
         features: The network up to the features that are pooled, for input of any size.
         top: From pooled features `(n, channels)` to probabilities.
         window: Side of the mean in features.
-        farthest: The most px of noise around a patch.
+        stride: Network px between features.
     """
 
-    def __init__(self, features: keras.Model, top: keras.Model, window: int, farthest: int):
-        self._features, self._top, self._window = features, top, window
-        self._farthest = farthest
+    def __init__(self, features: keras.Model, top: keras.Model, window: int, stride: int):
+        self._features, self._top = features, top
+        self.window, self.stride = window, stride
 
-    def probs(self, around: int, noise: int) -> np.ndarray:
-        """Probabilities from so many network px around the patch, so many of them noise."""
+    def probs(self, around: int, noise: int, farthest: int) -> np.ndarray:
+        """Probabilities of two patches, by how much of their surroundings is shown.
+
+        The patches are noise, and so are their surroundings up to some distance; beyond they
+        are white, as glass beside tissue is. Statistics of noise alone are the same everywhere.
+
+        Args:
+            around: Network px around the patch that are shown.
+            noise: How many of them are noise.
+            farthest: The most that is asked for, for the noise to be the same.
+        """
         images = []
         for block in (8, 32):
             image = np.full((NETWORK_SIZE + 2 * around,) * 2 + (3,), 255, np.float32)
             middle = slice(around - noise, len(image) - around + noise)
-            # The same noise around the patch, whatever there is of it.
-            pattern = _blocks(NETWORK_SIZE + 2 * self._farthest, block)
-            cut = slice(self._farthest - noise, len(pattern) - self._farthest + noise)
+            pattern = _blocks(NETWORK_SIZE + 2 * farthest, block)
+            cut = slice(farthest - noise, len(pattern) - farthest + noise)
             image[middle, middle] = pattern[cut, cut]
             images.append(image)
         found = backend.call(self._features, np.stack(images))
-        first = (found.shape[1] - self._window) // 2
-        inner = slice(first, first + self._window)
-        return backend.call(self._top, found[:, inner, inner].mean(axis=(1, 2)))
+        first = (found.shape[1] - self.window) // 2
+        inner = slice(first, first + self.window)
+        return self._ask(found[:, inner, inner].mean(axis=(1, 2)))
+
+    def measure_border(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Measure how much the border of a region changes, by the distance from it.
+
+        The same features are found twice, in a region and in a larger image that it is cut
+        from. One image is noise in glass, one is noise in other noise: for the surroundings to
+        have another mean.
+
+        Args:
+            count: Farthest distance, in features.
+
+        Returns:
+            Largest changes at 0 to `count` features from the border, two arrays
+            `(count + 1,)`: of features, in the mean over them and as a share of how much
+            neighbours differ, and of probabilities of the patches, see `_change`.
+        """
+        more = math.ceil(BEYOND / self.stride)
+        side = NETWORK_SIZE + 2 * (count + more) * self.stride
+        inside = slice(more * self.stride, -more * self.stride)
+        changes = []
+        for block, around in ((8, np.float32(255)), (32, _blocks(side, 8))):
+            image = np.broadcast_to(around, (side, side, 3)).copy()
+            image[inside, inside] = _blocks(side, block)[inside, inside]
+            whole = backend.call(self._features, image[None])[0][more:-more, more:-more]
+            cut = backend.call(self._features, image[None, inside, inside])[0]
+            spread = np.abs(np.diff(cut, axis=0)).mean() + np.finfo(np.float32).tiny
+            features = _by_distance(np.abs(whole - cut).mean(axis=-1) / spread, np.mean)
+            probs = _change(self._places(whole), self._places(cut))
+            changes.append((features[: count + 1], _by_distance(probs, np.max)))
+        features, probs = np.max(changes, axis=0)
+        return features, probs
+
+    def _places(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities of all patches of a feature map: `(rows, cols, 4)`."""
+        sums = np.pad(features, ((1, 0), (1, 0), (0, 0))).astype(np.float64).cumsum(0).cumsum(1)
+        n = self.window
+        means = (sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]) / n**2
+        return self._ask(means.reshape(-1, means.shape[-1])).reshape(*means.shape[:2], -1)
+
+    def _ask(self, pooled: np.ndarray) -> np.ndarray:
+        return backend.call(self._top, pooled.astype(np.float32))
 
 
-def _blocks(side: int, block: int) -> np.ndarray:
+def _change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """How much probabilities `(..., 4)` change at most, if they were not as sure of themselves.
+
+    Trained networks are so sure of noise that it takes much to change their probabilities; of
+    tissue they are not. A change of log-odds by x changes probabilities by x / 4 at most.
+    """
+    logs = [np.log(np.maximum(probs, np.finfo(np.float32).tiny)) for probs in (before, after)]
+    return np.ptp(logs[0] - logs[1], axis=-1) / 4
+
+
+def _by_distance(values: np.ndarray, join: Callable[[np.ndarray], float]) -> np.ndarray:
+    """Join the values of a square that are equally far from its border, from the border on."""
+    away = np.minimum(np.arange(len(values)), np.arange(len(values))[::-1])
+    distance = np.minimum(away[:, None], away)
+    return np.array([join(values[distance == d]) for d in range(distance.max() + 1)])
+
+
+class _EveryPlace(layers.Layer):
+    """Asks a model of pooled features about every place of a map of them.
+
+    Args:
+        top: From `(n, channels)` to `(n, 4)`.
+    """
+
+    def __init__(self, top: keras.Model):
+        super().__init__(dtype="float32")
+        self._model = top
+
+    def call(self, features):
+        batch, rows, cols, channels = keras.ops.shape(features)
+        probs = self._model(keras.ops.reshape(features, (-1, channels)))
+        return keras.ops.reshape(probs, (batch, rows, cols, len(CLASSES)))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], len(CLASSES))
+
+
+def _top_of(model: keras.Model) -> keras.Model:
+    """All of a patch classifier that follows its pooling.
+
+    Raises:
+        InputError: If what follows takes anything else as well.
+    """
+    try:
+        return keras.Model(model.get_layer("pool").output, model.output)
+    except ValueError as error:
+        raise InputError(
+            "In dense mode all of a network's features must go through its layer `pool`.\n"
+            f"Received: {source_of(model)}, where some pass it by.\nUse --mode patches."
+        ) from error
+
+
+def _blocks(side: int, block: int, around: int = 0) -> np.ndarray:
     """Noise in squares of so many px: float32 `(side, side, 3)`, 0..255."""
     count = side // block + 1
     coarse = np.random.default_rng(0).integers(0, 256, (count, count, 3))
@@ -508,43 +591,70 @@ def _blocks(side: int, block: int) -> np.ndarray:
     return image[:side, :side].astype(np.float32)
 
 
-def _check_margin(cell: _Cell, margin: int, halo: int, name: str) -> None:
+def _check_margin(network: _Network, margin: int, halo: int, name: str) -> None:
     """Check that a network with a margin is the same function densely as patch by patch.
 
     Raises:
         InputError: If what lies beyond the margin has an effect.
     """
-    patch = cell.probs(margin, margin)
-    gap = max(np.abs(patch - cell.probs(halo, noise)).max() for noise in (margin, halo))
-    if not gap <= SAME:
+    patch = network.probs(margin, margin, halo)
+    found = [network.probs(halo, noise, halo) for noise in (margin, halo)]
+    gap = max(np.abs(patch - probs).max() for probs in found)
+    unsure = max(_change(patch, probs).max() for probs in found)
+    if not (gap <= SAME and unsure <= NEAR):
         raise InputError(
             "With a margin, dense prediction must be the same function as patch by patch, to "
             f"{SAME:g}.\n"
-            f"Received: {name}, whose probabilities differ by {gap:.2g}: a margin of {margin} px "
-            "does not keep it from seeing the zeros beyond.\n"
+            f"Received: {name}, whose probabilities differ by {max(gap, unsure):.2g}: a margin of "
+            f"{margin} px does not keep it from seeing the zeros beyond.\n"
             "Use --mode patches, or train with a larger --margin."
         )
+    if unsure > SAME:
+        log.warning(
+            f"{name}: dense probabilities can differ by up to {unsure:.2g} from those patch by "
+            f"patch, for the network sees somewhat farther than its margin of {margin} px"
+        )
 
 
-def _find_halo(cell: _Cell, name: str) -> int:
-    """How many network px around a region have an effect on it.
+def _find_halo(network: _Network, name: str) -> int:
+    """How many features around a region have an effect on it.
 
     Raises:
-        InputError: If what lies beyond the largest that is tried has an effect, as in
-            networks that pool over their whole input in between.
+        InputError: If there is an effect as far as it is looked for, as in networks that pool
+            over their whole input in between, or pad by its size.
     """
-    for halo in (HALO, 2 * HALO):
-        gap = np.abs(cell.probs(halo, halo) - cell.probs(2 * halo, halo)).max()
-        if gap <= SAME:
+    for px in DISTANCES:
+        count = math.ceil(px / network.stride)
+        features, probs = network.measure_border(count)
+        halo = _reach(features, probs, SAME)
+        if halo < count:  # at two distances in a row at least
             return halo
-    if not gap <= NEAR:
+    halo = _reach(features, probs, NEAR)
+    if halo >= count:
         raise InputError(
             "In dense prediction, what a region is cut from must have no effect on it.\n"
-            f"Received: {name}, whose probabilities change by {gap:.2g} with what lies more than "
-            f"{halo} px away.\nUse --mode patches."
+            f"Received: {name}. A border {px} px away changes features by {features[-1]:.2g} "
+            f"of what neighbours differ by, and probabilities by {probs[-1]:.2g}: the network "
+            "pools over its whole input, or pads by its size.\n"
+            "Use --mode patches."
         )
     log.warning(
-        f"{name}: dense probabilities change by up to {gap:.2g} with what lies more than {halo} "
-        "px away, and so with the regions that a slide is cut into; --mode patches does not"
+        f"{name}: dense probabilities change by up to {probs[halo:].max():.2g} with what lies more "
+        f"than {halo * network.stride} px away, and so with the regions that a slide is cut into; "
+        "--mode patches does not"
     )
     return halo
+
+
+def _reach(features: np.ndarray, probs: np.ndarray, same: float) -> int:
+    """The distance from which on a border changes neither features nor probabilities.
+
+    Args:
+        features, probs: Of `_Network.measure_border`.
+        same: How much probabilities may change.
+
+    Returns:
+        In features; one more than was measured if it changes something as far as that.
+    """
+    changed = np.flatnonzero(~((features <= ALIGNED) & (probs <= same)))
+    return int(changed[-1]) + 1 if len(changed) else 0
