@@ -14,6 +14,8 @@ Figures of the last line:
     overhead    seconds of a whole slide by make_heatmap.py (masks, reading, network,
                 writing) over seconds of the bare forward pass over the same regions,
                 timed on every --every-th of them, before and after, and multiplied.
+    overhead_cpu  the same in CPU seconds of one process, which other work on the machine
+                disturbs less; here the slide's checksum counts as well.
     halo        share of the network's pixels that are surroundings, computed again by
                 another region or not used.
     rss_mb      peak resident memory of make_heatmap.py on the large slide; rss_growth is
@@ -45,11 +47,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import make_heatmap
 from bach.core.errors import exit_with
 from bach.core.files import atomic_path
 from bach.core.log import log, step
 from bach.core.text import markdown
-from bach.heatmap import heatmap_patches
+from bach.heatmap import HeatmapMaker, heatmap_patches
 from bach.network import backend
 from bach.network.dense import (
     REGION,
@@ -62,6 +65,7 @@ from bach.network.dense import (
 )
 from bach.network.patch_network import build_model
 from bach.network.predict import predict_slide, prepare
+from bach.network.predictor import Predictor
 from bach.patches import DENSE_STEP_UM, NETWORK_SIZE, grid_shape
 from bach.slides import Slide
 from bach.tissue import slide_maps
@@ -114,12 +118,28 @@ def make_slide(path: Path, width: int, height: int) -> None:
         notes.append(f"{width}x{height} px, {path.stat().st_size / 1e9:.1f} GB")
 
 
-def run_script(slide: Path, model: Path, args: argparse.Namespace) -> dict:
-    """Seconds and peak memory of make_heatmap.py on one slide."""
+def script_words(slide: Path, model: Path, args: argparse.Namespace) -> tuple[Path, list[str]]:
+    """An empty run folder, and the arguments of make_heatmap.py."""
     run = args.dir / f"run_{slide.stem}"
     shutil.rmtree(run, ignore_errors=True)
     words = ["--slides", slide, "--model-dir", model, "--run-dir", run, "--mode", "dense"]
-    words += ["--precision", args.precision]
+    return run, [*map(str, words), "--precision", args.precision]
+
+
+def script_cpu_seconds(slide: Path, model: Path, args: argparse.Namespace) -> float:
+    """CPU seconds of what make_heatmap.py does for one slide, by this process."""
+    run, words = script_words(slide, model, args)
+    options = make_heatmap.parse_args(words)
+    predictor = Predictor(options, make_heatmap.step_um(options))
+    maker = HeatmapMaker(run, predictor, options, make_heatmap.rule(options))
+    start = time.process_time()
+    maker.make(str(slide), "")
+    return time.process_time() - start
+
+
+def run_script(slide: Path, model: Path, args: argparse.Namespace) -> dict:
+    """Seconds and peak memory of make_heatmap.py on one slide."""
+    run, words = script_words(slide, model, args)
     # Started by a small process: of one that this process starts, the peak would count
     # what this one holds.
     code = (
@@ -128,7 +148,7 @@ def run_script(slide: Path, model: Path, args: argparse.Namespace) -> dict:
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, sys.executable, ROOT / "make_heatmap.py", *map(str, words)],
+        [sys.executable, "-c", code, sys.executable, ROOT / "make_heatmap.py", *words],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -263,15 +283,17 @@ class Bench:
         model, every = model or self.dense, every * self.every
         return seconds_of(lambda: predict_dense([model], self.slide, cells, every))
 
-    def bare_seconds(self) -> float:
-        """Seconds per network pixel of the bare forward pass, on some of the regions."""
+    def bare_seconds(self) -> np.ndarray:
+        """Seconds, and CPU seconds, per network pixel of the bare pass on some of the regions."""
         some = self.regions[:: self.args.every]
         blanks = [
             np.zeros((self.dense.region_px(x.rows), self.dense.region_px(x.cols), 3), np.uint8)
             for x in some
         ]
+        start = time.process_time()
         seconds = seconds_of(lambda: [self.dense.features(blank) for blank in blanks])
-        return seconds / sum(self.pixels(region) for region in some)
+        both = np.array([seconds, time.process_time() - start])
+        return both / sum(self.pixels(region) for region in some)
 
 
 def measure_speed(bench: Bench, large: Path, model: Path) -> dict:
@@ -288,18 +310,22 @@ def measure_speed(bench: Bench, large: Path, model: Path) -> dict:
     patch.append(bench.patch_seconds())
     per_pixel = [bench.bare_seconds()]
     script = run_script(large, model, bench.args)
+    cpu_seconds = script_cpu_seconds(large, model, bench.args)
     per_pixel.append(bench.bare_seconds())
 
+    bare, bare_cpu = np.mean(per_pixel, axis=0)
     computed = sum(bench.pixels(region) for region in bench.regions)
     return {
         "patches": len(bench.table),
         "patches_timed": len(patch) * (bench.args.sample // 6),
         "patches_per_s": round(1 / np.mean(patch), 2),
         "regions": len(bench.regions),
-        "mpx_per_s": round(1e-6 / np.mean(per_pixel), 3),
+        "mpx_per_s": round(1e-6 / bare, 3),
         "seconds": round(script["seconds"], 1),
         "speedup": round(np.mean(patch) * len(bench.table) / whole, 2),
-        "overhead": round(script["seconds"] / (np.mean(per_pixel) * computed), 3),
+        "overhead": round(script["seconds"] / (bare * computed), 3),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "overhead_cpu": round(cpu_seconds / (bare_cpu * computed), 3),
         "halo": round(1 - bench.wanted.sum() * bench.dense.stride**2 / computed, 3),
         "rss_mb": round(script["rss_mb"]),
     }

@@ -433,3 +433,55 @@ def test_a_level_that_was_cut_off_or_rounded_up_has_the_factor_it_was_made_by(si
 def test_the_far_corner_of_every_level_lies_within_a_pixel_of_the_slides(size, level):
     for side, factor in enumerate(_downsample(size, level)):
         assert abs(level[side] * factor - size[side]) <= factor * 1.01
+
+
+# Lossless tiles, which are read without OpenSlide
+
+
+def asked_of_openslide(slide):
+    """A list that grows by every box that OpenSlide is asked for."""
+    asked, ask = [], slide._ask_openslide
+    slide._ask_openslide = lambda box: asked.append(box) or ask(box)
+    return asked
+
+
+@pytest.mark.parametrize("how", [{}, {"predictor": True}, {"compression": None}])
+def test_lossless_tiles_are_read_without_openslide_once_they_are_seen_to_be_the_same(
+    tmp_path, pixels, how
+):
+    tiff_slide(tmp_path / "plain.tif", pixels, tile=(256, 256), **how)
+    with Slide(tmp_path / "plain.tif") as slide:
+        asked = asked_of_openslide(slide)
+        assert np.array_equal(slide.read(0, 0, 832, 640), pixels)
+        assert len(asked) == 1
+
+
+@pytest.mark.parametrize("how", [{"planarconfig": "separate"}, {"tile": (1040, 1040)}])
+def test_what_is_stored_in_another_way_is_left_to_openslide(tmp_path, pixels, how):
+    content = pixels.transpose(2, 0, 1) if "planarconfig" in how else pixels
+    tiff_slide(tmp_path / "other.tif", np.ascontiguousarray(content), **{"tile": (256, 256), **how})
+    with Slide(tmp_path / "other.tif") as slide:
+        asked = asked_of_openslide(slide)
+        assert np.array_equal(slide.read(0, 0, 832, 640), pixels)
+        assert len(asked) > 1 or how == {"tile": (1040, 1040)}
+
+
+def test_what_openslide_reads_otherwise_is_never_read_without_it(tmp_path, pixels):
+    tiff_slide(tmp_path / "plain.tif", pixels, tile=(256, 256))
+    with Slide(tmp_path / "plain.tif") as slide:
+        read = slide._lossless.read
+        slide._lossless.read = lambda *place: 255 - read(*place)
+        assert np.array_equal(slide.read(0, 0, 832, 640), pixels)
+
+
+def test_damage_in_a_lossless_tile_is_reported_also_after_others_were_read(tmp_path, path):
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        tile, size = page.dataoffsets[-1], page.databytecounts[-1]
+    data[tile + size // 2] ^= 255
+    (tmp_path / "scratched.svs").write_bytes(data)
+    with Slide(tmp_path / "scratched.svs") as slide:
+        slide.read(0, 0, 700, 500)
+        with pytest.raises(InputError, match="cannot be read everywhere"):
+            slide.read(700, 500, 132, 140)
