@@ -34,7 +34,7 @@ from bach.core.files import write_json
 from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.run import Run
-from bach.core.tables import image_key, write_csv
+from bach.core.tables import image_key, require_names, write_csv
 from bach.core.text import listed, number
 from bach.data import find_data, list_images, slide_names
 from bach.heatmap import STEP_UM, THRESHOLDS, HeatmapMaker, to_classes
@@ -145,6 +145,7 @@ def list_slides(args: Options) -> pd.DataFrame:
         table = table[table["part"].isin(["B", "B-test"])]
         if table.empty:
             raise InputError(f"There must be slides.\nReceived: --data-dir={args.data_dir}.")
+    require_names(table["image_id"])
     keys = table["image_id"].map(image_key)
     if keys.duplicated().any():
         raise InputError(

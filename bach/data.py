@@ -34,7 +34,7 @@ from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
 from bach.core.pictures import read_header, read_rgb, remarks
-from bach.core.tables import image_key, read_table
+from bach.core.tables import image_key, name_fault, read_table, require_names
 from bach.core.text import columns, listed, number
 from bach.slides import PART_A_MPP, PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide, check_mpp
 from bach.tissue import map_downsample
@@ -156,6 +156,7 @@ def list_images(
         )
     if name == "A":
         _check_classes(data_dir, table, all_classes)
+    require_names(table["image_id"])
     doubled = sorted(table.loc[table["image_id"].duplicated(), "image_id"])
     if doubled:
         raise InputError(
@@ -343,16 +344,27 @@ def _check(data_dir: str | os.PathLike, class_map: str | os.PathLike | None) -> 
     problems += _unread(Path(data_dir), table[table["part"] == "A"])
     slides = table.loc[table["part"].isin(["B", "B-test"]), "path"]
     folders, sums, notes = folders_of(slides), {}, []
+    alike: dict[str, list[str]] = {}
     for root in filter(None, _roots(Path(data_dir))):
         folders.setdefault(root / "WSI", Folder(root / "WSI"))  # without a slide
     for path in tqdm(slides, desc="slides", disable=None):
-        found, summary, odd = _check_slide(path, folders[Path(path).parent], class_map)
-        notes += odd
-        problems += found
-        if summary is not None:
-            sums[Path(path).stem] = summary
+        looked = _check_slide(path, folders[Path(path).parent], class_map)
+        notes += looked.notes
+        problems += looked.problems
+        if looked.digest:
+            alike.setdefault(looked.digest, []).append(path)
+        if looked.summary is not None:
+            sums[Path(path).stem] = looked.summary
+    notes += [
+        f"slides that look exactly alike: {' and '.join(copies)}; copies must be in one fold"
+        for copies in alike.values()
+        if len(copies) > 1
+    ]
     problems += [line for folder in folders.values() for line in folder.strays()]
     problems += _misplaced(Path(data_dir), slides.tolist())
+    for name, path in zip(table["image_id"], table["path"], strict=True):
+        if name_fault(name):
+            problems.append(f"{path!r}: its name has {name_fault(name)}; rename it")
     doubled = table[table["image_id"].duplicated(keep=False)].groupby("image_id")["path"]
     for image_id, copies in doubled:
         problems.append(f"image id {image_id} stands for several files: {', '.join(copies)}")
@@ -572,11 +584,20 @@ def _duplicates(photos: list[_Photo]) -> list[str]:
     return problems
 
 
-def _check_slide(
-    path: str, folder: Folder, class_map: str | os.PathLike | None
-) -> tuple[list[str], AnnotationSummary | None, list[str]]:
-    """Problems of a slide and its annotation, the sum of that, and what is odd."""
-    problems, annotation, summary, notes = [], None, None, []
+class _SlideLook(NamedTuple):
+    """What a look at a slide gives: problems, the annotation's sum, what is odd, and a hash of
+    a first look at its pixels, "" where they cannot be read."""
+
+    problems: list[str]
+    summary: AnnotationSummary | None
+    notes: list[str]
+    digest: str
+
+
+def _check_slide(path: str, folder: Folder, class_map: str | os.PathLike | None) -> _SlideLook:
+    problems: list[str] = []
+    notes: list[str] = []
+    annotation, summary, digest = None, None, ""
     try:
         annotation = folder.only(path)
     except InputError as error:
@@ -586,7 +607,9 @@ def _check_slide(
             # Whatever is wrong with the pixels, the annotation is looked at.
             try:
                 slide.check()
-                verdict = judge(slide.glance())
+                glance = slide.glance()
+                digest = hashlib.sha256(glance.tobytes()).hexdigest() if np.ptp(glance) else ""
+                verdict = judge(glance)
                 problems += [f"{path}: {reason}" for reason in verdict.impossible]
                 notes = [f"{path}: {reason}" for reason in verdict.doubtful]
                 missing = slide.missing_tiles()
@@ -606,7 +629,7 @@ def _check_slide(
                 problems.append(_in_a_line(other))
     if summary is not None:
         problems += [f"{annotation}: {line}" for line in summary.problems]
-    return problems, summary, notes
+    return _SlideLook(problems, summary, notes, digest)
 
 
 def _misplaced(data_dir: Path, slides: list[str]) -> list[str]:

@@ -404,6 +404,8 @@ def _given_mask(file: Path, slide: Slide, size: Sequence[int]) -> tuple[np.ndarr
             "Make it from the whole slide, not from a part or from a label on its side."
         )
     mask = cv2.resize(given.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
+    if mask.all() and mask.size > 1:
+        return mask, [f"the tissue mask {file} takes the whole slide for tissue"]
     return mask, [] if mask.any() else [f"the tissue mask {file} is empty"]
 
 

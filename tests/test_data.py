@@ -363,6 +363,39 @@ def test_a_large_part_of_one_colour_is_a_warning(tmp_path, caplog):
 # Slides
 
 
+def test_a_slide_under_two_names_is_noted(tmp_path, capsys):
+    folder = tmp_path / data.TRAIN_FOLDER / "WSI"
+    folder.mkdir(parents=True)
+    pixels = np.full((300, 300, 3), (235, 180, 215), np.uint8)
+    pixels[:, :100] = 245
+    for name in ("A01", "A02"):
+        write_slide(folder / f"{name}.svs", pixels)
+    write_slide(folder / "A03.svs", pixels[::-1, ::-1])
+    data.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert f"note: slides that look exactly alike: {folder}/A01.svs and {folder}/A02.svs" in out
+
+
+def test_names_that_tables_cannot_hold_are_problems_and_refused_before_the_work(tmp_path, capsys):
+    folder = tmp_path / data.TRAIN_FOLDER / "WSI"
+    folder.mkdir(parents=True)
+    pixels = np.full((300, 300, 3), (235, 180, 215), np.uint8)
+    square = np.array([(0, 0), (200, 0), (200, 200)], float)
+
+    def add(name):
+        write_slide(folder / f"{name}.svs", pixels)
+        write_annotation_xml(folder / f"{name}.xml", [Region(3, square)], 0.467, "text")
+
+    for name in (bad := ["A01 ", "A\n02", "A\\03"]) + (good := ["A05 b", "A%06", "\u00e407"]):
+        add(name)
+    assert data.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().out.count("rename it") == len(bad)
+    add(os.fsdecode(b"A04\xff"))
+    with pytest.raises(InputError, match=r"A01 ' \(a blank(.|\n)*no UTF-8") as caught:
+        data.list_images(tmp_path, "B")
+    assert not any(name in str(caught.value) for name in good)
+
+
 def test_slides_that_are_no_h_and_e_are_problems_and_doubtful_ones_are_noted(tmp_path, capsys):
     folder = tmp_path / data.TRAIN_FOLDER / "WSI"
     folder.mkdir(parents=True)

@@ -9,6 +9,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -252,6 +253,28 @@ def test_a_jpeg_is_no_mask(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "mask.jpg")
     with pytest.raises(InputError, match=r"mask.jpg must be a mask[\s\S]*JPEG"):
         read_mask(tmp_path / "mask.jpg", REMEDY)
+    Image.new("RGB", (8, 8)).save(tmp_path / "mask.png", format="WEBP")
+    Image.new("RGB", (8, 8)).save(tmp_path / "mask.tif", compression="jpeg")
+    for name in ("mask.png", "mask.tif"):
+        with pytest.raises(InputError, match=rf"{name} must be a mask[\s\S]*JPEG or WebP"):
+            read_mask(tmp_path / name, REMEDY)
+
+
+def test_a_mask_of_negative_numbers_does_not_say_what_is_tissue(tmp_path):
+    numbers = np.where(np.tri(8) > 0, 1, -1).astype(np.int32)
+    Image.fromarray(numbers).save(tmp_path / "mask.tif")
+    with pytest.raises(InputError, match=r"numbers from 0 up[\s\S]*Received: -1"):
+        read_mask(tmp_path / "mask.tif", REMEDY)
+    Image.fromarray(np.maximum(numbers, 0)).save(tmp_path / "mask.tif")
+    assert np.array_equal(read_mask(tmp_path / "mask.tif", REMEDY), np.tri(8) > 0)
+
+
+def test_a_picture_of_five_channels_is_refused(tmp_path):
+    channels = np.zeros((8, 8, 5), np.uint8)
+    more = ["unspecified", "unspecified"]
+    tifffile.imwrite(tmp_path / "five.tif", channels, photometric="rgb", extrasamples=more)
+    with pytest.raises(InputError, match=r"three channels[\s\S]*Received: 5"):
+        read_rgb(tmp_path / "five.tif", REMEDY)
 
 
 # All kinds

@@ -19,11 +19,13 @@ from bach.network.image_network import build_image_network
 from bach.network.patch_network import build_model
 from bach.network.predict import (
     ReadAhead,
+    check_probabilities,
     common_view,
     image_means,
     load_models,
     model_files,
     predict_batches,
+    predict_patches,
     predict_photos,
     prepare,
 )
@@ -186,3 +188,20 @@ def test_who_leaves_early_leaves_no_thread_behind():
         if value == 5:
             break
     assert threading.active_count() == threads
+
+
+def test_a_network_that_overflows_is_named_and_its_nan_is_not_taken_for_normal():
+    layers = keras.layers
+    inputs = keras.Input((299, 299, 3))
+    values = layers.Dense(4, kernel_initializer=keras.initializers.Constant(3e38))(
+        layers.GlobalAveragePooling2D()(inputs)
+    )
+    model = prepare(keras.Model(inputs, layers.Softmax()(values)))
+    patches = np.full((3, 299, 299, 3), 200, np.uint8)
+    with pytest.raises(InputError, match=r"return probabilities[\s\S]*3 of 3 patches of A01"):
+        predict_patches(model, patches, name="A01")
+    probs = np.full((3, 4), 0.25)
+    probs[1] = (np.nan, 0, 0, 1)
+    with pytest.raises(InputError, match=r"1 of 3 patches of b"):
+        check_probabilities(probs, model, ["a", "b", "c"])
+    check_probabilities(probs[::2], model, ["a", "c"])

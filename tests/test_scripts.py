@@ -475,7 +475,7 @@ def test_a_model_that_does_not_say_what_it_has_seen_and_masks_of_no_slide_are_sa
     command += f" --step-um 600 --masks {tmp_path}/masks"
     with pytest.raises(InputError, match=r"must belong to a slide(.|\n)*Received: other.png"):
         make_heatmap.main(command.split())
-    write_gray(tmp_path / "masks/ONE.png", np.full((40, 40), 255, np.uint8))
+    write_gray(tmp_path / "masks/ONE.png", np.tri(40, dtype=np.uint8))
     assert make_heatmap.main(command.split()) == 0
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert "does not say what it has seen" in metrics["model_warnings"][0]

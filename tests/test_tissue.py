@@ -368,6 +368,15 @@ def test_a_mask_of_another_shape_than_the_slide_is_refused(tmp_path):
             assert slide_maps(slide, tmp_path).tissue.all()
 
 
+def test_a_mask_of_the_whole_slide_is_a_warning(tmp_path):
+    slide_on_glass(tmp_path / "one.svs")
+    write_gray(tmp_path / "one.png", np.full((40, 60), 255, np.uint8))
+    with Slide(tmp_path / "one.svs") as slide:
+        maps = slide_maps(slide, tmp_path)
+    assert maps.tissue.all()
+    assert "takes the whole slide for tissue" in maps.warnings[0]
+
+
 def test_an_empty_mask_is_a_warning(tmp_path, caplog):
     slide_on_glass(tmp_path / "one.svs")
     write_gray(tmp_path / "one.png", np.zeros((40, 60), np.uint8))

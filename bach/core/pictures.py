@@ -39,10 +39,14 @@ _FORMATS = ("TIFF", "PNG", "JPEG", "BMP", "GIF", "WEBP")
 _INDEXED = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
 _COLORED = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr")
 
+_LOSSY = ("JPEG", "MPO", "WEBP")
+_LOSSY_IN_TIFF = ("jpeg", "tiff_jpeg", "webp")
+
 _MAX_PAGES = 1000
 _STRIP_PX = 1 << 20  # pixels at a time, which bounds the memory
 _TIFF_TILE = (322, 323)  # tags: width and height of a tile
 _TIFF_BITS = 258
+_TIFF_CHANNELS, _MOST_CHANNELS = 277, 4
 # Pixels that a byte of a PNG can stand for: deflate's 1032 bytes of eight pixels of one bit.
 _PNG_MOST = 1032 * 8
 _PNG_BITS = 24  # where the header has the bits per channel
@@ -123,6 +127,13 @@ def read_rgb(
                 f"Received: {_bits(image, path)} bits. Which of them are the brightness, it does "
                 f"not say.\n{remedy}"
             )
+        channels = getattr(image, "tag_v2", {}).get(_TIFF_CHANNELS, 1)
+        if channels > _MOST_CHANNELS:
+            raise InputError(
+                f"{path} must have three channels, and transparency at most.\n"
+                f"Received: {channels}. Which of them are red, green and blue, it does not say.\n"
+                f"{remedy}"
+            )
         image = _upright(image)
         if image.has_transparency_data:
             return over_white(np.asarray(image.convert("RGBA")))
@@ -159,18 +170,28 @@ def read_mask(path: str | os.PathLike, remedy: str) -> np.ndarray:
         remedy: What to do if it cannot be read, a sentence.
 
     Raises:
-        InputError: As `read_rgb`, and of a JPEG, which has no exact black.
+        InputError: As `read_rgb`, and of a JPEG or WebP, which have no exact black, and of
+            negative numbers.
     """
     with _open(path, remedy, tuple(dict.fromkeys(_INDEXED + _COLORED))) as image:
         deep = image.mode not in _INDEXED and _bits(image, path) > 8
-        if deep or image.format in ("JPEG", "MPO"):
-            received = "16 bits per channel" if deep else "a JPEG, whose black is not exactly 0"
+        lossy = image.format in _LOSSY or image.info.get("compression") in _LOSSY_IN_TIFF
+        if deep or lossy:
+            received = (
+                "16 bits per channel" if deep else "JPEG or WebP, whose black is not exactly 0"
+            )
             raise InputError(
                 f"{path} must be a mask whose pixels are exact.\nReceived: {received}.\n{remedy}"
             )
         image = _upright(image)
         if image.mode in _INDEXED:
-            values = np.asarray(image) != 0
+            numbers = np.asarray(image)
+            if numbers.size and numbers.min() < 0:
+                raise InputError(
+                    f"{path} must be a mask of numbers from 0 up.\n"
+                    f"Received: {numbers.min()}; whether that is tissue, it does not say.\n{remedy}"
+                )
+            values = numbers != 0
         else:
             values = (np.asarray(image.convert("RGB")) != 0).any(axis=2)
         if not image.has_transparency_data:

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -104,6 +104,34 @@ def _visible(text: str) -> str:
 def patient_name(text: object) -> str:
     """The name of a patient as it is written; empty where the patient is unknown."""
     return str(text).strip() if patient_key(text) else ""
+
+
+def name_fault(name: str) -> str:
+    """What keeps a name of a file from standing in tables: a phrase, or "" if nothing does."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "bytes that are no UTF-8"
+    if name != name.strip():
+        return "a blank at its begin or end, which tables lose"
+    if any(unicodedata.category(sign) == "Cc" for sign in name):
+        return "a line break or another control character"
+    return "a backslash, which in tables parts folders" if "\\" in name else ""
+
+
+def require_names(names: Iterable[str]) -> None:
+    """Refuse, before slow work, names of images that could not be read back from a table.
+
+    Raises:
+        InputError: If there are such; they are named.
+    """
+    faults = {name: name_fault(name) for name in names}
+    bad = [f"{name!r} ({fault})" for name, fault in faults.items() if fault]
+    if bad:
+        raise InputError(
+            "Names of photos and slides must be text that tables can hold.\n"
+            f"Received: {listed(bad)}.\nRename the files, and their annotations."
+        )
 
 
 # Files
