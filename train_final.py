@@ -120,9 +120,12 @@ def main(argv: list[str] | None = None) -> None:
 def builder(args: Options, start: Path | None) -> Callable:
     """What builds the model of a fold, from the model that it starts from."""
     from bach.network.patch_network import build_model
+    from bach.network.training import what_to_train
 
-    weights = str(start or args.weights)
-    return lambda view: build_model(args.backbone, weights, args.head, view, args.tokens)
+    weights, linear = str(start or args.weights), what_to_train(args) == "top"
+    return lambda view, whole_photos: build_model(
+        args.backbone, weights, args.head, view, args.tokens, linear=linear, fields=whole_photos
+    )
 
 
 def name_of(fold: int | None) -> str:

@@ -78,6 +78,11 @@ class Options(options.TrainingScript, options.Photos):
         at_least=1,
         most=2,
     )
+    fields: bool = option(
+        False,
+        "train on whole photos instead of patches: a photo goes through the network once, and all "
+        "that it sees is pooled; slides are predicted as ever",
+    )
     image_network: str | None = option(
         None,
         "train on whole photos instead of patches, from the models of that run of this script "
@@ -106,8 +111,10 @@ def main(argv: list[str] | None = None) -> None:
     if run.finished:
         print(run.path)
         return
-    photo_sizes(images, PATCH_SIZE if args.image_network is None else 0)
+    check_whole_photos(args)
+    sizes = photo_sizes(images, 0 if whole_photos(args) else PATCH_SIZE)
     from bach.network import backend, training  # load the framework, which --help must not
+    from bach.network.image_network import field_shape
     from bach.network.processes import first_process_first
     from bach.network.stores import cut_photos, store_photos
 
@@ -119,13 +126,18 @@ def main(argv: list[str] | None = None) -> None:
         # 2. Patches, once for all folds.
         folder = args.patches_dir or run.path / "patches"
         with first_process_first("patches"):
-            if args.image_network is None:
+            if args.fields:
+                width, height = sizes.max(axis=0).tolist()
+                shape = field_shape(width, height, view)
+                store = store_photos(images, folder, shape, view.zoom)
+            elif args.image_network is None:
                 store = cut_photos(images, folder, view)
             else:
                 build = builder(args, jobs[folds[0]][0], images)
-                store = store_photos(images, folder, build(view).input_shape[1:3])
+                store = store_photos(images, folder, build().input_shape[1:3])
 
         # 3. A model per fold, and its predictions of what it did not see.
+        patients = dict(zip(images["image_id"], images["patient"], strict=True))
         tables = []
         for fold, (start, seen) in jobs.items():
             heldout = images.loc[images["fold"] == fold, "image_id"]
@@ -140,6 +152,7 @@ def main(argv: list[str] | None = None) -> None:
                 builder(args, start, images),
                 start,
                 seen | Seen.of(photos=store.table.loc[~held, "image_id"]),
+                patients,
             )
             probs = training.train_fold(args, job)
             if probs is not None:
@@ -190,6 +203,24 @@ def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
     return images, sorted({*chosen, *done}) if args.resume else chosen
 
 
+def whole_photos(args: Options) -> bool:
+    return args.fields or args.image_network is not None
+
+
+def check_whole_photos(args: Options) -> None:
+    """Refuse what whole photos are not made for.
+
+    Raises:
+        InputError: If an image network is to be one of fields, or its top alone to be trained.
+    """
+    if args.image_network is not None and (args.fields or args.train not in (None, "all")):
+        raise InputError(
+            "An image network is trained whole, on photos of its own.\n"
+            f"Received: --image-network={args.image_network} with --fields or --train top.\n"
+            "Leave out one of them."
+        )
+
+
 def started(args: Options, fold: int, images: pd.DataFrame) -> tuple[Path | None, Seen]:
     """The model that a fold starts from, and what it has seen.
 
@@ -208,11 +239,15 @@ def builder(args: Options, start: Path | None, images: pd.DataFrame) -> Callable
     """What builds the model of a fold, from the model that it starts from."""
     from bach.network.image_network import build_image_network
     from bach.network.patch_network import build_model, load_model
+    from bach.network.training import what_to_train
 
-    def build(view: View):
+    view = View(args.margin, args.magnifications)  # that of whole photos is not in their store
+
+    def build(_view: View = view, _whole_photos: bool = False):
         if args.image_network is None or start is None:
-            weights = str(start or args.weights)
-            return build_model(args.backbone, weights, args.head, view, args.tokens)
+            weights, kind = str(start or args.weights), (args.head, view, args.tokens)
+            linear = what_to_train(args) == "top"
+            return build_model(args.backbone, weights, *kind, linear=linear, fields=args.fields)
         patch_network = load_model(start)
         return build_image_network(patch_network, *photo_sizes(images).max(axis=0).tolist())
 

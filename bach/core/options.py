@@ -172,6 +172,14 @@ class Training:
         "what is used of a foundation model: class token, mean of the patch tokens, or both",
         choices=("class", "mean", "both"),
     )
+    train: str | None = option(
+        None,
+        "all: every layer, by gradient descent; top: a linear top on frozen features, fitted in "
+        "seconds, for which the options of the descent and --head do not count; lora: small "
+        "additions to a foundation model's attention, and its top (default: all, but top for a "
+        "foundation model)",
+        choices=("all", "top", "lora"),
+    )
     head: str = option("sigmoid", "kind of the last layer", choices=("sigmoid", "softmax"))
     epochs: int = option(25, "passes over the patches", at_least=1)
     optimizer: str = option(

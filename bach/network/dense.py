@@ -102,7 +102,8 @@ class DenseModel:
     def __init__(self, model: keras.Model, precision: str = "float32"):
         require_layers(model, ("pool",))
         self.view = view_of(model)
-        self.window = int(model.get_layer("pool").input.shape[1])
+        pooled = keras.Model(model.input, model.get_layer("pool").input)
+        self.window = pooled.compute_output_shape((1, self.view.side, self.view.side, 3))[1]
         if self.view.zoom > 1:
             raise InputError(
                 "A network of two magnifications predicts patch by patch.\n"

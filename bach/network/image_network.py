@@ -20,7 +20,7 @@ from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.network.fold_norms import resized_clone
 from bach.network.patch_network import STRIDES, probabilities, require_layers, view_of
-from bach.patches import NETWORK_SIZE, PATCH_SIZE
+from bach.patches import NETWORK_SIZE, PATCH_SIZE, View
 
 SHRINK = PATCH_SIZE // NETWORK_SIZE  # photo px per network px
 
@@ -97,26 +97,34 @@ def is_image_network(model: keras.Model) -> bool:
     return any(layer.name == "strongest" for layer in model.layers)
 
 
-def photo_input(photo: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A whole photo as an image network takes it.
+def field_shape(width: int, height: int, view: View) -> tuple[int, int]:
+    """Rows and columns of a whole photo as a network of fields takes it, see `photo_input`."""
+    rows, cols = (math.ceil(x / SHRINK) + 2 * view.margin for x in (height, width))
+    return rows * view.zoom, cols * view.zoom
+
+
+def photo_input(photo: np.ndarray, shape: tuple[int, int], zoom: int = 1) -> np.ndarray:
+    """A whole photo as an image network, or a network of fields, takes it.
 
     Args:
         photo: uint8 `(height, width, 3)`, 0.42 um/px.
         shape: Rows and columns of the network's input.
+        zoom: That of the view.
 
     Returns:
-        uint8 `(*shape, 3)`, shrunk five times; each pixel is the mean of 5x5. The photo
-        lies in the middle, mirrored beyond its edges.
+        uint8 `(*shape, 3)`, shrunk five times, or less by the zoom; each pixel is the mean of
+        5x5, or of less. The photo lies in the middle, mirrored beyond its edges.
 
     Raises:
         InputError: If the photo is larger than the input.
     """
-    missing = np.array(shape) * SHRINK - photo.shape[:2]
+    room = np.array(shape) * SHRINK // zoom
+    missing = room - photo.shape[:2]
     if (missing < 0).any():
         raise InputError(
             "An image network takes no photos larger than those it was trained on.\n"
             f"Received: {photo.shape[1]}x{photo.shape[0]} px, at most "
-            f"{shape[1] * SHRINK}x{shape[0] * SHRINK}. Predict it with the patch networks."
+            f"{room[1]}x{room[0]}. Predict it with the patch networks."
         )
     top, left = missing // 2
     bottom, right = missing - missing // 2

@@ -40,6 +40,9 @@ def build_model(
     head: str = "sigmoid",
     view: View = PLAIN_VIEW,
     tokens: str = "both",
+    *,
+    linear: bool = False,
+    fields: bool = False,
 ) -> keras.Model:
     """Build a patch classifier.
 
@@ -59,9 +62,13 @@ def build_model(
             seen zeros. With a zoom a second network of the same kind sees the middle
             of the patch enlarged; what both have pooled is joined.
         tokens: What is used of a foundation model, see `foundation.features`.
+        linear: Leave out the hidden layer: the last layer, a softmax, sees the pooled features.
+            A model file to start from that has no hidden layer decides so itself.
+        fields: Take fields of any size, of a patch or a whole photo: what is pooled is all
+            there is.
 
     Returns:
-        Model from float `(batch, side, side, 3)` in 0..255, side that of the view, to
+        Model from float `(batch, side, side, 3)` in 0..255, side that of the view or any, to
         `(batch, 4)`.
 
     Raises:
@@ -74,24 +81,35 @@ def build_model(
         raise InputError(f"--head must be sigmoid or softmax. Received: --head={head}.")
     check_backbone(backbone, weights)
     _check_margin(backbone, view)
-    inputs = keras.Input((view.side, view.side, 3), name="patch")
+    if fields and foundation.is_foundation(backbone):
+        raise InputError(
+            "A foundation model sees patches of one size.\n"
+            f"Received: --fields, --backbone={backbone}. Leave --fields out."
+        )
+    start = load_model(weights) if weights.endswith(".keras") else None
+    linear = linear or (start is not None and is_linear(start))
+    side = None if fields else view.side
+    inputs = keras.Input((side, side, 3), name="patch")
     seen = inputs
     if view.zoom > 1:
         seen = layers.AveragePooling2D(view.zoom, name="far")(inputs)
     features = _features(seen, backbone, weights, tokens)
     if view.margin:
-        cut = _margin_features(features, backbone, view.margin)
+        cut = _margin_features(backbone, view)
         features = layers.Cropping2D(cut, name="context")(features)
     x = layers.GlobalAveragePooling2D(name="pool")(features)
     if view.zoom > 1:
         x = layers.Concatenate(name="both")([x, _near_features(inputs, backbone, weights, tokens)])
-    x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
-    x = layers.Dropout(DROPOUT, name="dropout")(x)
+    if not linear:
+        x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
+        x = layers.Dropout(DROPOUT, name="dropout")(x)
     # float32 also under mixed precision. Sigmoids as their logarithms, which never vanish.
-    activation = "log_sigmoid" if head == "sigmoid" else None
+    activation = "log_sigmoid" if head == "sigmoid" and not linear else None
     last = layers.Dense(len(CLASSES), activation=activation, dtype="float32", name="classes")
     model = keras.Model(inputs, probabilities(last(x), last), name=_name(backbone))
-    if weights not in _START:
+    if start is not None:
+        _copy_weights(start, model)
+    elif weights not in _START:
         _load_weights(model, weights)
     return model
 
@@ -143,8 +161,7 @@ def check_view(backbone: str, view: View) -> None:
     """
     _check_margin(backbone, view)
     if view.margin:
-        features = _features(keras.Input((view.side, view.side, 3)), backbone, "none")
-        _margin_features(features, backbone, view.margin)
+        _margin_features(backbone, view)
 
 
 def _check_margin(backbone: str, view: View) -> None:
@@ -274,7 +291,8 @@ def view_of(model: keras.Model) -> View:
     """What a patch classifier sees, as its layers state it.
 
     One that sees surroundings cuts their features off in a layer `context`, one of two
-    magnifications shrinks its input in a layer `far`; all others see the patch alone.
+    magnifications shrinks its input in a layer `far`; all others see the patch alone. One of
+    fields takes any size.
 
     Raises:
         InputError: If the model's input is not the one of that view.
@@ -284,10 +302,10 @@ def view_of(model: keras.Model) -> View:
     rows, cols = model.input_shape[1:3]
     zoom = far.pool_size[0] if isinstance(far, layers.AveragePooling2D) else 1
     margin = 0
-    if isinstance(context, layers.Cropping2D) and rows is not None:
-        margin = (rows - NETWORK_SIZE) // 2
+    if isinstance(context, layers.Cropping2D):
+        margin = (rows - NETWORK_SIZE) // 2 if rows else _cropped_px(model, context)
     view = View(margin, zoom)
-    if (rows, cols) != (view.side, view.side):
+    if (rows, cols) not in ((view.side, view.side), (None, None)):
         raise InputError(
             f"A patch classifier must take {NETWORK_SIZE}x{NETWORK_SIZE} px, or state by its "
             "layers what more it sees.\n"
@@ -297,18 +315,23 @@ def view_of(model: keras.Model) -> View:
     return view
 
 
-def _margin_features(features: keras.KerasTensor, backbone: str, margin: int) -> int:
+def _cropped_px(model: keras.Model, context: layers.Cropping2D) -> int:
+    """How many network px a network of fields cuts off at the top."""
+    features = keras.Model(model.input, context.input)
+    one, more = (features.compute_output_shape((1, x, x, 3))[1] for x in (512, 1024))
+    return context.cropping[0][0] * round(512 / (more - one))
+
+
+def _margin_features(backbone: str, view: View) -> int:
     """How many features a margin is, on each side."""
-    window = {"small": 8}.get(backbone)
-    if window is None:
-        # Not of `features`: those of a patch alone tell how many there must be.
-        window = _features(keras.Input((NETWORK_SIZE, NETWORK_SIZE, 3)), backbone, "none").shape[1]
-    crop, rest = divmod(features.shape[1] - window, 2)
-    stride = margin / crop if crop else 0
+    sides = view.side, NETWORK_SIZE  # those of a patch alone tell how many there must be
+    seen, window = (_features(keras.Input((x, x, 3)), backbone, "none").shape[1] for x in sides)
+    crop, rest = divmod(seen - window, 2)
+    stride = view.margin / crop if crop else 0
     if rest or crop < 1 or stride not in STRIDES:
         raise InputError(
             f"The margin must be a multiple of the network's stride, {STRIDES[0]} px for most.\n"
-            f"Received: --margin={margin}, --backbone={backbone}."
+            f"Received: --margin={view.margin}, --backbone={backbone}."
         )
     return crop
 
@@ -324,9 +347,11 @@ def _near_features(
     inputs: keras.KerasTensor, backbone: str, weights: str, tokens: str
 ) -> keras.KerasTensor:
     """What a second network says of the middle of the patch, pooled."""
-    missing = inputs.shape[1] - NETWORK_SIZE
-    around = (missing // 2, missing - missing // 2)
-    near = layers.Cropping2D((around, around), name="near")(inputs)
+    near = inputs
+    if inputs.shape[1] is not None:  # of a field all is seen
+        missing = inputs.shape[1] - NETWORK_SIZE
+        around = (missing // 2, missing - missing // 2)
+        near = layers.Cropping2D((around, around), name="near")(inputs)
     near = _features(near, backbone, weights, tokens, "near_")
     return layers.GlobalAveragePooling2D(name="near_pool")(near)
 
@@ -413,15 +438,27 @@ def _small(inputs: keras.KerasTensor, prefix: str) -> keras.KerasTensor:
     return convolution(x, 128, size=3, strides=2, padding="valid", name="down3")
 
 
+def is_linear(model: keras.Model) -> bool:
+    """Whether a classifier has no hidden layer between what is pooled and its answer."""
+    return all(layer.name != "dense" for layer in model.layers)
+
+
+def is_field_network(model: keras.Model) -> bool:
+    """Whether a classifier takes fields of any size: it judges photos whole."""
+    return model.input_shape[1] is None and not isinstance(model.input, list)
+
+
+def _copy_weights(start: keras.Model, model: keras.Model) -> None:
+    """Start from a saved model of the same network."""
+    file, must = source_of(start), f"fit the network {model.name}"
+    with understood(file, must, "Use the --backbone that it was trained with."):
+        model.set_weights(start.get_weights())
+    log.info("weights: all of %s", file)
+
+
 def _load_weights(model: keras.Model, file: str) -> None:
-    """Start from a saved model of the same network, or from backbone weights."""
+    """Start from weights of the backbone alone."""
     must, remedy = f"fit the network {model.name}", "Use the --backbone they were trained with."
-    if file.endswith(".keras"):
-        weights = load_model(file).get_weights()
-        with understood(file, must, remedy):
-            model.set_weights(weights)
-        log.info("weights: all of %s", file)
-        return
     model_file.check_weights(file)
     for backbone in [x for x in model.layers if isinstance(x, keras.Model)] or [model]:
         with understood(file, must, remedy):

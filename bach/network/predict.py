@@ -25,8 +25,8 @@ from bach.network import backend, processes
 from bach.network.augment import orient, orientations
 from bach.network.batches import Batches, feed, fill_up
 from bach.network.fold_norms import fast_clone
-from bach.network.image_network import is_image_network, photo_input
-from bach.network.patch_network import load_model, source_of, view_of
+from bach.network.image_network import field_shape, is_image_network, photo_input
+from bach.network.patch_network import is_field_network, load_model, source_of, view_of
 from bach.network.stores import photo_to_patches, read_patch
 from bach.patches import PATCH_SIZE, PLAIN_VIEW, View, photo_patches
 from bach.slides import Slide
@@ -261,14 +261,17 @@ def predict_photos(
     Source: Kwok 2018, section 4.3: no augmentation at inference.
     """
     rows = []
-    whole = is_image_network(models[0])
-    view = PLAIN_VIEW if whole else common_view(models)
+    image_network, fields = is_image_network(models[0]), is_field_network(models[0])
+    whole = image_network or fields
+    view = PLAIN_VIEW if image_network else common_view(models)
     photo_sizes(images, 0 if whole else PATCH_SIZE)  # all are looked at before the first
     mpp = photo_mpp(images)
     for image in tqdm(images.itertuples(), total=len(images), desc="photos", disable=None):
         photo = read_photo(image.path, mpp)
         if whole:
-            patches = photo_input(photo, models[0].input_shape[1:3])[None]
+            shape = models[0].input_shape[1:3]
+            shape = field_shape(photo.shape[1], photo.shape[0], view) if fields else shape
+            patches = photo_input(photo, shape, view.zoom)[None]
         else:
             table = photo_patches(image.image_id, photo.shape[1], photo.shape[0], None)
             patches = photo_to_patches(photo, table, view)

@@ -50,6 +50,7 @@ class PatchStore:
         folder: Folder written by `cut_photos`, `cut_slides` or `store_photos`.
 
     Attributes:
+        folder: The folder.
         patches: uint8 array `(n, side, side, 3)`, mapped from disk; whole photos are
             `(n, rows, cols, 3)`.
         table: Patch table, one row per patch.
@@ -61,7 +62,7 @@ class PatchStore:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         if not store_exists(folder):
             raise InputError(
                 f"There is no patch store in {folder}.\n"
@@ -162,14 +163,15 @@ def cut_photos(
 
 
 def store_photos(
-    images: pd.DataFrame, folder: str | os.PathLike, shape: tuple[int, int]
+    images: pd.DataFrame, folder: str | os.PathLike, shape: tuple[int, int], zoom: int = 1
 ) -> PatchStore:
-    """Store whole photos as an image network takes them; each is one "patch".
+    """Store whole photos as a network takes them that judges them whole; each is one "patch".
 
     Args:
         images: As for `cut_photos`.
         folder: Where to write; a store there of the same photos is used as it is.
         shape: Rows and columns of the network's input.
+        zoom: That of the network's view.
 
     Raises:
         InputError: If a photo is larger than the input or of unknown scale, or there is a
@@ -181,7 +183,7 @@ def store_photos(
     tables = [columns.iloc[[index]][COLUMNS] for index in range(len(columns))]
 
     def cut(index: int) -> np.ndarray:
-        return photo_input(read_photo(paths[index], mpp), shape)[None]
+        return photo_input(read_photo(paths[index], mpp), shape, zoom)[None]
 
     files = dict(zip(images["image_id"], paths, strict=True))
     stated = None if mpp == PART_A_MPP else mpp

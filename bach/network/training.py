@@ -8,7 +8,7 @@ happened.
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -30,9 +30,9 @@ from bach.core.inputs import reason
 from bach.core.log import log
 from bach.core.options import Training, TrainingScript, decisive
 from bach.core.pictures import contact_sheet, write_png
-from bach.core.tables import read_table
+from bach.core.tables import read_table, write_csv
 from bach.honest.seen import NOTHING, Seen
-from bach.network import backend, processes
+from bach.network import backend, foundation, processes
 from bach.network.augment import Augmentation, with_augmentation
 from bach.network.batch_norm import RefreshBatchNorm
 from bach.network.batches import Batches, feed
@@ -44,8 +44,10 @@ from bach.network.callbacks import (
     Progress,
     StoppedLearning,
     UseAverages,
+    save_model,
 )
 from bach.network.fold_norms import fast_clone
+from bach.network.frozen import fit_top, groups_of
 from bach.network.patch_network import check_backbone, check_view, load_model, with_logits
 from bach.network.predict import predict_batches, prepare
 from bach.network.stores import PatchStore
@@ -135,18 +137,21 @@ class Fold:
         folder: The fold's folder.
         parts: Stores to train on, each with the rows to use.
         heldout: Store and rows held out, or None.
-        build: Makes the model, given what it is to see of the patches.
+        build: Makes the model, given what it is to see of the patches, and whether it takes
+            whole photos as well.
         start: File of the model that the training starts from, or None.
         seen: What the model will have seen, with all that the model it starts from has.
+        patients: Patient of each image where that is known: `--train top` chooses by patients.
     """
 
     number: int
     folder: Path
     parts: Sequence[tuple[PatchStore, np.ndarray]]
     heldout: tuple[PatchStore, np.ndarray] | None
-    build: Callable[[View], keras.Model]
+    build: Callable[[View, bool], keras.Model]
     start: Path | None = None
     seen: Seen = NOTHING
+    patients: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def inputs(self, args: TrainingScript) -> dict[str, str]:
         """Fingerprint of what the fold's model depends on, by content."""
@@ -163,10 +168,14 @@ class Fold:
         known = [store.select(rows) for store, rows in self.parts]
         augmentation = Augmentation(args.hue, args.saturation, args.value)
         training = Batches(known, args.batch_size, self.seed(args), augmentation)
+        return training, self.heldout_batches(args)
+
+    def heldout_batches(self, args: TrainingScript) -> Batches | None:
+        """Batches of what is held out."""
         if self.heldout is None:
-            return training, None
+            return None
         store, rows = self.heldout
-        return training, Batches([store.select(rows)], args.batch_size, self.seed(args))
+        return Batches([store.select(rows)], args.batch_size, self.seed(args))
 
     def seed(self, args: TrainingScript) -> int:
         """Seed of everything random, so that a fold does not depend on others."""
@@ -200,12 +209,39 @@ def train_fold(args: TrainingScript, fold: Fold) -> np.ndarray | None:
         return None if fold.heldout is None else _read_heldout(done, len(fold.heldout[1]))
     write_json(fold.folder / _INPUTS, inputs)
     backend.start_model(fold.seed(args))
-    view = _common_view([store for store, _ in fold.parts])
+    what = what_to_train(args)
+    view, whole_photos = _common_view([store for store, _ in fold.parts], what)
     with backend.scope():
-        model = fold.build(view)
+        model = fold.build(view, whole_photos)
+        if what == "lora":
+            count = foundation.enable_lora(model)
+            log.info("LoRA: %s numbers of the backbone are trained", f"{count:,}")
+        elif what == "all":
+            foundation.unfreeze(model)
+    if what == "top":
+        return _train_top(args, fold, model)
     training, heldout = fold.batches(args)
     train(model, training, heldout, args, fold.folder, seen=fold.seen)
     return _finish_fold(fold.folder, "last" if heldout is None else args.keep, heldout)
+
+
+def what_to_train(settings: Training) -> str:
+    """all, top or lora: as it is asked for, or as the backbone suggests."""
+    frozen = foundation.frozen_by_default(settings.backbone)
+    return settings.train or ("top" if frozen else "all")
+
+
+def _train_top(args: TrainingScript, fold: Fold, model: keras.Model) -> np.ndarray | None:
+    """Fit the last layer alone, see `frozen`."""
+    parts = [
+        (store, rows, groups_of(store.table.iloc[rows], fold.patients))
+        for store, rows in fold.parts
+    ]
+    history = fit_top(model, parts, args.batch_size, fold.seed(args))
+    save_model(model, fold.folder / "last.keras", fold.seen)
+    write_csv(history, fold.folder / "history.csv")
+    heldout = fold.heldout_batches(args)
+    return _finish_fold(fold.folder, "last", heldout)
 
 
 def _read_heldout(file: Path, count: int) -> np.ndarray:
@@ -289,20 +325,27 @@ def check_settings(settings: Training, view: View = PLAIN_VIEW) -> None:
             f"Received: --warmup-epochs={settings.warmup_epochs}, --epochs={settings.epochs}."
         )
     check_backbone(settings.backbone, settings.weights)
+    if settings.train == "lora" and not foundation.is_foundation(settings.backbone):
+        raise InputError(
+            "LoRA needs a backbone with attention, a foundation model.\n"
+            f"Received: --train=lora, --backbone={settings.backbone}.\nUse --train top or all."
+        )
     check_view(settings.backbone, view)
 
 
-def _common_view(stores: Sequence[PatchStore]) -> View:
-    """What a network is to see of patches that it is trained on together."""
-    views = {store.view for store in stores}
-    if len(views) != 1:
+def _common_view(stores: Sequence[PatchStore], train: str) -> tuple[View, bool]:
+    """What a network is to see of patches that it is trained on, and whether of photos whole."""
+    views = {store.view for store in stores if store.view is not None}
+    whole_photos = any(store.view is None for store in stores)
+    if len(views) + (whole_photos and train != "top") > 1:
         sides = sorted({store.patches.shape[1] for store in stores})
         raise InputError(
             "Patches that are trained on together must be of one size.\n"
             f"Received: sides of {', '.join(map(str, sides))} px.\n"
-            "Mine hard examples with the models of the same run of train_part_a.py."
+            "Mine hard examples with the models of the same run of train_part_a.py; of whole "
+            "photos and patches together, --train top fits a top."
         )
-    return views.pop() or PLAIN_VIEW  # of whole photos a network takes what it takes
+    return views.pop() if views else PLAIN_VIEW, whole_photos
 
 
 def learning_rate(
