@@ -130,13 +130,17 @@ def measure(path: Path, mpp: float, ways: dict[str, Callable]) -> Iterator[dict]
             }
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", type=Path, default=Path("data/bench_slides"), help="where to work")
     parser.add_argument("--slides", type=Path, nargs="+", help="slides to read, at 2.1 um")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     wanted = [(path, NETWORK_MPP) for path in args.slides or ()]
     if not wanted:
         args.dir.mkdir(parents=True, exist_ok=True)
