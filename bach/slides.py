@@ -22,7 +22,6 @@ import openslide
 from bach.core.errors import InputError
 from bach.core.pictures import over_white, read_rgb
 from bach.core.resample import enlarge, shrink
-from bach.core.tiff_tiles import TiffTiles
 
 # Part A photos carry no usable scale; the challenge states it (Aresta et al. 2018).
 PART_A_MPP = 0.42
@@ -116,8 +115,6 @@ class Slide:
         self._openslide: openslide.OpenSlide | None = None
         self._image: np.ndarray | None = None
         self._blocks = _Blocks(self._read_file)
-        self._lossless: TiffTiles | None = None
-        self._trusted: set[int] = set()  # levels that were seen to be what OpenSlide reads
         try:
             self._openslide = slide = openslide.OpenSlide(self.path)
             self.width, self.height = slide.dimensions
@@ -149,8 +146,6 @@ class Slide:
             self._check_claims()
             whole = (self.width, self.height)
             self._downsamples = [_downsample(whole, l_size) for l_size in self._l_sizes]
-            if self.properties.get(openslide.PROPERTY_NAME_VENDOR) in _PLAIN_VENDORS:
-                self._lossless = TiffTiles(self.path, self._l_sizes, self._tiles)
             self.mpp, self.mpp_source = _find_mpp(self.path, self.properties, mpp)
         except InputError:
             self.close()
@@ -166,9 +161,8 @@ class Slide:
         """Release the file. Reading afterwards is an error."""
         if self._openslide is not None:
             self._openslide.close()
-        if self._lossless is not None:
-            self._lossless.close()
-        self._openslide = self._image = self._lossless = None
+        self._openslide = None
+        self._image = None
         self._blocks.clear()
 
     def read(
@@ -375,8 +369,7 @@ class Slide:
                 *_between(x0, x1, block.left, block.width),
                 *_between(y0, y1, block.top, block.height),
             )
-            worthwhile = whole_blocks or 2 * part.pixels >= block.pixels or level in self._trusted
-            pixels = self._blocks.get(block, worthwhile)
+            pixels = self._blocks.get(block, whole_blocks or 2 * part.pixels >= block.pixels)
             if pixels is None:
                 pixels = self._read_file(part)
             else:
@@ -387,29 +380,7 @@ class Slide:
         return result
 
     def _read_file(self, box: "_Box") -> np.ndarray:
-        """Read a box that lies on its level: uint8 `(height, width, 3)`."""
-        pixels = self._read_lossless(box)
-        if pixels is None or box.level in self._trusted:
-            return self._ask_openslide(box) if pixels is None else pixels
-        seen = self._ask_openslide(box)
-        if not np.array_equal(pixels, seen):
-            self._lossless = None
-        elif np.ptp(seen) > 0:  # of plain white nothing follows
-            self._trusted.add(box.level)
-        return seen
-
-    def _read_lossless(self, box: "_Box") -> np.ndarray | None:
-        """The same without OpenSlide, if it is a tile of a lossless TIFF; else None."""
-        tiles, factor = self._lossless, self._location_factors[box.level]
-        # Where OpenSlide has no whole downsample, it shifts what it reads by up to 1/8 px.
-        if tiles is None or factor != round(factor):
-            return None
-        tile = tiles.read(box.level, box.left, box.top)
-        if tile is None or box.height > tile.shape[0] or box.width > tile.shape[1]:
-            return None
-        return tile[: box.height, : box.width]
-
-    def _ask_openslide(self, box: "_Box") -> np.ndarray:
+        """Have OpenSlide read a box that lies on its level: uint8 `(height, width, 3)`."""
         slide = self._openslide
         if slide is None:
             raise ValueError(f"The slide {self.path} is closed.")
