@@ -25,6 +25,7 @@ from bach.core.options import whole
 from bach.core.tables import patient_key, write_csv
 from bach.core.text import listed
 from bach.honest import audit
+from bach.honest.features import Describer
 from bach.honest.splits import (
     ALWAYS_TRAIN,
     absent_classes,
@@ -78,10 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Run `python benchmarks/assume_patients.py` with the same options."
         )
     if argv and argv[0] == "audit":
-        return audit.main(argv[1:])
+        return audit.main(argv[1:], _features_of)
     args = parse_args(argv)
     patients = None if args.patients is None else read_patients(args.patients)
     return _make(args, patients) if args.command == "make" else _check(args, patients)
+
+
+def _features_of(backbone: str) -> Describer:
+    from bach.network.photo_features import pooled_features  # loads Keras
+
+    return pooled_features(backbone)
 
 
 def _make(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:

@@ -39,8 +39,9 @@ from bach.core.options import option, parse
 from bach.core.tables import image_key, write_csv
 from bach.core.text import markdown
 from bach.data import list_images, read_photo
-from bach.honest.audit import TREES, cross_validate, deal_within_classes, mark_right
+from bach.honest.audit import cross_validate, deal_within_classes, mark_right
 from bach.honest.features import read_features, shrink
+from bach.honest.learners import Trees
 from bach.honest.splits import (
     format_counts,
     leaking_images,
@@ -246,7 +247,7 @@ def accuracy_by_groups(
     for seed in range(seeds):
         split = make_folds(grouped, k, seed, "own").assign(patient=known["patient"].to_numpy())
         leaks.append(len(leaking_images(split)))
-        hits.append(mark_right(cross_validate(features, split, trees, seed))["right"].mean())
+        hits.append(mark_right(cross_validate(features, split, Trees(trees), seed))["right"].mean())
     return float(np.mean(hits)), float(np.mean(leaks))
 
 
@@ -269,7 +270,7 @@ class Options:
     folds: int = option(3, "number of folds", at_least=2)
     seed: int = option(0, "seed of the folds", at_least=0)
     seeds: int = option(5, "draws for the measurement", at_least=1)
-    trees: int = option(TREES, "size of the tree ensemble", at_least=1)
+    trees: int = option(Trees().size, "size of the tree ensemble", at_least=1)
     run_dir: str = option("runs/audit", "folder where features are kept, as for the audit")
     out: str | None = option(None, "CSV file to write: a fold table of all images")
     quick: bool = option(False, "paint a small data set and measure it")

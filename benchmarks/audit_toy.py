@@ -43,7 +43,8 @@ from bach.core.options import option, parse
 from bach.core.tables import image_key
 from bach.core.text import markdown
 from bach.honest import audit
-from bach.honest.features import read_features
+from bach.honest.features import COLOUR_AND_TEXTURE, read_features
+from bach.honest.learners import Learner, Logistic, Trees
 from bach.honest.splits import make_folds, read_patients, with_patients
 from bach.labels import read_labels
 from bach.toy.dataset import Recipe, make_data_set
@@ -64,6 +65,7 @@ class Options:
     stain_shift: float = option(1.5, "how far the patients' looks differ", at_least=0)
     draws: int = option(1, "draws of the folds per data set", at_least=1)
     trees: int = option(200, "size of the tree ensemble", at_least=1)
+    features: str = option(audit.COLOUR, "as of the audit: colour, or a backbone")
     photo_width: int = option(
         768, "px at 0.42 um; half of a real photo's, four times as fast", above=0
     )
@@ -87,14 +89,24 @@ def score_data_set(folder: Path, features_dir: Path, args: Options) -> dict:
     hidden = data.list_images(folder, "A-test")
     truth = read_labels(folder / "truth" / "part_a.csv", "truth").set_index("key")["label"]
     hidden = hidden.assign(label=hidden["image_id"].map(image_key).map(truth).astype(int))
-    features = read_features(pd.concat([images, hidden], ignore_index=True), features_dir)
+    describer = COLOUR_AND_TEXTURE
+    if args.features != audit.COLOUR:
+        from bach.network.photo_features import pooled_features
+
+        describer = pooled_features(args.features)
+    photos = pd.concat([images, hidden], ignore_index=True)
+    features = read_features(photos, features_dir, describer)
     table = with_patients(images, read_patients(folder / "patients.csv"))
     named = table.assign(label=[CLASSES[label] for label in table["label"]])
-    answers = audit.score_twice(features, named, args.folds, args.draws, args.trees)
-    labels, truth = (part.set_index("image_id")["label"] for part in (images, hidden))
-    test = audit.score_hidden(features, labels, truth, args.draws, args.trees)
+    answers = audit.score_twice(features, named, args.folds, args.draws, _learner(args))
+    truth = hidden.set_index("image_id")["label"]
+    test = audit.score_hidden(features, table, truth, _learner(args), args.draws)
     rounds = rounds_on_hidden(features, named, truth, args)
     return audit.measure_gap(answers) | {"test": test, "rounds": rounds}
+
+
+def _learner(args: Options) -> Learner:
+    return Trees(args.trees) if args.features == audit.COLOUR else Logistic()
 
 
 def rounds_on_hidden(
@@ -106,12 +118,13 @@ def rounds_on_hidden(
     has seen more patients and is better.
     """
     hits = []
-    labels = table["label"].map(CLASSES.index).to_numpy()
+    numbered = table.assign(label=table["label"].map(CLASSES.index))
     for seed in range(args.draws):
         fold = make_folds(table, args.folds, seed, "train")["fold"].to_numpy()
         for k in range(args.folds):
-            train = pd.Series(labels[fold != k], index=table["image_id"][fold != k])
-            hits.append(audit.score_hidden(features, train, truth, 1, args.trees)["value"])
+            known = numbered[fold != k]
+            score = audit.score_hidden(features, known, truth, _learner(args), 1)
+            hits.append(score["value"])
     return float(np.mean(hits))
 
 

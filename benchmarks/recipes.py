@@ -59,7 +59,7 @@ from bach.core.log import log
 from bach.core.options import Devices, add
 from bach.core.tables import write_csv
 from bach.core.text import markdown
-from bach.honest.audit import TREES, cross_validate
+from bach.honest.audit import cross_validate
 from bach.honest.comparison import verdict
 from bach.honest.features import read_features
 from bach.honest.intervals import (
@@ -72,6 +72,7 @@ from bach.honest.intervals import (
     predicted_labels,
     unit_sums,
 )
+from bach.honest.learners import Trees
 from bach.honest.records import read_images
 from bach.honest.splits import ALWAYS_TRAIN, join_folds, read_folds
 from bach.scores import ACCURACIES
@@ -237,7 +238,7 @@ def predict_by_trees(data_dir: str, table: str, folder: Path, seed: int, known: 
     if known:
         split = split[split["fold"] != ALWAYS_TRAIN]
     features = read_features(images, folder.parent)
-    predictions = cross_validate(features, split, TREES, seed)
+    predictions = cross_validate(features, split, Trees(), seed)
     predictions["predicted"] = predicted_labels(predictions)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(predictions, folder / "predictions.csv")

@@ -14,6 +14,7 @@ from bach import folds
 from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.honest import audit, splits
+from bach.honest.learners import Trees
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "folds"
@@ -45,7 +46,7 @@ def test_a_leaky_split_has_the_sizes_of_the_safe_one_in_every_class():
 def test_every_known_image_is_held_out_once_and_no_unknown_one_is():
     features, table = made_up(patients=9, images=4)
     table.loc[::5, "patient"] = ""
-    answers = audit.score_twice(features, table, k=3, seeds=2, trees=5)
+    answers = audit.score_twice(features, table, k=3, seeds=2, learner=Trees(5))
     known = sorted(table["image_id"][table["patient"] != ""])
     for _, draw in answers.groupby(["split", "seed"]):
         assert sorted(draw["image_id"]) == known
@@ -54,7 +55,7 @@ def test_every_known_image_is_held_out_once_and_no_unknown_one_is():
 
 def test_a_model_that_knows_patients_only_is_unmasked():
     features, table = made_up(patients=16, images=8, own=1.0)
-    result = audit.measure_gap(audit.score_twice(features, table, k=4, seeds=1, trees=30))
+    result = audit.measure_gap(audit.score_twice(features, table, k=4, seeds=1, learner=Trees(30)))
     assert result["leaky"]["value"] > 0.95
     assert result["safe"]["value"] < 0.5
     assert result["gap"]["low"] > 0.25
@@ -62,21 +63,21 @@ def test_a_model_that_knows_patients_only_is_unmasked():
 
 def test_a_model_that_knows_classes_only_shows_no_gap():
     features, table = made_up(patients=16, images=8, true=2.0)
-    result = audit.measure_gap(audit.score_twice(features, table, k=4, seeds=1, trees=30))
+    result = audit.measure_gap(audit.score_twice(features, table, k=4, seeds=1, learner=Trees(30)))
     assert result["safe"]["value"] > 0.95
     assert abs(result["gap"]["value"]) < 0.03
 
 
 def test_the_same_call_gives_the_same_answers():
     features, table = made_up(patients=9, images=4, own=0.3)
-    first, again = (audit.score_twice(features, table, 3, 1, 10) for _ in range(2))
+    first, again = (audit.score_twice(features, table, 3, 1, Trees(10)) for _ in range(2))
     pd.testing.assert_frame_equal(first, again)
 
 
 def test_a_class_that_was_not_trained_on_has_probability_zero():
     features, table = made_up(patients=8, images=2)
     split = table.assign(fold=[0 if label == "Invasive" else 1 for label in table["label"]])
-    answers = audit.cross_validate(features, split, trees=5, seed=0)
+    answers = audit.cross_validate(features, split, learner=Trees(5), seed=0)
     held = answers[answers["fold"] == 0]
     assert (held["label"] == 3).all()
     assert (held["prob_invasive"] == 0).all()
@@ -171,6 +172,23 @@ def test_audit_of_a_data_set_scores_known_images_and_the_hidden_test(photos, tmp
     assert set(predictions["image_id"]) == set(known["image_id"])
     # Repeats are cheap and equal.
     assert run(capsys, *argv)[1] == result
+
+
+def test_audit_with_features_of_a_network_keeps_them_beside_the_others(photos, tmp_path, capsys):
+    argv = ["--data-dir", photos, "--patients", photos / "patients.csv", "--run-dir", tmp_path]
+    argv += ["--seeds", 1, "--folds", 2, "--trees", 5]
+    run(capsys, *argv)
+    kept = (tmp_path / "features.csv").read_bytes()
+    argv += ["--features", "EfficientNetLite0", "--test-truth", photos / "truth" / "part_a.csv"]
+    code, result, text = run(capsys, *argv)
+    assert code == 0
+    assert result["features"] == "EfficientNetLite0"
+    assert "trees" not in result
+    assert "features of EfficientNetLite0" in text
+    assert result["test"]["units"] == 8
+    assert (tmp_path / "features.csv").read_bytes() == kept
+    assert len(pd.read_csv(tmp_path / "features_EfficientNetLite0.csv").columns) == 1282
+    assert run(capsys, *argv)[1] == result  # from the file
 
 
 def test_audit_leaves_fold_tables_for_runs_of_ones_own(photos, tmp_path, capsys):

@@ -1,22 +1,26 @@
 """What a careless split would have promised: the leak audit.
 
     python -m bach.folds audit --data-dir data/BACH --patients folds/patients.csv
+    python -m bach.folds audit --data-dir data/BACH --patients folds/patients.csv \\
+        --features EfficientNetLite0
     python -m bach.folds audit --runs runs/safe runs/leaky --patients folds/patients.csv
 
 Scores the same held-out images twice: with folds that keep patients whole, and with
-folds of the same sizes that do not. The model is cheap (colour and texture into a
-tree ensemble, no GPU), and the gap between the two accuracies is what knowing the
-patient is worth to it.
+folds of the same sizes that do not. The model is cheap (no GPU), and the gap between the
+two accuracies is what knowing the patient is worth to it: colour and texture into a tree
+ensemble, or with --features what a network with ImageNet weights says of the whole photo
+into a logistic regression.
 
 Reads:   photos of Part A; patient table.
-Writes:  RUN_DIR/features.csv (kept for the next call), predictions.csv, audit.json, and
-         folds_safe.csv and folds_leaky.csv, the first draw, to train models of one's own
-         on for --runs. A later call with other arguments replaces all but features.csv.
+Writes:  RUN_DIR/features.csv or features_NAME.csv (kept for the next call),
+         predictions.csv, audit.json, and folds_safe.csv and folds_leaky.csv, the first draw,
+         to train models of one's own on for --runs. A later call with other arguments
+         replaces all but the features.
 Time:    BACH on one core: features 4 min (once), audit 1 min.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +35,7 @@ from bach.core.options import option, parse
 from bach.core.tables import image_key, patient_key, write_csv
 from bach.core.text import listed
 from bach.data import list_images
-from bach.honest.features import read_features
+from bach.honest.features import COLOUR_AND_TEXTURE, Describer, read_features
 from bach.honest.intervals import (
     format_interval,
     jackknife,
@@ -40,6 +44,7 @@ from bach.honest.intervals import (
     predicted_labels,
     unit_sums,
 )
+from bach.honest.learners import Learner, Logistic, Trees
 from bach.honest.records import read_images
 from bach.honest.splits import (
     ALWAYS_TRAIN,
@@ -51,7 +56,7 @@ from bach.honest.splits import (
 from bach.labels import read_labels
 from bach.scores import ratio
 
-TREES = 600
+COLOUR = "colour"  # --features of no network
 
 # The same images, asked twice
 
@@ -87,15 +92,15 @@ def deal_within_classes(values: np.ndarray, labels: np.ndarray, seed: int) -> np
 
 
 def cross_validate(
-    features: pd.DataFrame, folds: pd.DataFrame, trees: int, seed: int
+    features: pd.DataFrame, folds: pd.DataFrame, learner: Learner, seed: int
 ) -> pd.DataFrame:
-    """Predict every held-out image by a tree ensemble that did not see it.
+    """Predict every held-out image by a model that did not see it.
 
     Args:
         features: See `bach.honest.features.read_features`; has all images of the folds.
         folds: Fold table with a label (a class name) in every row.
-        trees: Number of trees.
-        seed: Seed of the trees.
+        learner: The kind of model.
+        seed: Seed of the models.
 
     Returns:
         Table of `image_id, label` (0..3), `patient, fold` and the four `prob_`
@@ -103,33 +108,27 @@ def cross_validate(
     """
     labels = folds["label"].map(CLASSES.index).to_numpy()
     fold = folds["fold"].to_numpy()
-    rows = features.loc[folds["image_id"]]
+    rows = features.loc[folds["image_id"]].to_numpy()
+    groups = _groups(folds["patient"])
     probs = np.zeros((len(folds), len(CLASSES)))
     for k in sorted(set(fold) - {ALWAYS_TRAIN}):
         out = fold == k
-        probs[out] = _fit_predict(rows[~out], labels[~out], rows[out], trees, seed)
+        probs[out] = learner.fit_predict(rows[~out], labels[~out], groups[~out], rows[out], seed)
     answers = folds[["image_id", "patient", "fold"]].reset_index(drop=True)
     answers.insert(1, "label", labels)
     answers[list(PROB_COLUMNS)] = probs
     return answers[fold != ALWAYS_TRAIN].reset_index(drop=True)
 
 
-def _fit_predict(
-    known: pd.DataFrame, labels: np.ndarray, asked: pd.DataFrame, trees: int, seed: int
-) -> np.ndarray:
-    """Probabilities (images, 4) by extremely randomised trees."""
-    from sklearn.ensemble import ExtraTreesClassifier  # not at the top, which takes its time
-
-    model = ExtraTreesClassifier(trees, random_state=seed, n_jobs=1)
-    model.fit(known.to_numpy(), labels)
-    probs = np.zeros((len(asked), len(CLASSES)))
-    # A class of which nothing was trained on is never the answer.
-    probs[:, model.classes_] = model.predict_proba(asked.to_numpy())
-    return probs
+def _groups(patients: pd.Series) -> np.ndarray:
+    """A number for every patient, and one of its own for every image without."""
+    keys = patients.map(patient_key)
+    named = [key or f"image {place}" for place, key in enumerate(keys)]
+    return np.unique(named, return_inverse=True)[1]
 
 
 def score_twice(
-    features: pd.DataFrame, table: pd.DataFrame, k: int = 3, seeds: int = 5, trees: int = TREES
+    features: pd.DataFrame, table: pd.DataFrame, k: int, seeds: int, learner: Learner
 ) -> pd.DataFrame:
     """Cross-validate patient-safe and leaky, with several draws of both.
 
@@ -139,8 +138,8 @@ def score_twice(
             without one are trained on in every round and never scored.
         k: Number of folds.
         seeds: Number of draws; each has a safe split, a leaky one of the same sizes,
-            and trees of its own.
-        trees: Number of trees.
+            and models of its own.
+        learner: The kind of model.
 
     Returns:
         Predictions of all draws, as `cross_validate`, with `split` ("safe", "leaky")
@@ -154,7 +153,7 @@ def score_twice(
         for seed in range(seeds):
             safe = make_folds(table, k, seed, "train")
             for name, split in (("safe", safe), ("leaky", leaky_folds(safe, seed))):
-                answers = cross_validate(features, split, trees, seed)
+                answers = cross_validate(features, split, learner, seed)
                 parts.append(answers.assign(split=name, seed=seed))
                 bar.update()
     return pd.concat(parts, ignore_index=True)
@@ -217,25 +216,26 @@ def mark_right(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_hidden(
-    features: pd.DataFrame, labels: pd.Series, truth: pd.Series, seeds: int, trees: int
+    features: pd.DataFrame, images: pd.DataFrame, truth: pd.Series, learner: Learner, seeds: int
 ) -> dict:
     """Score a model trained on all labelled photos on a test set it never met.
 
     Args:
-        features: See `bach.honest.features.read_features`; has the images of `labels` and `truth`.
-        labels: True class 0..3 of the photos to train on, indexed by `image_id`.
-        truth: Likewise of the test photos.
-        seeds: Number of ensembles, averaged as draws are in `measure_gap`.
-        trees: Number of trees.
+        features: See `bach.honest.features.read_features`; has the images of both.
+        images: The photos to train on: `image_id`, `label` (0..3) and `patient`.
+        truth: True class 0..3 of the test photos, indexed by `image_id`.
+        learner: The kind of model.
+        seeds: Number of models, averaged as draws are in `measure_gap`.
 
     Returns:
         Interval of the accuracy, as of `bach.honest.intervals.jackknife`, over test images.
     """
+    known = features.loc[images["image_id"]].to_numpy()
+    asked = features.loc[truth.index].to_numpy()
+    labels, groups = images["label"].to_numpy(int), _groups(images["patient"])
     right = np.zeros(len(truth))
     for seed in range(seeds):
-        probs = _fit_predict(
-            features.loc[labels.index], labels.to_numpy(), features.loc[truth.index], trees, seed
-        )
+        probs = learner.fit_predict(known, labels, groups, asked, seed)
         right += (probs.argmax(axis=1) == truth.to_numpy()) / seeds
     units = np.column_stack([right, np.ones(len(right))])
     return jackknife(units, lambda sums: ratio(sums[..., 0], sums[..., 1]), unit="images")
@@ -251,6 +251,11 @@ class Options:
     data_dir: str | None = option(
         None, "folder of the challenge data, for the cheap model", path=True
     )
+    features: str = option(
+        COLOUR,
+        "what the cheap model is told: colour (and texture; trees), or a backbone such as "
+        "EfficientNetLite0 (its pooled features with ImageNet weights; logistic regression)",
+    )
     runs: tuple[str, ...] = option(
         (),
         "two run folders with predictions.csv instead, one of either split",
@@ -261,7 +266,7 @@ class Options:
     )
     seeds: int = option(5, "draws of both splits", at_least=1)
     folds: int = option(3, "number of folds", at_least=2)
-    trees: int = option(TREES, "size of the tree ensemble", at_least=1)
+    trees: int = option(Trees().size, "size of the tree ensemble", at_least=1)
     with_unknown: bool = option(
         False, "train on the images of unknown patients too, in both splits"
     )
@@ -273,7 +278,13 @@ class Options:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None, describer_of: Callable[[str], Describer]) -> int:
+    """Run the tool.
+
+    Args:
+        argv: Arguments; None for those of the command line.
+        describer_of: Makes the describer of a backbone; this room loads no framework.
+    """
     args = parse(Options, argv, __doc__, prog="python -m bach.folds audit")
     if (args.data_dir is None) == (not args.runs) or len(args.runs) not in (0, 2):
         raise InputError(
@@ -285,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = measure_gap(_read_runs(args.runs, args.patients))
         what = f"safe: {args.runs[0]}, leaky: {args.runs[1]}"
     else:
-        result, what = _audit_data(args, args.data_dir)
+        result, what = _audit_data(args, args.data_dir, describer_of)
     print(f"{result['images']} images of {result['patients']} patients; {what}")
     if "leaking" in result:
         print(
@@ -307,7 +318,9 @@ def in_points(gap: dict) -> str:
     return f"{100 * gap['value']:+.1f} points [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
 
 
-def _audit_data(args: Options, data_dir: str) -> tuple[dict, str]:
+def _audit_data(
+    args: Options, data_dir: str, describer_of: Callable[[str], Describer]
+) -> tuple[dict, str]:
     """Audit by the cheap model: the figures, and what was done, in words."""
     if args.patients is None:
         raise InputError(
@@ -327,19 +340,24 @@ def _audit_data(args: Options, data_dir: str) -> tuple[dict, str]:
     scored = table if args.with_unknown else known
     make_folds(scored, args.folds, 0, "train")  # refuses too few patients before the slow part
     wanted = scored if truth is None else pd.concat([images, truth], ignore_index=True)
-    features = read_features(wanted, args.run_dir)
+    colour = args.features == COLOUR
+    learner: Learner = Trees(args.trees) if colour else Logistic()
+    describer = COLOUR_AND_TEXTURE if colour else describer_of(args.features)
+    features = read_features(wanted, args.run_dir, describer)
     with step("splits"):
-        predictions = score_twice(features, scored, args.folds, args.seeds, args.trees)
+        predictions = score_twice(features, scored, args.folds, args.seeds, learner)
     result = measure_gap(predictions)
     result |= {"leaking": _leaking(predictions) / args.seeds, "spread": _spread(predictions)}
     if truth is not None:
-        labels, stated = (part.set_index("image_id")["label"] for part in (images, truth))
-        result["test"] = score_hidden(features, labels, stated, args.seeds, args.trees)
-    result |= {"folds": args.folds, "seeds": args.seeds, "trees": args.trees}
+        stated = truth.set_index("image_id")["label"]
+        result["test"] = score_hidden(features, images, stated, learner, args.seeds)
+    result |= {"folds": args.folds, "seeds": args.seeds, "features": args.features}
+    result |= {"trees": args.trees} if colour else {}
     _write(args, predictions, table, result)
     unknown = f"the {len(table) - len(known)} images of unknown patients always in training"
     trained = unknown if args.with_unknown else "no other images in training"
-    return result, f"{args.folds} folds, {args.seeds} draws, {args.trees} trees, {trained}"
+    model = f"{args.trees} trees" if colour else f"features of {args.features}"
+    return result, f"{args.folds} folds, {args.seeds} draws, {model}, {trained}"
 
 
 def _leaking(predictions: pd.DataFrame) -> int:

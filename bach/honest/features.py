@@ -1,7 +1,9 @@
 """Colour and texture of a photo, as numbers that a cheap model can learn from."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,8 +16,22 @@ from bach.core.log import step
 from bach.core.tables import read_table, write_csv
 from bach.data import read_photo
 
-_FEATURES_VERSION = 1
 _QUANTILES = (5, 25, 50, 75, 95)
+
+
+class Describer(NamedTuple):
+    """A way to describe photos.
+
+    Attributes:
+        name: Names the table that keeps the descriptions; empty for the one of ours.
+        version: Kept with every description; another one makes them anew.
+        describe: From a photo, uint8 `(height, width, 3)` RGB at 0.42 um/px, to
+            {name of a feature: value}.
+    """
+
+    name: str
+    version: str
+    describe: Callable[[np.ndarray], dict[str, float]]
 
 
 def image_features(rgb: np.ndarray) -> dict[str, float]:
@@ -92,31 +108,40 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
-def read_features(images: pd.DataFrame, run_dir: str | os.PathLike) -> pd.DataFrame:
+COLOUR_AND_TEXTURE = Describer("", "v1", image_features)
+
+
+def read_features(
+    images: pd.DataFrame, run_dir: str | os.PathLike, describer: Describer = COLOUR_AND_TEXTURE
+) -> pd.DataFrame:
     """Describe every photo, or take its description from an earlier call.
 
-    `RUN_DIR/features.csv` keeps the descriptions with a fingerprint of each file; a photo
-    that changed since is described anew. What was done is kept if the call is
-    interrupted.
+    `RUN_DIR/features.csv` (of another describer `features_NAME.csv`) keeps the descriptions
+    with a fingerprint of each file; a photo that changed since is described anew. What was
+    done is kept if the call is interrupted.
 
     Args:
         images: Image table with `image_id` and `path`.
-        run_dir: Folder of `features.csv`.
+        run_dir: Folder of the table.
+        describer: How.
 
     Returns:
         float64 table, a row per image in their order, indexed by `image_id`, a column
         per feature, see `image_features`.
 
     Raises:
-        InputError: If a photo or `features.csv` cannot be read.
+        InputError: If a photo or the table cannot be read.
     """
-    file = Path(run_dir) / "features.csv"
+    file = Path(run_dir) / f"features{describer.name and '_'}{describer.name}.csv"
     rows: dict[str, dict] = {}
     if file.exists():
         kept = read_table(file, ("image_id", "state"), key="image_id")
         rows = kept.set_index("image_id").to_dict("index")
     with step("features") as notes:
-        states = {image.image_id: _state(image.path) for image in images.itertuples()}
+        states = {
+            image.image_id: f"{describer.version} {fingerprint({'photo': image.path})['photo']}"
+            for image in images.itertuples()
+        }
         missing = [
             image
             for image in images.itertuples()
@@ -125,7 +150,7 @@ def read_features(images: pd.DataFrame, run_dir: str | os.PathLike) -> pd.DataFr
         notes.append(f"{len(images)} photos, {len(images) - len(missing)} known from {file}")
         try:
             for image in tqdm(missing, desc="features", unit="photo", disable=None):
-                found = image_features(read_photo(image.path))
+                found = describer.describe(read_photo(image.path))
                 rows[image.image_id] = {"state": states[image.image_id], **found}
         finally:
             if missing:
@@ -139,7 +164,3 @@ def read_features(images: pd.DataFrame, run_dir: str | os.PathLike) -> pd.DataFr
             f"{file} must be a table of features.\nReceived: {error}.\n"
             "Delete it, or name another --run-dir."
         ) from error
-
-
-def _state(path: str | os.PathLike) -> str:
-    return f"v{_FEATURES_VERSION} {fingerprint({'photo': path})['photo']}"
