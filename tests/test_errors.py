@@ -123,3 +123,12 @@ def test_a_signal_that_is_lost_where_nothing_can_be_raised_is_not_told_of():
     for rest in ("", "\ntime.sleep(60)"):
         done = _run(body + rest)
         assert (done.stdout, done.stderr, done.returncode) == ("", "", 143)
+
+
+def test_an_error_that_is_made_of_a_signal_is_the_signal():
+    body = (
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    raise SystemError('bad argument to internal function')"
+    )
+    done = _run(body)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 143)

@@ -23,6 +23,8 @@ _SIGNALS = [
 _SAME_SIGNAL_S = 5.0
 # How long after a signal it is looked whether the process is ending.
 _SWALLOWED_S = 1.0
+# The signal that has asked this process to end, once one has.
+_asked: list[int] = []
 _CLOSED_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 
@@ -81,10 +83,10 @@ def ended_by_signals() -> Iterator[None]:
 
     A signal that somebody ignores (`nohup`) or handles stays with them. What is raised can be
     lost: where a library catches everything (while it is imported, say) or C code calls back.
-    Then it is raised again.
+    Then it is raised again; and an error that C code has made of it is taken for it.
     """
     first: list[float] = []
-    asked: list[int] = []
+    asked = _asked
 
     def end(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -110,12 +112,24 @@ def ended_by_signals() -> Iterator[None]:
         yield
         if asked:  # just now, and lost
             raise Ended(asked[0])
+    except Exception as error:
+        if asked:
+            raise meant(error) from error
+        raise
     finally:
+        asked.clear()
         if hasattr(signal, "SIGALRM"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def meant(error: BaseException) -> BaseException:
+    """What an error stands for: after a signal, whatever comes up is the `Ended` itself."""
+    if _asked and not isinstance(error, KeyboardInterrupt):
+        return Ended(_asked[0])
+    return error
 
 
 def _look_again() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import filelock
 
 from bach.core import options
-from bach.core.errors import InputError
+from bach.core.errors import InputError, meant
 from bach.core.files import (
     clear_temporary,
     first_process,
@@ -144,16 +144,18 @@ class Run:
             self._write_status("running")
             try:
                 yield
-            except (KeyboardInterrupt, BrokenPipeError) as error:
+            except BaseException as raised:
+                error = meant(raised)
                 # Ctrl-C, a signal, or nobody who reads what is printed.
+                interrupted = isinstance(error, KeyboardInterrupt | BrokenPipeError)
                 why = f" ({error})" if str(error) not in ("", "SIGINT") else ""
+                status = f"interrupted{why}"
+                if not interrupted:
+                    status = f"failed: {type(error).__name__}: {error}"
                 with contextlib.suppress(InputError):  # no room to say so does not hide why
-                    self._write_status(f"interrupted{why}")
-                log.warning("interrupted%s; the same command with --resume goes on", why)
-                raise
-            except BaseException as error:
-                with contextlib.suppress(InputError):
-                    self._write_status(f"failed: {type(error).__name__}: {error}")
+                    self._write_status(status)
+                if interrupted:
+                    log.warning("%s; the same command with --resume goes on", status)
                 raise
 
     def finish(self, metrics: dict) -> None:
