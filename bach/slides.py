@@ -89,6 +89,7 @@ class Slide:
         width, height: Size in level-0 pixels.
         mpp: um per level-0 pixel.
         mpp_source: Where `mpp` was found.
+        stated_mpp: What the file says it is, or None; the same unless another is given.
 
     Raises:
         InputError: If the file is missing, unreadable or truncated, or has no
@@ -104,6 +105,7 @@ class Slide:
     height: int
     mpp: float
     mpp_source: str
+    stated_mpp: float | None
 
     def __init__(self, path: str | os.PathLike, mpp: float | None = None):
         self.path = Path(path)
@@ -147,6 +149,7 @@ class Slide:
             whole = (self.width, self.height)
             self._downsamples = [_downsample(whole, l_size) for l_size in self._l_sizes]
             self.mpp, self.mpp_source = _find_mpp(self.path, self.properties, mpp)
+            self.stated_mpp = _stated_mpp(self.path, self.properties)
         except InputError:
             self.close()
             raise
@@ -588,6 +591,13 @@ def _find_mpp(path: Path, properties: dict[str, str], given: float | None) -> tu
         f"Received: no usable scale{because}.\n"
         "State it with --mpp in um per pixel (20x is about 0.5, 40x about 0.25)."
     )
+
+
+def _stated_mpp(path: Path, properties: dict[str, str]) -> float | None:
+    try:
+        return _find_mpp(path, properties, None)[0]
+    except InputError:  # nothing of use; that is no error where a scale is given
+        return None
 
 
 def _number(text: object) -> float | None:

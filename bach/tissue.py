@@ -28,6 +28,9 @@ _MUCH_GLASS, _MUCH_MISSED, _LITTLE = 0.3, 0.7, 0.002
 # Of an annotated area, which is drawn around tissue but has fat and gaps in it.
 _ON_TISSUE = 0.1
 
+# Of the scale, as for annotations.
+_MPP_TOLERANCE = 0.02
+
 # A share of missing tiles that is said.
 _MISSING = 0.001
 
@@ -307,6 +310,11 @@ def _judged(slide: Slide, thumbnail: np.ndarray, not_brightfield: bool) -> list[
             "Export it in its true colours; or go on as it is with --not-brightfield."
         )
     warnings = [*verdict.impossible, *verdict.doubtful]
+    stated = slide.stated_mpp
+    if stated is not None and abs(stated - slide.mpp) > _MPP_TOLERANCE * stated:
+        warnings.append(
+            f"it is taken to have {slide.mpp:g} um/px (--mpp), but its file says {stated:.4g}"
+        )
     missing = slide.missing_tiles()
     if missing > _MISSING:
         warnings.append(f"{missing:.1%} of its tiles hold no data and are read as glass")

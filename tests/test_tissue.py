@@ -430,3 +430,12 @@ def test_every_colour_has_the_a_and_b_of_scikit_image_to_the_last_bit():
     expected[np.abs(expected) < 0.01] = 0
     for index, channel in enumerate("ab", start=1):
         assert np.array_equal(_lab(colors, channel), expected[..., index])
+
+
+@pytest.mark.parametrize(("mpp", "doubted"), [(None, False), (0.47, False), (4.67, True)])
+def test_a_scale_that_contradicts_the_file_is_said(tmp_path, mpp, doubted):
+    slide_on_glass(tmp_path / "one.svs")
+    with Slide(tmp_path / "one.svs", mpp=mpp) as slide:
+        warnings = slide_maps(slide).warnings
+    said = [line for line in warnings if "4.67 um/px (--mpp), but its file says 0.467" in line]
+    assert bool(said) == doubted
