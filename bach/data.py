@@ -61,6 +61,9 @@ _PHOTO_PIXELS = 100_000_000
 # Files beside photos that nobody takes for photos.
 _BESIDE = (".csv", ".txt", ".md", ".pdf", ".db", ".ini", ".json", ".xlsx")
 
+# Of files that are not, or not yet, what stands before.
+_UNFINISHED = (".part", ".crdownload", ".download", ".filepart", ".tmp", ".aria2", ".gz", ".zip")
+
 _REMEDY = "Copy or unpack it again; photos are 8-bit RGB."
 
 # Two photos whose brightness patterns on a 32x24 raster correlate more than this
@@ -156,12 +159,16 @@ def list_images(
         )
     if name == "A":
         _check_classes(data_dir, table, all_classes)
+    elif name.startswith("B"):
+        for line in _unread_slides(Path(data_dir)):
+            log.warning("%s", line)
     require_names(table["image_id"])
-    doubled = sorted(table.loc[table["image_id"].duplicated(), "image_id"])
+    keys = table["image_id"].map(image_key)
+    doubled = sorted(table.loc[keys.duplicated(keep=False), "image_id"])
     if doubled:
         raise InputError(
             f"The names of images in {data_dir} must be unique.\n"
-            f"Received twice: {listed(doubled)}.\n"
+            f"Received twice, but for letter case and the like: {listed(doubled)}.\n"
             "Remove or rename the copies."
         )
     if limit is not None:
@@ -362,11 +369,12 @@ def _check(data_dir: str | os.PathLike, class_map: str | os.PathLike | None) -> 
     ]
     problems += [line for folder in folders.values() for line in folder.strays()]
     problems += _misplaced(Path(data_dir), slides.tolist())
+    problems += _unread_slides(Path(data_dir))
     for name, path in zip(table["image_id"], table["path"], strict=True):
         if name_fault(name):
             problems.append(f"{path!r}: its name has {name_fault(name)}; rename it")
-    doubled = table[table["image_id"].duplicated(keep=False)].groupby("image_id")["path"]
-    for image_id, copies in doubled:
+    keys = table["image_id"].map(image_key)
+    for image_id, copies in table[keys.duplicated(keep=False)].groupby(keys)["path"]:
         problems.append(f"image id {image_id} stands for several files: {', '.join(copies)}")
     return _Checked(table, problems, sums, notes)
 
@@ -449,6 +457,29 @@ def _unread(data_dir: Path, photos: pd.DataFrame) -> list[str]:
             )
     if test is not None and (test / "Photos").is_dir():
         lines += _strays(test / "Photos")
+    return lines
+
+
+def _unread_slides(data_dir: Path) -> list[str]:
+    """What looks like a slide and is read by nothing."""
+    lines = []
+    for root in filter(None, _roots(data_dir)):
+        folder = root / "WSI"
+        names = sorted(folder.iterdir()) if folder.is_dir() else []
+        for path in names:
+            if path.name.startswith("."):
+                continue
+            if path.suffix.lower() in SLIDE_SUFFIXES and not path.is_file():
+                lines.append(f"{path}: read by nothing; it is no file")
+            elif path.suffix.lower() in _UNFINISHED and path.is_file():
+                lines.append(f"{path}: read by nothing; its download or unpacking is not finished")
+            elif path.is_dir() and not path.with_suffix(".mrxs").is_file():
+                inside = _files(path, SLIDE_SUFFIXES)
+                if inside:
+                    lines.append(
+                        f"{path}: {len(inside)} slides are read by nothing; they must lie right in "
+                        f"{folder}"
+                    )
     return lines
 
 

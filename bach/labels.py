@@ -12,12 +12,14 @@ from bach.classes import CHOICES, CLASSES, COLORS, NUMBERED, PROB_COLUMNS, parse
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.pictures import read_indexed, write_indexed
-from bach.core.tables import as_numbers, image_key, read_table, require_once, with_header
+from bach.core.tables import as_probs, image_key, read_table, require_once, with_header
 from bach.core.text import listed
 from bach.scores import as_labels
 
 _ID_COLUMNS = ["image_id", "image", "id", "case", "file", "filename", "file_name", "name", "slide"]
 _TRUTH_COLUMNS = ("label", "truth", "class")
+# Of tables of ours, which may have two columns and no class in them.
+_NO_CLASSES = ("fold", "patient", "part", "path", "width", "height", "mpp", "x", "y", "size")
 _PREDICTED_COLUMNS = ("predicted", "prediction", "label", "class")
 
 
@@ -146,9 +148,8 @@ def _find_labels(
 def _second_column(path: str | os.PathLike, names: list[str], id_column: str, kind: str) -> str:
     column = names[1] if id_column == names[0] else names[0]
     unnamed = names[0] == "column 1"
-    if not unnamed and (
-        len(names) > 2 or (kind == "truth" and column in ("predicted", "prediction"))
-    ):
+    others = ("predicted", "prediction") if kind == "truth" else ("truth",)
+    if not unnamed and (len(names) > 2 or column in (*others, *_NO_CLASSES)):
         what, wanted = (
             ("true", "label") if kind == "truth" else ("predicted", "predicted, or the four prob_")
         )
@@ -175,7 +176,13 @@ def _prob_columns(names: list[str]) -> list[str] | None:
 
 
 def _largest(path: str | os.PathLike, cells: pd.DataFrame) -> list[int]:
-    return as_numbers(cells, list(cells), path).to_numpy().argmax(axis=1).tolist()
+    probs = as_probs(cells, list(cells), path).to_numpy()
+    tied = int(((probs == probs.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+    if tied:
+        log.warning(
+            "%s: two probabilities are the largest in %d rows; the first is taken", path, tied
+        )
+    return probs.argmax(axis=1).tolist()
 
 
 def read_class(text: str, first: int = 0) -> int | None:
@@ -241,6 +248,11 @@ def read_class_map(path: str | os.PathLike) -> np.ndarray:
         "Write a palette or gray PNG of class numbers, not colours; annotations become maps with "
         "`bach.annotations.label_mask`.",
     )
+    if image.dtype == bool:
+        raise InputError(
+            f"{path} must be a map of classes 0..3.\nReceived: a mask of 1 bit.\n"
+            f"Write the class in its place: {NUMBERED}."
+        )
     found = np.unique(image)
     if found.size and (found[0] < 0 or found[-1] >= len(CLASSES)):
         raise InputError(

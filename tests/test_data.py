@@ -363,6 +363,33 @@ def test_a_large_part_of_one_colour_is_a_warning(tmp_path, caplog):
 # Slides
 
 
+def test_what_looks_like_a_slide_and_is_not_read_is_a_problem(tmp_path, capsys, caplog):
+    folder = tmp_path / data.TRAIN_FOLDER / "WSI"
+    (folder / "more").mkdir(parents=True)
+    pixels = np.full((300, 300, 3), (235, 180, 215), np.uint8)
+    for path in (folder / "A01.svs", folder / "more/A02.svs"):
+        write_slide(path, pixels)
+    square = np.array([(0, 0), (200, 0), (200, 200)], float)
+    write_annotation_xml(folder / "A01.xml", [Region(3, square)], 0.467, "text")
+    os.mkfifo(folder / "A03.svs")
+    (folder / "A04.svs").symlink_to(folder / "gone.svs")
+    (folder / "A05.svs.part").touch()
+    (folder / "A01.png").touch()  # of a thumbnail nothing is said
+    assert data.main([str(tmp_path)]) == 1
+    assert "4 problems" in (out := capsys.readouterr().out), out
+    lines = ["more: 1 slides are read", "A03.svs: read", "A04.svs: read", "A05.svs.part: read"]
+    assert all(line in out for line in lines)
+    data.list_images(tmp_path, "B")
+    assert all(line in caplog.text for line in lines)
+
+
+def test_names_that_differ_in_letter_case_alone_are_one_image(photos):
+    shutil.copy(photos / "Normal/n001.png", photos / "Normal/N001.tif")
+    with pytest.raises(InputError, match=r"Received twice(.|\n)*N001, n001"):
+        data.list_images(photos.parent, "A")
+    assert any("stands for several files" in line for line in data.check_data(photos.parent)[1])
+
+
 def test_a_slide_under_two_names_is_noted(tmp_path, capsys):
     folder = tmp_path / data.TRAIN_FOLDER / "WSI"
     folder.mkdir(parents=True)

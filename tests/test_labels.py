@@ -184,3 +184,33 @@ def test_a_number_of_any_length_is_a_class_or_refused(tmp_path):
     file.write_text(f"image_id,label\na,{'9' * 5000}\n")
     with pytest.raises(InputError, match="must name a class"):
         labels.read_labels(file, "truth")
+
+
+@pytest.mark.parametrize("cells", ["0,0,0,0", "9,-8,0,0", "0.5,0.1,0.1,0.1", "nan,1,0,0"])
+def test_numbers_that_are_no_probabilities_are_no_answer(tmp_path, cells):
+    path = tmp_path / "p.csv"
+    path.write_text(f"image_id,{','.join(PROB_COLUMNS)}\na,{cells}\nb,0,1,0,0\n")
+    with pytest.raises(InputError, match="table rows 1"):
+        labels.read_labels(path, "predictions")
+
+
+def test_two_equal_answers_are_logged(tmp_path, caplog):
+    path = tmp_path / "p.csv"
+    path.write_text(f"image_id,{','.join(PROB_COLUMNS)}\na,0.5,0.5,0,0\nb,0,1,0,0\n")
+    assert labels.read_labels(path, "predictions")["label"].tolist() == [0, 1]
+    assert "two probabilities are the largest in 1 rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("fold", "predictions"), ("fold", "truth"), ("truth", "predictions")]
+)
+def test_a_column_of_something_else_is_not_taken_for_the_class(tmp_path, name, kind):
+    (tmp_path / "t.csv").write_text(f"image_id,{name}\na,0\nb,1\n")
+    with pytest.raises(InputError, match=r"must have a column of (predicted|true) classes"):
+        labels.read_labels(tmp_path / "t.csv", kind)
+
+
+def test_a_mask_of_one_bit_is_no_class_map(tmp_path):
+    Image.fromarray(np.tri(8) > 0).save(tmp_path / "map.png")
+    with pytest.raises(InputError, match="a mask of 1 bit"):
+        labels.read_class_map(tmp_path / "map.png")

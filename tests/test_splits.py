@@ -268,3 +268,31 @@ def test_zeros_before_numbers_do_not_change_the_folds_that_are_drawn():
     made = splits.make_folds(table, 3, 0)
     spelt = table.assign(patient=np.ravel([[name, name.lower()] for name in names]))
     assert splits.make_folds(spelt, 3, 0)["fold"].tolist() == made["fold"].tolist()
+
+
+def test_a_column_of_patients_is_known_by_its_name_however_it_is_written(tmp_path, caplog):
+    path = tmp_path / "folds.csv"
+    for name in ("Patient", "patient_id", "Patient ID", "PATIENT-NO"):
+        path.write_text(f"image_id,fold,{name}\na,0,p1\nb,1,P01\n")
+        with pytest.raises(InputError, match="No patient may have images in the training"):
+            splits.check_folds(splits.read_folds(path))
+        assert f"its column '{name}' is taken for that of patients" in caplog.text
+        assert splits.read_patients(path)["patient"].tolist() == ["p1", "P01"]
+    path.write_text("image_id,fold,patient_id,Patient\na,0,p1,p2\n")  # which of them?
+    splits.read_folds(path)
+    assert "has no column patient" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("", "a header alone"),
+        ("a,9999999999999999999999,p\n", "something else for 1 images: a"),
+        (",0,p\n", "no name in table rows 1"),
+        ('" .tif",0,p\n,1,p\n', "no name in table rows 2"),
+    ],
+)
+def test_folds_of_nothing_and_beyond_all_numbers_are_refused(tmp_path, rows, said):
+    (tmp_path / "folds.csv").write_text(f"image_id,fold,patient\n{rows}")
+    with pytest.raises(InputError, match=said):
+        splits.read_folds(tmp_path / "folds.csv")

@@ -213,12 +213,18 @@ def require_columns(table: pd.DataFrame, needed: Collection[str], path: object) 
 
 
 def require_once(ids: pd.Series, path: object) -> None:
-    """Refuse a table that names an image twice.
+    """Refuse a table that names an image twice, or not at all.
 
     Raises:
         InputError: If it does; the images are named.
     """
     keys = ids.map(image_key)
+    if (keys == "").any():
+        rows = np.flatnonzero(keys == "") + 1
+        raise InputError(
+            f"Every row of {path} must name its image.\n"
+            f"Received: no name in table rows {listed(rows)}.\nMend these rows."
+        )
     if keys.duplicated().any():
         raise InputError(
             f"Every image must stand in {path} once (file endings and case do not matter).\n"

@@ -15,7 +15,14 @@ import pandas as pd
 from bach.classes import CLASSES, parse_label
 from bach.core.errors import InputError
 from bach.core.log import log
-from bach.core.tables import image_key, patient_key, patient_name, read_table, require_once
+from bach.core.tables import (
+    image_key,
+    patient_key,
+    patient_name,
+    read_table,
+    require_columns,
+    require_once,
+)
 from bach.core.text import columns, listed
 
 COLUMNS = ("image_id", "label", "patient", "fold")
@@ -23,6 +30,8 @@ COLUMNS = ("image_id", "label", "patient", "fold")
 ALWAYS_TRAIN = -1
 
 _RESTARTS = 50
+_MOST_FOLD = 1_000_000
+_PATIENT = ("patient", "patients", "patientid", "patientname", "patientnumber", "patientno")
 
 # One of several patients with so large a part of the images is doubted. In the challenge's data
 # the largest has a quarter.
@@ -47,7 +56,7 @@ def read_folds(path: str | os.PathLike) -> pd.DataFrame:
         InputError: If the file cannot be read, a column is missing, a fold is no
             integer from -1 up, or an image comes twice.
     """
-    table = read_table(path, ("image_id", "fold"), key="image_id")
+    table = _with_patient(read_table(path, ("image_id", "fold"), key="image_id"), path)
     if "patient" not in table.columns:
         log.warning(
             "%s has no column patient (but %s): nothing keeps a patient from standing on both "
@@ -57,7 +66,13 @@ def read_folds(path: str | os.PathLike) -> pd.DataFrame:
         )
     table = _with_columns(table)
     fold = pd.to_numeric(table["fold"], errors="coerce")
-    bad = table["image_id"][fold.isna() | (fold % 1 != 0) | (fold < ALWAYS_TRAIN)]
+    if table.empty:
+        raise InputError(
+            f"{path} must hold a row per image.\nReceived: a header alone.\n"
+            "Make folds with `python -m bach.folds make`."
+        )
+    wrong = fold.isna() | (fold % 1 != 0) | (fold < ALWAYS_TRAIN) | (fold > _MOST_FOLD)
+    bad = table["image_id"][wrong]
     if len(bad):
         raise InputError(
             f"Every fold in {path} must be 0, 1, 2 ... or -1 (always in training).\n"
@@ -76,7 +91,22 @@ def read_image_table(
     Raises:
         InputError: If the file cannot be read, lacks a column or names an image twice.
     """
-    return _with_columns(read_table(path, needed, key="image_id"))
+    return _with_columns(_with_patient(read_table(path, needed, key="image_id"), path))
+
+
+def _with_patient(table: pd.DataFrame, path: str | os.PathLike) -> pd.DataFrame:
+    """A table whose column of patients is called `patient`, however its header writes that."""
+    if "patient" in table.columns:
+        return table
+    alike = [name for name in table.columns if _plain(name) in _PATIENT]
+    if len(alike) != 1:
+        return table
+    log.warning("%s: its column %r is taken for that of patients", path, alike[0])
+    return table.rename(columns={alike[0]: "patient"})
+
+
+def _plain(name: object) -> str:
+    return "".join(sign for sign in str(name).casefold() if sign.isalnum())
 
 
 def _with_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +129,9 @@ def read_patients(path: str | os.PathLike) -> pd.DataFrame:
     Raises:
         InputError: If the file cannot be read, lacks a column or names an image twice.
     """
-    return read_table(path, ("image_id", "patient"), key="image_id")
+    table = _with_patient(read_table(path, ("image_id",), key="image_id"), path)
+    require_columns(table, ("image_id", "patient"), path)
+    return table
 
 
 def with_patients(table: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
