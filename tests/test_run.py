@@ -14,7 +14,7 @@ import pytest
 from bach.core import options
 from bach.core.errors import InputError
 from bach.core.options import again, option
-from bach.core.run import Run, locked, patch_folder, read_record
+from bach.core.run import Run, locked, patch_folder, read_metrics, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,17 @@ def test_every_start_stays_in_the_record(tmp_path):
     assert [start["status"] for start in starts] == ["failed: OSError: no power", "interrupted"]
     assert [start["devices"] for start in starts] == [2, 4]
     assert [start["arguments"]["resume"] for start in starts] == [False, True]
+
+
+def test_one_that_looked_at_the_folder_before_another_worked_there_is_refused(tmp_path):
+    late = _run(tmp_path)
+    first = _run(tmp_path)
+    with first.start():
+        first.finish({"accuracy": 1.0})
+    with pytest.raises(InputError, match="in the meantime"), late.start():
+        pass
+    assert read_metrics(tmp_path) == {"accuracy": 1.0}
+    assert len(read_record(tmp_path)["starts"]) == 1
 
 
 def test_a_run_is_never_silently_overwritten(tmp_path):

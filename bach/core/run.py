@@ -133,6 +133,7 @@ class Run:
             yield
             return
         with locked(self.path, "the same command with --resume"):
+            self._check_unchanged()
             with writing(self.path):
                 setup_logging(self.path / "log.txt")
             if self._starts:
@@ -157,6 +158,16 @@ class Run:
                 if interrupted:
                     log.warning("%s; the same command with --resume goes on", status)
                 raise
+
+    def _check_unchanged(self) -> None:
+        """Refuse a folder that another process has worked in since this one looked at it."""
+        record = read_record(self.path)
+        if (record or {}).get("starts", []) != self._starts:
+            raise InputError(
+                f"Another process must not have worked in {self.path} in the meantime.\n"
+                "Received: another start in its run.json.\n"
+                "Run the same command with --resume."
+            )
 
     def finish(self, metrics: dict) -> None:
         """Write the metrics, which marks the run as finished.

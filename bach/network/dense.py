@@ -435,7 +435,8 @@ def dense_step_um(model: DenseModel, step_um: float) -> int:
     if every < 1 or abs(step_um - every * stride_um) > 1e-6 * step_um:
         raise InputError(
             f"In dense mode the step must be a multiple of {stride_um:g} um.\n"
-            f"Received: --step-um={step_um:g}. Use {max(every, 1) * stride_um:g}."
+            f"Received: {step_um:g} um (--step-um, in mining --stride-um). "
+            f"Use {max(every, 1) * stride_um:g}."
         )
     return every
 
