@@ -184,3 +184,12 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
         for file in ("m.keras", "m.weights.h5")[: 1 if use is load_model else 2]:
             with pytest.raises(InputError, match=r"finite weights[\s\S]*classes/bias"):
                 use(tmp_path / file)
+
+
+def test_layers_whose_names_cannot_be_used_are_refused(tmp_path):
+    file = tmp_path / "m.keras"
+    inputs = keras.Input((299, 299, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    keras.Model(inputs, keras.layers.Dense(4, name="a\nb")(x)).save(file)
+    with pytest.raises(InputError, match=r"names cannot be used: 'a\\nb'"):
+        load_model(file)

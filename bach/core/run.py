@@ -142,8 +142,8 @@ class Run:
                 said = "devices: {devices} {device} ({backend}, {precision})"
                 log.info("%s", said.format(**device))
             self._starts = [*self._starts, self._describe(device)]
-            self._write_status("running")
             try:
+                self._write_status("running")
                 yield
             except BaseException as raised:
                 error = meant(raised)

@@ -7,6 +7,7 @@ model needs KerasHub as well.)
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -217,9 +218,24 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     # One that is a sequence of layers, or was saved with a list of a single input.
     if isinstance(model, keras.Sequential) or isinstance(model.input, list):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    _check_names(model, path)
     _check_finite(model, path)
     model.source = str(path)
     return model
+
+
+# What TensorFlow takes for the name of a layer.
+_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
+
+
+def _check_names(model: keras.Model, file: str | os.PathLike) -> None:
+    wrong = [layer.name for layer in model._flatten_layers() if not _NAME.fullmatch(layer.name)]
+    if wrong:
+        raise InputError(
+            f"{file} must {model_file.MUST}.\n"
+            f"Received: layers whose names cannot be used: {listed(map(repr, wrong))}.\n"
+            f"{model_file.REMEDY}"
+        )
 
 
 def _check_finite(model: keras.Model, file: str | os.PathLike) -> None:

@@ -307,7 +307,7 @@ def _weights(folder: Path) -> object:
     from bach.network.patch_network import build_model
 
     model = build_model("small", str(folder / "b.weights.h5"))
-    values = [np.asarray(weight) for weight in model.get_weights()]
+    values = [np.asarray(weight, np.float64) for weight in model.get_weights()]
     return float(sum(np.abs(value).sum() for value in values))
 
 
