@@ -114,8 +114,8 @@ TITLES = {
 SCRIPTS = ("train_part_a", "mine_hard_examples", "train_final", "make_heatmap")
 UPPER_FLOOR = {"heatmap", "mining"}
 LOWER_FLOOR = {
-    *("annotations", "brightfield", "classes", "data", "glass", "labels", "patches", "scores"),
-    *("slides", "tissue"),
+    *("annotations", "brightfield", "classes", "data", "download", "glass", "labels", "patches"),
+    *("scores", "slides", "tissue"),
 }
 
 
@@ -192,7 +192,7 @@ def structure(figure) -> None:
             linewidth=0.8,
         )
         axes.add_patch(box)
-        lines = textwrap.wrap(", ".join(rooms[room]), width=round(width * 13))
+        lines = textwrap.wrap(", ".join(rooms[room]), width=round(width * 12.5))
         axes.text(left + 0.1, bottom + height - 0.12, TITLES[room], weight="bold", va="top")
         place = left + 0.1, bottom + height - 0.38
         axes.text(*place, "\n".join(lines), va="top", fontsize=9.5, linespacing=1.25)
