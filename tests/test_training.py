@@ -187,7 +187,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_good_checkpoint(room, tmp_p
     checkpoint.set_model(learner)
     with _room(room), pytest.raises(InputError, match=r"room for .*last.keras[\s\S]*Make room"):
         checkpoint.on_epoch_end(1, {"loss": 1.0, "heldout_loss": 100.0})
-    with _room(room), pytest.raises(InputError, match=r"room for .*batch.png[\s\S]*Make room"):
+    with _room(room), pytest.raises(InputError, match=r"room for .*best.keras[\s\S]*Make room"):
         _tiny(tmp_path, epochs=2)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert len(_tiny(tmp_path, epochs=2)[1]) == 2
