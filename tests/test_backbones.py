@@ -2,6 +2,7 @@
 
 import pytest
 
+from bach.network.dense import NEAR, SAME
 from benchmarks import backbones
 
 # Those that look at their whole input before the last pooling (squeeze-and-excitation).
@@ -20,8 +21,9 @@ def test_a_backbone_is_the_same_function_densely_and_by_patches_or_is_refused(ba
         assert "Use --mode patches" in row["reason"]
     else:
         assert row["dense"] == "yes"
-        assert row["regions"] <= 1e-3
-        assert row["patches"] <= 1e-3
+        # NASNetMobile sees too far to be the same, and is said to be not quite.
+        assert row["regions"] <= (NEAR if backbone == "NASNetMobile" else SAME)
+        assert row["patches"] <= SAME
 
 
 def test_the_families_are_those_of_keras_applications():
