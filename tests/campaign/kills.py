@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -206,7 +207,7 @@ class _Process:
     """A script that runs, with all that it says."""
 
     def __init__(self, command: Sequence[str]):
-        self._log = Path(f"/tmp/campaign_{os.getpid()}.log")
+        self._log = Path(tempfile.gettempdir()) / f"campaign_{os.getpid()}.log"
         # In the background Ctrl-C is ignored by all that this starts, under nohup SIGHUP.
         self._process = subprocess.Popen(
             command,
