@@ -20,27 +20,6 @@ from bach.network.stores import store_photos
 from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
 
 
-def _grouped(groups=40, copies=5, channels=50, seed=0):
-    """Features that tell the group and nothing else, labels of whole groups."""
-    rng = np.random.default_rng(seed)
-    group = np.repeat(np.arange(groups), copies)
-    features = rng.normal(size=(groups, channels))[group] + 0.01 * rng.normal(size=(len(group), 1))
-    return features, rng.integers(0, 4, groups)[group], group
-
-
-def test_the_penalty_is_chosen_by_groups_that_are_left_out():
-    features, labels, groups = _grouped()
-    assert frozen.choose_strength(features, labels, groups, 0) == frozen.STRENGTHS[0]
-    alone = np.arange(len(groups))  # as if copies were others: to know the group is worth it
-    assert frozen.choose_strength(features, labels, alone, 0) > 1e-3
-
-
-def test_where_no_group_can_be_left_out_the_penalty_is_a_middle_one():
-    features, labels, _ = _grouped()
-    one = np.zeros(len(labels), int)
-    assert frozen.choose_strength(features, labels, one, 0) == frozen.STRENGTHS[6] == 1e-3
-
-
 def test_an_unknown_patient_is_nobody_else():
     table = pd.DataFrame({"image_id": ["a", "a", "b", "c", "d"]})
     groups = frozen.groups_of(table, {"a": "", "b": "p1", "c": "p1"})
@@ -71,7 +50,7 @@ class _Store:
 
 def _fit(store, model):
     rows = np.arange(len(store.table))
-    return frozen.fit_top(model, [(store, rows, rows)], 8, 0)
+    return frozen.fit_top(model, [(store, rows, rows)], 8)
 
 
 def test_a_top_is_learned_and_a_class_that_training_does_not_know_is_never_named(tmp_path):

@@ -5,8 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from bach.honest import learners
-from bach.honest.learners import Logistic, Trees
+from bach.honest.learners import Logistic, Trees, fit_logistic
 
 
 def drawn(count=120, width=300, seed=0, own=0.0, true=1.0):
@@ -38,14 +37,26 @@ def test_a_single_class_is_always_the_answer():
 
 
 def test_turned_features_give_the_same_model():
-    features, labels, _ = drawn(true=0.1)
-    known, asked = learners._standardised(features[:80], features[80:])
-    assert known.shape[1] <= 80
-    found = learners._logistic(known, labels[:80], asked, 0.01)
+    features, labels, groups = drawn(true=0.1)
+    assert features[:80].shape[0] < features.shape[1]
+    found = fit_logistic(features[:80], labels[:80], groups[:80])
     scaler = StandardScaler().fit(features[:80])
-    plain = LogisticRegression(C=0.01, max_iter=2000)
+    plain = LogisticRegression(C=found.strength, max_iter=2000)
     plain.fit(scaler.transform(features[:80]), labels[:80])
-    assert np.allclose(found, plain.predict_proba(scaler.transform(features[80:])), atol=1e-3)
+    expected = plain.predict_proba(scaler.transform(features[80:]))
+    assert np.allclose(found.probs(features[80:]), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2, 3], [1, 3]])
+def test_what_is_fitted_is_that_of_scikit_learn(classes):
+    features, labels, groups = drawn(width=20)
+    there = np.isin(labels, classes)
+    features, labels, groups = features[there], labels[there], groups[there]
+    found = fit_logistic(features, labels, groups)
+    scaled = StandardScaler().fit_transform(features)
+    plain = LogisticRegression(C=found.strength, max_iter=2000).fit(scaled, labels)
+    expected = plain.predict_proba(scaled)
+    assert np.allclose(found.probs(features)[:, classes], expected, atol=1e-6)
 
 
 def test_the_penalty_is_chosen_for_other_patients():

@@ -64,41 +64,79 @@ class Logistic(NamedTuple):
     """
 
     def fit_predict(self, known, labels, groups, asked, seed):
-        from sklearn.model_selection import GroupKFold
-
-        known, asked = _standardised(known, asked)
-        loss = np.zeros(len(STRENGTHS))
-        count = min(INNER_FOLDS, len(np.unique(groups)))
-        for train, held in GroupKFold(count).split(known, groups=groups) if count > 1 else ():
-            for place, strength in enumerate(STRENGTHS):
-                probs = _logistic(known[train], labels[train], known[held], strength)
-                true = probs[np.arange(len(held)), labels[held]]
-                loss[place] -= np.log(np.maximum(true, _LEAST)).sum()
-        return _logistic(known, labels, asked, STRENGTHS[loss.argmin()])
+        return fit_logistic(known, labels, groups).probs(asked)
 
 
-def _standardised(known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features of mean 0 and spread 1 in the known images, turned so that there are few.
+class Linear(NamedTuple):
+    """A fitted logistic regression, of features as they are.
 
-    There are no more directions than known images, and a penalty of squares is the same
-    whichever way the axes point: the model is the same, of a tenth of the features.
+    Attributes:
+        kernel: Factors `(features, 4)`.
+        bias: Offsets `(4,)`, minus infinity of a class of which nothing was trained on.
+        strength: Inverse strength of the penalty that was chosen.
     """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    strength: float
+
+    def probs(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities `(n, 4)`."""
+        return _softmax(features @ self.kernel + self.bias)
+
+
+def fit_logistic(known: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Linear:
+    """Fit a logistic regression whose penalty is chosen by groups left out, see `Logistic`.
+
+    Args:
+        known: Features `(n, features)`.
+        labels: Classes, 0..3.
+        groups: Whose each is; those of one are left out together.
+    """
+    from sklearn.model_selection import GroupKFold
+
     mean, spread = known.mean(axis=0), known.std(axis=0)
-    known, asked = ((x - mean) / np.where(spread > 0, spread, 1) for x in (known, asked))
-    axes = np.linalg.svd(known, full_matrices=False)[2].T
-    return known @ axes, asked @ axes
+    spread = np.where(spread > 0, spread, 1)
+    known = (known - mean) / spread
+    # Turned so that there are few: there are no more directions than rows, and a penalty of
+    # squares is the same whichever way the axes point.
+    axes = None
+    if len(known) < known.shape[1]:
+        axes = np.linalg.svd(known, full_matrices=False)[2].T
+        known = known @ axes
+    loss = np.zeros(len(STRENGTHS))
+    count = min(INNER_FOLDS, len(np.unique(groups)))
+    for train, held in GroupKFold(count).split(known, groups=groups) if count > 1 else ():
+        for place, strength in enumerate(STRENGTHS):
+            kernel, bias = _fit(known[train], labels[train], strength)
+            true = _softmax(known[held] @ kernel + bias)[np.arange(len(held)), labels[held]]
+            loss[place] -= np.log(np.maximum(true, _LEAST)).sum()
+    strength = STRENGTHS[loss.argmin()]
+    kernel, bias = _fit(known, labels, strength)
+    kernel = (kernel if axes is None else axes @ kernel) / spread[:, None]
+    return Linear(kernel, bias - mean @ kernel, strength)
 
 
-def _logistic(
-    known: np.ndarray, labels: np.ndarray, asked: np.ndarray, strength: float
-) -> np.ndarray:
+def _fit(known: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of standardised features."""
     from sklearn.linear_model import LogisticRegression
 
+    kernel, bias = np.zeros((known.shape[1], len(CLASSES))), np.full(len(CLASSES), -np.inf)
     classes = np.unique(labels)
     if len(classes) == 1:
-        return _of_all_classes(np.ones((len(asked), 1)), classes)
+        bias[classes] = 0
+        return kernel, bias
     model = LogisticRegression(C=strength, max_iter=2000).fit(known, labels)
-    return _of_all_classes(model.predict_proba(asked), model.classes_)
+    factors, offsets = model.coef_, model.intercept_
+    if len(classes) == 2:  # of which scikit-learn keeps the difference
+        factors, offsets = (np.concatenate([-x / 2, x / 2]) for x in (factors, offsets))
+    kernel[:, classes], bias[classes] = factors.T, offsets
+    return kernel, bias
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    parts = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return parts / parts.sum(axis=1, keepdims=True)
 
 
 def _of_all_classes(probs: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -237,7 +237,7 @@ def _train_top(args: TrainingScript, fold: Fold, model: keras.Model) -> np.ndarr
         (store, rows, groups_of(store.table.iloc[rows], fold.patients))
         for store, rows in fold.parts
     ]
-    history = fit_top(model, parts, args.batch_size, fold.seed(args))
+    history = fit_top(model, parts, args.batch_size)
     save_model(model, fold.folder / "last.keras", fold.seen)
     write_csv(history, fold.folder / "history.csv")
     heldout = fold.heldout_batches(args)
