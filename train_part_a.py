@@ -112,29 +112,18 @@ def main(argv: list[str] | None = None) -> None:
         print(run.path)
         return
     check_whole_photos(args)
-    sizes = photo_sizes(images, 0 if whole_photos(args) else PATCH_SIZE)
+    photo_sizes(images, 0 if whole_photos(args) else PATCH_SIZE)
     from bach.network import backend, training  # load the framework, which --help must not
-    from bach.network.image_network import field_shape
     from bach.network.processes import first_process_first
-    from bach.network.stores import cut_photos, store_photos
 
     jobs = {fold: started(args, fold, images) for fold in folds}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
-    view = View(args.margin, args.magnifications)
-    training.check_settings(args, view)
+    training.check_settings(args, view_of(args))
     with run.start(**device):
         # 2. Patches, once for all folds.
-        folder = args.patches_dir or run.path / "patches"
         with first_process_first("patches"):
-            if args.fields:
-                width, height = sizes.max(axis=0).tolist()
-                shape = field_shape(width, height, view)
-                store = store_photos(images, folder, shape, view.zoom)
-            elif args.image_network is None:
-                store = cut_photos(images, folder, view)
-            else:
-                build = builder(args, jobs[folds[0]][0], images)
-                store = store_photos(images, folder, build().input_shape[1:3])
+            start = jobs[folds[0]][0]
+            store = cut(args, images, args.patches_dir or run.path / "patches", start)
 
         # 3. A model per fold, and its predictions of what it did not see.
         patients = dict(zip(images["image_id"], images["patient"], strict=True))
@@ -167,6 +156,24 @@ def main(argv: list[str] | None = None) -> None:
         draw_errors(store, patches, table, run)
         run.finish(metrics)
     print(run.path)
+
+
+def view_of(args: Options) -> View:
+    return View(args.margin, args.magnifications)
+
+
+def cut(args: Options, images: pd.DataFrame, folder: str | Path, start: Path | None):
+    """The store of what the networks are trained on: patches, or whole photos."""
+    from bach.network.image_network import field_shape
+    from bach.network.stores import cut_photos, store_photos
+
+    view = view_of(args)
+    if args.fields:
+        width, height = photo_sizes(images).max(axis=0).tolist()
+        return store_photos(images, folder, field_shape(width, height, view), view.zoom)
+    if args.image_network is None:
+        return cut_photos(images, folder, view)
+    return store_photos(images, folder, builder(args, start, images)().input_shape[1:3])
 
 
 def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
@@ -241,7 +248,7 @@ def builder(args: Options, start: Path | None, images: pd.DataFrame) -> Callable
     from bach.network.patch_network import build_model, load_model
     from bach.network.training import what_to_train
 
-    view = View(args.margin, args.magnifications)  # that of whole photos is not in their store
+    view = view_of(args)  # that of whole photos is not in their store
 
     def build(_view: View = view, _whole_photos: bool = False):
         if args.image_network is None or start is None:
