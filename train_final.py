@@ -29,7 +29,7 @@ from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
 from bach.core.options import again, option
-from bach.core.run import Run, patch_folder
+from bach.core.run import Run, patch_folder, read_record
 from bach.core.tables import write_csv
 from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
 from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds
@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     fold_of = join_folds(hard.table, folds, args.folds)["fold"].to_numpy()
     draws = {fold: find_draw(args.hard_examples_dir, folds, fold) for fold in chosen}
     starts = {fold: started(args, fold, folds) for fold in chosen}
+    patients = patients_of(args.part_a_dir)
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     with run.start(**device):
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
                 builder(args, start),
                 start,
                 seen | Seen.of(photos=part_a.table["image_id"].iloc[photos], slides=slides),
+                patients,
             )
             probs = training.train_fold(args, job)
             if probs is not None:
@@ -126,6 +128,24 @@ def builder(args: Options, start: Path | None) -> Callable:
     return lambda view, whole_photos: build_model(
         args.backbone, weights, args.head, view, args.tokens, linear=linear, fields=whole_photos
     )
+
+
+def patients_of(part_a_dir: str) -> dict[str, str]:
+    """Patient of each photo, as the folds of the run of step 1 know them: `--train top` leaves
+    patients out whole where it chooses.
+    """
+    record = read_record(part_a_dir) or {}
+    file = Path(record.get("folder", "."), str(record.get("arguments", {}).get("folds", "")))
+    if not file.is_file():
+        log.warning(
+            "%s: its folds are not there any more (%s), so that no patient of a photo is known; of "
+            "--train top, the penalty may come out too weak",
+            part_a_dir,
+            file,
+        )
+        return {}
+    table = read_folds(file)
+    return dict(zip(table["image_id"], table["patient"], strict=True))
 
 
 def name_of(fold: int | None) -> str:
