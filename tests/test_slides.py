@@ -48,6 +48,15 @@ def exact_area_mean(pixels, x, y, width, height, factor):
     return np.tensordot(across[:, cols], tall, (1, 1)).transpose(1, 0, 2) + 255
 
 
+def _scratch(path, copy):
+    """Copy a slide with zeros in the last tile of its first level."""
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        tile = tiff.pages[0].dataoffsets[-1]
+    data[tile : tile + 1000] = bytes(1000)
+    copy.write_bytes(data)
+
+
 def test_a_slide_tells_its_size_and_scale(path):
     with Slide(path) as slide:
         assert (slide.width, slide.height) == (832, 640)
@@ -247,11 +256,7 @@ def test_a_truncated_slide_is_called_damaged(tmp_path, path):
 
 
 def test_damage_in_one_block_of_a_large_region_is_reported(tmp_path, path, monkeypatch):
-    data = bytearray(path.read_bytes())
-    with tifffile.TiffFile(path) as tiff:
-        tile = tiff.pages[0].dataoffsets[-1]
-    data[tile : tile + 1000] = bytes(1000)
-    (tmp_path / "scratched.svs").write_bytes(data)
+    _scratch(path, tmp_path / "scratched.svs")
     monkeypatch.setattr("bach.slides._PIECE_PIXELS", 5000)
     with (
         pytest.raises(InputError, match=r"scratched.svs cannot be read everywhere"),
@@ -261,11 +266,7 @@ def test_damage_in_one_block_of_a_large_region_is_reported(tmp_path, path, monke
 
 
 def test_damage_ends_every_thread_that_waits_for_the_same_block(tmp_path, path):
-    data = bytearray(path.read_bytes())
-    with tifffile.TiffFile(path) as tiff:
-        tile = tiff.pages[0].dataoffsets[-1]
-    data[tile : tile + 1000] = bytes(1000)
-    (tmp_path / "scratched.svs").write_bytes(data)
+    _scratch(path, tmp_path / "scratched.svs")
     with (
         Slide(tmp_path / "scratched.svs") as slide,
         concurrent.futures.ThreadPoolExecutor(8) as pool,
@@ -382,11 +383,7 @@ def test_a_glance_shows_the_whole_slide_whatever_its_size(tmp_path, path):
 
 
 def test_after_a_damaged_slide_a_good_one_is_read(tmp_path, path):
-    data = bytearray(path.read_bytes())
-    with tifffile.TiffFile(path) as tiff:
-        tile = tiff.pages[0].dataoffsets[-1]
-    data[tile : tile + 1000] = bytes(1000)
-    (tmp_path / "bad.svs").write_bytes(data)
+    _scratch(path, tmp_path / "bad.svs")
     with Slide(tmp_path / "bad.svs") as bad, Slide(path) as good:
         for _ in range(3):
             with pytest.raises(InputError, match="cannot be read everywhere"):

@@ -86,19 +86,18 @@ def ended_by_signals() -> Iterator[None]:
     Then it is raised again; and an error that C code has made of it is taken for it.
     """
     first: list[float] = []
-    asked = _asked
 
     def end(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not first or now - first[0] > _SAME_SIGNAL_S:
-            first[:], asked[:] = [now], [number]
+            first[:], _asked[:] = [now], [number]
             _look_again()
             raise Ended(number)
 
     def end_after_all(number: int, frame: FrameType | None) -> None:
         _look_again()
         if not _ending():
-            raise Ended(asked[0])
+            raise Ended(_asked[0])
 
     ours = (signal.SIG_DFL, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -110,19 +109,19 @@ def ended_by_signals() -> Iterator[None]:
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, end_after_all)
     try:
         yield
-        if asked:  # just now, and lost
-            raise Ended(asked[0])
+        if _asked:  # just now, and lost
+            raise Ended(_asked[0])
     except Exception as error:
-        if asked:
+        if _asked:
             raise meant(error) from error
         raise
     finally:
-        asked.clear()
         if hasattr(signal, "SIGALRM"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+        _asked.clear()
 
 
 def meant(error: BaseException) -> BaseException:
