@@ -218,13 +218,20 @@ def check_whole_photos(args: Options) -> None:
     """Refuse what whole photos are not made for.
 
     Raises:
-        InputError: If an image network is to be one of fields, or its top alone to be trained.
+        InputError: If an image network is to be one of fields, or its top alone to be trained; or
+            patches are to be drawn of whole photos.
     """
     if args.image_network is not None and (args.fields or args.train not in (None, "all")):
         raise InputError(
             "An image network is trained whole, on photos of its own.\n"
             f"Received: --image-network={args.image_network} with --fields or --train top.\n"
             "Leave out one of them."
+        )
+    if args.patches_per_photo and whole_photos(args):
+        raise InputError(
+            "Whole photos have no patches to draw.\n"
+            f"Received: --patches-per-photo={args.patches_per_photo} with --fields or "
+            "--image-network. Leave out one of them."
         )
 
 

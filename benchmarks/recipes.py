@@ -4,7 +4,8 @@ Trains script 1 once for every recipe and seed, on the same patient-safe folds a
 patch store, and compares every recipe with `base` on the same held-out images.
 
 A recipe is a few more arguments of `train_part_a.py` (`RECIPES` below; BASE stands for
-the run of `base` with the same seed, NORMALISED for copies of the photos whose stain the
+the run of `base` with the same seed, TOP for that of `top` joined with what else says what
+the network sees, as `top+fields`, NORMALISED for copies of the photos whose stain the
 library torchstain has normalised by the recipe's method, ONE for the batch size of the
 other runs, FOUR for four times that); names joined by + add up, as in `cosine+ema-0.99`
 or `large-batch+scaled-rate+warm-up` (Goyal et al. 2017).
@@ -102,6 +103,12 @@ RECIPES = {
     "macenko": ["--data-dir", "NORMALISED"],
     "two-magnifications": ["--magnifications", "2"],
     "two-devices": ["--devices", "2"],
+    "fields": ["--fields"],
+    "top": ["--train", "top"],
+    "all-orientations": ["--orientations"],
+    "from-top": ["--weights", "TOP", "--head", "softmax"],
+    "frozen-bn": ["--frozen-bn"],
+    "two-per-photo": ["--patches-per-photo", "2"],
     "tta": [],
     "trees": [],
     "no-weights": ["--weights", "none"],
@@ -121,7 +128,14 @@ BACKBONES = (
     "ConvNeXtTiny",
 )
 RECIPES |= {name: ["--backbone", name] for name in BACKBONES}
-ON_REQUEST = ("constant", "scaled-rate", "reinhard", "macenko", "two-devices", *BACKBONES)
+PRETRAINED = ("fields", "top", "all-orientations", "from-top", "frozen-bn", "two-per-photo")
+ON_REQUEST = (
+    *("constant", "scaled-rate", "reinhard", "macenko", "two-devices"),
+    *PRETRAINED,
+    *BACKBONES,
+)
+# What of a recipe its start has in common with it.
+SEEN = ("fields", "all-orientations", "two-magnifications", *BACKBONES)
 
 
 def arguments(name: str) -> list[str]:
@@ -160,8 +174,15 @@ def train(args: argparse.Namespace, common: Sequence[str], name: str, seed: int)
     own, patches = sized(arguments(name), common), "patches"
     if "--image-network" in own:
         own, patches = [str(base) if word == "BASE" else word for word in own], "photos"
+    if "--fields" in own:
+        patches = "fields"
     if "--magnifications" in own:
-        patches = "patches-2"
+        patches += "-2"
+    if "TOP" in own:
+        start = "+".join(["top", *(part for part in parts if part in SEEN)])
+        train(args, common, start, seed)
+        own = [str(run_folder(base_dir, start, seed)) if word == "TOP" else word for word in own]
+        own = [word for word in own if word != "--orientations"]  # those of its start
     for method in set(parts) & {"reinhard", "macenko"}:
         photos = normalise_photos(args.data_dir, base_dir / method, method)
         own = [str(photos) if word == "NORMALISED" else word for word in own]

@@ -62,6 +62,25 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_only():
     assert _same(_batches(3, 1, Augmentation())[1], first)[:2] == [False, False]
 
 
+def test_an_epoch_draws_so_many_patches_of_an_image_and_in_the_end_all():
+    patches = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1).repeat(3, axis=3)
+    images = np.array(["a"] * 9 + ["b"] * 10 + ["c"])
+    photos = Selection(patches, np.zeros(20, int), images, np.arange(20), per_image=2)
+    slides = Selection(patches + 100, np.zeros(20, int), images, np.arange(3))
+    batches = Batches([photos, slides], 1, 0, Augmentation(0, 0, 0))
+    assert len(batches) == 8
+    ever = set()
+    for epoch in range(40):
+        batches.start_epoch(epoch)
+        seen = [int(batches[index][0][0][0, 0, 0, 0]) for index in range(len(batches))]
+        assert sorted(number for number in seen if number >= 100) == [100, 101, 102]
+        seen = [number for number in seen if number < 100]
+        assert sorted(images[seen]) == ["a", "a", "b", "b", "c"]
+        assert len(set(seen)) == 5
+        ever.update(seen)
+    assert ever == set(range(20))
+
+
 def test_no_patches_is_an_error():
     with pytest.raises(InputError, match="No patches"):
         Batches(

@@ -13,7 +13,9 @@ import train_part_a
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.data import list_images
+from bach.honest.learners import fit_logistic
 from bach.network import frozen, predict
+from bach.network.augment import orient
 from bach.network.image_network import field_shape, photo_input
 from bach.network.patch_network import build_model, is_field_network, load_model, view_of
 from bach.network.stores import store_photos
@@ -66,6 +68,27 @@ def test_a_top_is_learned_and_a_class_that_training_does_not_know_is_never_named
     assert history["loss"].item() == pytest.approx(loss, abs=1e-3)
     assert history["accuracy"].item() == 1
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=False))
+
+
+def test_a_top_is_fitted_to_all_orientations(tmp_path):
+    keras.utils.set_random_seed(0)
+    store = _Store(tmp_path, np.array([0, 2] * 8))
+    store.patches[:] = np.random.default_rng(0).integers(0, 256, store.patches.shape)
+    model, turned = (build_model("small", "none", linear=True) for _ in range(2))
+    turned.set_weights(model.get_weights())
+    rows = np.arange(16)
+    frozen.fit_top(model, [(store, rows, rows)], 8)
+    frozen.fit_top(turned, [(store, rows, rows)], 8, turned=True)
+    assert len(list(tmp_path.glob("features_*.npy"))) == 8
+    features = [frozen.features_of(model, store, 8, n) for n in range(8)]
+    fitted = fit_logistic(np.concatenate(features), np.tile([0, 2], 64), np.tile(rows, 8))
+    kernel, _ = turned.get_layer("classes").get_weights()
+    assert np.allclose(kernel, fitted.kernel, atol=1e-5)
+    assert not np.allclose(kernel, model.get_layer("classes").get_weights()[0], atol=1e-3)
+    # Those of a patch that is turned are those of the patch, turned.
+    store.patches = np.ascontiguousarray(orient(store.patches, 3))
+    store.record = {"made": "turned"}
+    assert np.allclose(frozen.features_of(model, store, 8), features[3], atol=1e-5)
 
 
 @pytest.mark.parametrize("labels", [[1, 3], [2]])
@@ -183,6 +206,22 @@ def test_fine_tuning_goes_on_from_a_frozen_run(toy, runs, tmp_path):
     start = load_model(runs / "part_a/fold_0/model.keras")
     tuned = load_model(tmp_path / "tuned/fold_0/model.keras")
     assert np.allclose(start.get_weights()[-2], tuned.get_weights()[-2], atol=1e-5)
+
+
+def test_frozen_batch_normalisation_stays_and_all_else_is_trained(toy, runs, tmp_path):
+    words = ["--limit", "3", "--fields", "--weights", f"{runs}/part_a", "--frozen-bn", "--fold=0"]
+    train_part_a.main(part_a_words(toy, tmp_path / "tuned", *words))
+    files = runs / "part_a/fold_0/model.keras", tmp_path / "tuned/fold_0/model.keras"
+    start, tuned = ([x for x in load_model(f)._flatten_layers() if x.weights] for f in files)
+    kinds = set()
+    for before, after in zip(start, tuned, strict=True):
+        if isinstance(before, keras.Model):
+            continue
+        norm = isinstance(before, keras.layers.BatchNormalization)
+        pairs = zip(before.get_weights(), after.get_weights(), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs) == norm, before.name
+        kinds.add(norm)
+    assert kinds == {True, False}
 
 
 def test_whole_photos_and_patches_are_not_fine_tuned_together(toy, runs, tmp_path):

@@ -124,6 +124,18 @@ def test_a_warm_up_as_long_as_the_training_is_refused():
         training.check_settings(Training(epochs=2, warmup_epochs=2))
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"frozen_bn": True, "weights": "none"}, "--frozen-bn, --weights=none"),
+        ({"orientations": True}, "--orientations without --train top"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_harm_are_refused(settings, said):
+    with pytest.raises(InputError, match=said):
+        training.check_settings(Training(**settings))
+
+
 def test_adamw_decays_kernels_and_nothing_else():
     model = tiny_model()
     training.compile_learner(model, Training(optimizer="adamw"), 0.5)

@@ -180,6 +180,11 @@ class Training:
         "foundation model)",
         choices=("all", "top", "lora"),
     )
+    orientations: bool = option(
+        False,
+        "fit the top to all eight orientations of every patch or photo, at eight times the cost "
+        "(--train top; training by descent draws one for every step)",
+    )
     head: str = option("sigmoid", "kind of the last layer", choices=("sigmoid", "softmax"))
     epochs: int = option(25, "passes over the patches", at_least=1)
     optimizer: str = option(
@@ -239,6 +244,17 @@ class Training:
         1024,
         "patches to estimate batch-normalisation statistics from after an epoch; 0: keep the "
         "moving averages",
+        at_least=0,
+    )
+    frozen_bn: bool = option(
+        False,
+        "keep the batch normalisation of a pretrained network as it is, statistics, scales and "
+        "shifts: for the small batches and few images of fine-tuning; half the time on a CPU",
+    )
+    patches_per_photo: int = option(
+        0,
+        "patches of a photo to train on in an epoch, drawn anew for each: the 14 are near-copies; "
+        "0: all",
         at_least=0,
     )
     monitor: str = option("heldout_loss", "column of history.csv that decides best.keras")

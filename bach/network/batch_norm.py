@@ -33,6 +33,13 @@ class RefreshBatchNorm(keras.callbacks.Callback):
         refresh_batch_norm(self._network, sample, self._run)
 
 
+def freeze_batch_norm(model: keras.Model) -> None:
+    """Keep all batch normalisation of a model as it is: what is trained are other layers."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+
+
 def training_pass(model: keras.Model) -> Callable[[Sequence[np.ndarray]], None]:
     """Make a function that runs batches in training mode.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import pandas as pd
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
@@ -24,12 +25,14 @@ class Selection(NamedTuple):
         labels: Their labels 0..3, `(n,)`.
         images: Image id of each, `(n,)`.
         rows: Numbers of those to use, int.
+        per_image: How many of an image to train on in an epoch, drawn anew for each; 0: all.
     """
 
     patches: np.ndarray
     labels: np.ndarray
     images: np.ndarray
     rows: np.ndarray
+    per_image: int = 0
 
 
 class Batches(keras.utils.PyDataset):
@@ -78,16 +81,22 @@ class Batches(keras.utils.PyDataset):
             raise InputError("No patches to work on.\nCheck --limit, --fold and the folds file.")
         self._augmentation = augmentation
         self.seed = seed
+        most = np.array([x.per_image or len(self._row) for x in selections])
+        drawn = pd.DataFrame({"store": self._store, "image": self.images}).groupby(
+            ["store", "image"], sort=False
+        )
+        self._drawn_from, self._most = drawn.ngroup().to_numpy(), most[self._store]
+        self._count = int((drawn.cumcount() < self._most).sum())
         # Few patches make a smaller batch, still one that divides over the devices.
-        each = min(batch_size, len(self._row)) / backend.count()
+        each = min(batch_size, self._count) / backend.count()
         each = max(1, math.floor(each) if augmentation is not None else math.ceil(each))
         self.batch_size = each * backend.count()
         self.start_epoch(0)
 
     def __len__(self) -> int:
         if self._augmentation is not None:
-            return len(self._row) // self.batch_size
-        return -(-len(self._row) // self.batch_size)
+            return self._count // self.batch_size
+        return -(-self._count // self.batch_size)
 
     def start_epoch(self, epoch: int) -> None:
         """Set the epoch, which decides order and augmentation.
@@ -100,6 +109,8 @@ class Batches(keras.utils.PyDataset):
         if self._augmentation is not None:
             rng = np.random.default_rng([self.seed, epoch])
             self.order = rng.permutation(len(self._row))
+            drawn = pd.Series(self._drawn_from[self.order])
+            self.order = self.order[drawn.groupby(drawn).cumcount() < self._most[self.order]]
 
     def patches(self, positions: np.ndarray) -> np.ndarray:
         """Copy patches into memory: uint8 `(len(positions), side, side, 3)`."""

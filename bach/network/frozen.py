@@ -18,6 +18,7 @@ from bach.core.files import first_process, read_array, write_array
 from bach.core.log import log, step
 from bach.honest.learners import fit_logistic
 from bach.network import backend, processes
+from bach.network.augment import ORIENTATIONS, orient
 from bach.network.batches import Batches, feed
 from bach.network.fold_norms import fast_clone
 from bach.network.patch_network import is_linear
@@ -31,6 +32,7 @@ def fit_top(
     model: keras.Model,
     parts: Sequence[tuple[PatchStore, np.ndarray, np.ndarray]],
     batch_size: int,
+    turned: bool = False,
 ) -> pd.DataFrame:
     """Fit the last layer of a network to features that its other layers give.
 
@@ -39,6 +41,7 @@ def fit_top(
         parts: Stores to train on, each with the rows to use and the group of each (patient,
             slide): how strong the penalty is, is chosen on groups left out in turn.
         batch_size: Patches per batch.
+        turned: Whether to fit to all eight orientations of each, not to one.
 
     Returns:
         Table of a row, as a history has one for an epoch: `epoch, loss, accuracy, strength`.
@@ -57,9 +60,13 @@ def fit_top(
             "--train top runs in one process.\n"
             f"Received: {processes.count()} processes. Start it without the others."
         )
-    features = np.concatenate([features_of(model, store, batch_size)[r] for store, r, _ in parts])
+    turns = range(ORIENTATIONS if turned else 1)
+    features = np.concatenate(
+        [features_of(model, store, batch_size, n)[rows] for n in turns for store, rows, _ in parts]
+    )
     labels = np.concatenate([store.table["label"].to_numpy(int)[rows] for store, rows, _ in parts])
     groups = np.concatenate([groups for _, _, groups in parts])
+    labels, groups = (np.tile(x, len(turns)) for x in (labels, groups))
     with step("top") as notes:
         fitted = fit_logistic(features, labels, groups)
         known = np.isfinite(fitted.bias)
@@ -75,14 +82,21 @@ def fit_top(
     return pd.DataFrame([{"epoch": 1, **row, "strength": fitted.strength}])
 
 
-def features_of(model: keras.Model, store: PatchStore, batch_size: int) -> np.ndarray:
+def features_of(
+    model: keras.Model, store: PatchStore, batch_size: int, orientation: int = 0
+) -> np.ndarray:
     """Pooled features of all patches of a store: float32 `(n, channels)`.
 
     They are kept beside the patches, in a file whose name is a fingerprint of network and
-    patches.
+    patches, and the orientation.
+
+    Args:
+        model, store, batch_size: As for `fit_top`.
+        orientation: How the patches are turned, see `bach.network.augment.orient`.
     """
     base = keras.Model(model.input, model.get_layer("classes").input)
-    file = store.folder / f"features_{_fingerprint(base, store)}.npy"
+    turn = f"_{orientation}" if orientation else ""
+    file = store.folder / f"features_{_fingerprint(base, store)}{turn}.npy"
     count = len(store.table)
     if file.exists():
         found = read_array(file, "Delete it; it is computed again.", dimensions=2)
@@ -92,7 +106,9 @@ def features_of(model: keras.Model, store: PatchStore, batch_size: int) -> np.nd
     with step("features") as notes:
         network = fast_clone(base, any_size=base.input_shape[1] is None)
         network.compile(jit_compile=backend.jit())
-        batches = Batches([store.select(np.arange(count))], batch_size)
+        selection = store.select(np.arange(count))
+        turned = selection._replace(patches=orient(selection.patches, orientation))
+        batches = Batches([turned], batch_size)
         with backend.enough_memory(f"--batch-size={batches.batch_size}", backend.SMALLER_BATCH):
             found = np.asarray(network.predict(feed(batches), verbose=0))[:count]
         if not np.isfinite(found).all():

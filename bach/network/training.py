@@ -34,7 +34,7 @@ from bach.core.tables import read_table, write_csv
 from bach.honest.seen import NOTHING, Seen
 from bach.network import backend, foundation, processes
 from bach.network.augment import Augmentation, with_augmentation
-from bach.network.batch_norm import RefreshBatchNorm
+from bach.network.batch_norm import RefreshBatchNorm, freeze_batch_norm
 from bach.network.batches import Batches, feed
 from bach.network.callbacks import (
     STOPPED,
@@ -104,7 +104,7 @@ def train(
         _check_untrained(model, training)
     training.start_epoch(done)
     ours = [Progress(training, settings.epochs), UseAverages()]
-    if settings.bn_patches:
+    if settings.bn_patches and not settings.frozen_bn:
         ours.append(RefreshBatchNorm(model, training, settings.bn_patches, training.seed))
     if heldout is not None:
         ours.append(EvaluateHeldOut(model, heldout))
@@ -135,7 +135,7 @@ class Fold:
     Attributes:
         number: Number of the fold; seeds it. -1 for a model that nothing is held out from.
         folder: The fold's folder.
-        parts: Stores to train on, each with the rows to use.
+        parts: Stores to train on, each with the rows to use; the first is of photos.
         heldout: Store and rows held out, or None.
         build: Makes the model, given what it is to see of the patches, and whether it takes
             whole photos as well.
@@ -166,6 +166,7 @@ class Fold:
     def batches(self, args: TrainingScript) -> tuple[Batches, Batches | None]:
         """Batches to train on, and those held out."""
         known = [store.select(rows) for store, rows in self.parts]
+        known[0] = known[0]._replace(per_image=args.patches_per_photo)
         augmentation = Augmentation(args.hue, args.saturation, args.value)
         training = Batches(known, args.batch_size, self.seed(args), augmentation)
         return training, self.heldout_batches(args)
@@ -218,6 +219,8 @@ def train_fold(args: TrainingScript, fold: Fold) -> np.ndarray | None:
             log.info("LoRA: %s numbers of the backbone are trained", f"{count:,}")
         elif what == "all":
             foundation.unfreeze(model)
+        if args.frozen_bn:
+            freeze_batch_norm(model)
     if what == "top":
         return _train_top(args, fold, model)
     training, heldout = fold.batches(args)
@@ -237,7 +240,7 @@ def _train_top(args: TrainingScript, fold: Fold, model: keras.Model) -> np.ndarr
         (store, rows, groups_of(store.table.iloc[rows], fold.patients))
         for store, rows in fold.parts
     ]
-    history = fit_top(model, parts, args.batch_size)
+    history = fit_top(model, parts, args.batch_size, args.orientations)
     save_model(model, fold.folder / "last.keras", fold.seen)
     write_csv(history, fold.folder / "history.csv")
     heldout = fold.heldout_batches(args)
@@ -325,6 +328,16 @@ def check_settings(settings: Training, view: View = PLAIN_VIEW) -> None:
             f"Received: --warmup-epochs={settings.warmup_epochs}, --epochs={settings.epochs}."
         )
     check_backbone(settings.backbone, settings.weights)
+    if settings.frozen_bn and settings.weights == "none":
+        raise InputError(
+            "Batch normalisation can be kept as it is where a network was trained before.\n"
+            "Received: --frozen-bn, --weights=none. Leave out --frozen-bn, or start from others."
+        )
+    if settings.orientations and what_to_train(settings) != "top":
+        raise InputError(
+            "The eight orientations are for a top that is fitted; descent draws one every step.\n"
+            "Received: --orientations without --train top. Leave out --orientations."
+        )
     if settings.train == "lora" and not foundation.is_foundation(settings.backbone):
         raise InputError(
             "LoRA needs a backbone with attention, a foundation model.\n"
