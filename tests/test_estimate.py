@@ -35,6 +35,9 @@ def test_the_work_is_that_of_the_papers_epochs_on_the_committed_folds():
     assert more["part_a"] == (work["part_a"][0], work["part_a"][1] + 25 * 3 * 100)
     assert more["final_all"] == (15 * (5600 + 5900), 15 * 100)
     assert more["heatmaps_in_sample"] == (0, 200_000)
+    few = estimate.workload(Options(patches_per_photo=2, frozen_bn=True), photos, slides, 5)
+    assert few["part_a"] == (25 * 2 * (3 * 400 - 145), 26 * 14 * 145)
+    assert few["final"][0] == 15 * (5 * 2 * 400 + 4 * 5900)
 
 
 def test_a_prediction_takes_a_third_of_a_training_step():

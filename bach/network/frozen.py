@@ -101,7 +101,8 @@ def features_of(
     if file.exists():
         found = read_array(file, "Delete it; it is computed again.", dimensions=2)
         if found.shape == (count, base.output_shape[-1]) and np.isfinite(found).all():
-            log.info("features: computed before, %s", file)
+            if not orientation:  # a line for all of them
+                log.info("features: computed before, %s", file)
             return found
     with step("features") as notes:
         network = fast_clone(base, any_size=base.input_shape[1] is None)

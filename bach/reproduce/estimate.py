@@ -101,13 +101,17 @@ def workload(
         {run: (patches trained on, patches predicted)}, each counted as often as it is
         seen.
     """
-    patches = photos["patches"].sum()
+    # Of a photo that is trained on so many are drawn; one that is held out is predicted whole.
+    photos = photos.assign(drawn=photos["patches"].clip(upper=args.patches_per_photo or np.inf))
+    patches = photos["drawn"].sum()
     hard = _hard_examples(args, slides)
-    held_a = photos[photos["fold"] >= 0].groupby("fold")["patches"].sum()
+    held_out = photos[photos["fold"] >= 0].groupby("fold")
+    held_a, not_drawn = held_out["patches"].sum(), held_out["drawn"].sum()
     many = epochs(args)
 
     def training(script: str, trained: list[float], held: list[float]) -> tuple[float, float]:
-        refreshed = sum(min(args.bn_patches, count) for count in trained)
+        each = 0 if args.frozen_bn else args.bn_patches
+        refreshed = sum(min(each, count) for count in trained)
         return (
             many[script] * sum(trained),
             many[script] * (sum(held) + refreshed) + sum(held),
@@ -117,7 +121,7 @@ def workload(
     cells = slides["cells"].to_numpy()
     share = hard / folds_b
     work = {
-        "part_a": training("train_part_a.py", list(patches - held_a), list(held_a)),
+        "part_a": training("train_part_a.py", list(patches - not_drawn), list(held_a)),
         "hard_examples": (0, slides["mined"].sum() * len(held_a)),
         "final": training("train_final.py", [patches + hard - share] * folds_b, [share] * folds_b),
         # An annotated slide is for the model of its fold, any other for all of them.
