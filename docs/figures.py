@@ -65,7 +65,7 @@ def safe_against_leaky(figure) -> None:
         ends = [2 * model - 0.45, 2 * model + 1.3]
         painted.plot([hidden] * 2, ends, color=TRUTH, linestyle="--", linewidth=1.5, zorder=0)
         words = f"hidden test\n{hidden:.3f}"
-        painted.text(hidden - 0.012, ends[1], words, color=TRUTH, ha="right", va="bottom")
+        painted.text(hidden - 0.05, ends[1], words, color=TRUTH, ha="right", va="bottom")
     real.set_title("Real photos: same images, two splits", loc="left", fontsize=11.5)
     painted.set_title("Trial data: the hidden test tells", loc="left", fontsize=11.5)
     names = [f"{name},\n{split}" for name in AUDITS for split in ("patient-safe", "leaky")]
@@ -83,7 +83,10 @@ def safe_against_leaky(figure) -> None:
 def _interval(axes, place, value, low, high, colour, mark) -> None:
     axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
     axes.plot(value, place, mark, color=colour, markersize=9)
-    axes.text(value, place - 0.2, f"{value:.3f}", color=colour, ha="center", va="bottom")
+    # Over a patch of white, for the line of the hidden test may run there.
+    patch = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    words = {"color": colour, "ha": "center", "va": "bottom", "bbox": patch}
+    axes.text(value, place - 0.2, f"{value:.3f}", **words)
 
 
 # Structure

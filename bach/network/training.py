@@ -446,9 +446,12 @@ def _check_untrained(model: keras.Model, training: Batches) -> None:
         InputError: If the network's copy for predictions cannot be made, or is another one.
     """
     count = min(training.batch_size, 32)
-    patches = training.patches(np.arange(count))
+    # From all over, for patches of a class lie together.
+    chosen = np.linspace(0, len(training.labels) - 1, count).astype(int)
+    patches = training.patches(chosen)
     probs = np.asarray(model.predict_on_batch(patches))
-    loss = float(-np.log(np.clip(probs[np.arange(count), training.labels[:count]], 1e-7, 1)).mean())
+    true = probs[np.arange(count), training.labels[chosen]]
+    loss = float(-np.log(np.clip(true, 1e-7, 1)).mean())
     log.info("loss before training: %.3f (untrained four-class network: ln 4 = 1.386)", loss)
     patches, probs = patches[:2], probs[:2]
     try:
