@@ -82,21 +82,19 @@ class Batches(keras.utils.PyDataset):
         self._augmentation = augmentation
         self.seed = seed
         most = np.array([x.per_image or len(self._row) for x in selections])
-        drawn = pd.DataFrame({"store": self._store, "image": self.images}).groupby(
-            ["store", "image"], sort=False
-        )
-        self._drawn_from, self._most = drawn.ngroup().to_numpy(), most[self._store]
-        self._count = int((drawn.cumcount() < self._most).sum())
+        each_image = pd.DataFrame({"store": self._store, "image": self.images})
+        self._drawn_from = each_image.groupby(["store", "image"]).ngroup().to_numpy()
+        self._most = most[self._store]
+        self.start_epoch(0)
         # Few patches make a smaller batch, still one that divides over the devices.
-        each = min(batch_size, self._count) / backend.count()
+        each = min(batch_size, len(self.order)) / backend.count()
         each = max(1, math.floor(each) if augmentation is not None else math.ceil(each))
         self.batch_size = each * backend.count()
-        self.start_epoch(0)
 
     def __len__(self) -> int:
         if self._augmentation is not None:
-            return self._count // self.batch_size
-        return -(-self._count // self.batch_size)
+            return len(self.order) // self.batch_size
+        return -(-len(self.order) // self.batch_size)
 
     def start_epoch(self, epoch: int) -> None:
         """Set the epoch, which decides order and augmentation.
