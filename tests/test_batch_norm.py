@@ -2,8 +2,10 @@
 
 import keras
 import numpy as np
+import pytest
 
-from bach.network.batch_norm import refresh_batch_norm, training_pass
+from bach.core.errors import InputError
+from bach.network.batch_norm import freeze_batch_norm, refresh_batch_norm, training_pass
 
 
 def test_refreshed_statistics_are_those_of_the_training_patches():
@@ -23,3 +25,9 @@ def test_refreshed_statistics_are_those_of_the_training_patches():
     assert np.allclose(norm.moving_variance, expected, rtol=1e-4)
     # Nothing else has moved: the random stream of training goes on undisturbed.
     assert np.array_equal(state, dropped.non_trainable_variables[0])
+
+
+def test_what_has_no_batch_normalisation_cannot_keep_it():
+    inputs = keras.Input((4,))
+    with pytest.raises(InputError, match="--frozen-bn"):
+        freeze_batch_norm(keras.Model(inputs, keras.layers.Dense(4)(inputs)))

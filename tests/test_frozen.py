@@ -236,6 +236,11 @@ def test_an_image_network_is_not_one_of_fields(toy, tmp_path):
         train_part_a.main(part_a_words(toy, tmp_path, "--image-network", "x", "--fields"))
 
 
+def test_no_patches_are_drawn_of_whole_photos(toy, tmp_path):
+    with pytest.raises(InputError, match="no patches to draw"):
+        train_part_a.main(part_a_words(toy, tmp_path, "--fields", "--patches-per-photo", "2"))
+
+
 def test_photos_of_other_sizes_are_stored_in_one(toy, tmp_path):
     images = list_images(toy, "A").head(1)
     store = store_photos(images, tmp_path, field_shape(2048, 1536, View(0, 2)), 2)

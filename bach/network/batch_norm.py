@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
+from bach.core.errors import InputError
 from bach.network import backend
 from bach.network.batches import Batches
 
@@ -34,10 +35,19 @@ class RefreshBatchNorm(keras.callbacks.Callback):
 
 
 def freeze_batch_norm(model: keras.Model) -> None:
-    """Keep all batch normalisation of a model as it is: what is trained are other layers."""
-    for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
+    """Keep all batch normalisation of a model as it is: what is trained are other layers.
+
+    Raises:
+        InputError: If there is none.
+    """
+    norms = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+    if not norms:
+        raise InputError(
+            "Batch normalisation can be kept as it is where there is some.\n"
+            f"Received: --frozen-bn, {model.name} without. Leave out --frozen-bn."
+        )
+    for layer in norms:
+        layer.trainable = False
 
 
 def training_pass(model: keras.Model) -> Callable[[Sequence[np.ndarray]], None]:

@@ -219,7 +219,7 @@ def train_fold(args: TrainingScript, fold: Fold) -> np.ndarray | None:
             log.info("LoRA: %s numbers of the backbone are trained", f"{count:,}")
         elif what == "all":
             foundation.unfreeze(model)
-        if args.frozen_bn:
+        if args.frozen_bn and what != "top":
             freeze_batch_norm(model)
     if what == "top":
         return _train_top(args, fold, model)
