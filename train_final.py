@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     fold_of = join_folds(hard.table, folds, args.folds)["fold"].to_numpy()
     draws = {fold: find_draw(args.hard_examples_dir, folds, fold) for fold in chosen}
     starts = {fold: started(args, fold, folds) for fold in chosen}
-    patients = patients_of(args.part_a_dir)
+    patients = patients_of(args.part_a_dir) if training.what_to_train(args) == "top" else {}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     with run.start(**device):

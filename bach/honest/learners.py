@@ -1,7 +1,7 @@
-"""Cheap models of photos' features, for the leak audit: no GPU, no minutes.
+"""Cheap models of features: of photos for the leak audit, of patches for `--train top`.
 
-Both take float features `(images, features)`, labels 0..3 and the images' patients, and return
-probabilities `(images, 4)` of other images.
+`Trees` and `Logistic` take float features `(images, features)`, labels 0..3 and the images'
+patients, and return probabilities `(images, 4)` of other images.
 """
 
 from typing import NamedTuple, Protocol
