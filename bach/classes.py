@@ -19,9 +19,10 @@ NUMBERED = ", ".join(f"{label} {name}" for label, name in enumerate(CLASSES))
 # File name prefixes of Part A photos: n001.tif, b001.tif, is001.tif, iv001.tif.
 PREFIXES = ("n", "b", "is", "iv")
 
-# RGB, chosen to be told apart on pink tissue and by colour-blind readers
-# (Okabe & Ito 2008: bluish green, sky blue, orange, vermillion-dark).
-COLORS = ((0, 158, 115), (86, 180, 233), (240, 170, 0), (190, 30, 45))
+# RGB: pale green, blue, orange, wine red. Of lightness 90, 46, 67 and 24, so that they differ
+# in grey too; told apart by all kinds of colour blindness (tests/test_classes.py measures it)
+# and from the pink and purple of H&E. Normal is the one that catches no eye.
+COLORS = ((210, 232, 222), (0, 114, 185), (240, 140, 0), (120, 0, 40))
 
 _SPELLINGS = {
     "normal": NORMAL,

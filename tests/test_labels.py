@@ -129,6 +129,14 @@ def test_a_class_map_is_read_back_as_written_and_carries_its_colours(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
 
 
+def test_a_class_map_in_the_colours_of_earlier_versions_is_read_by_its_numbers(tmp_path):
+    values = np.array([[0, 1], [2, 3]], np.uint8)
+    image = Image.fromarray(values)
+    image.putpalette([0, 158, 115, 86, 180, 233, 240, 170, 0, 190, 30, 45])
+    image.save(tmp_path / "map.png")
+    assert np.array_equal(labels.read_class_map(tmp_path / "map.png"), values)
+
+
 def test_a_map_of_other_values_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="values 4"):
         labels.write_class_map(tmp_path / "map.png", np.full((2, 2), 4, np.uint8))
