@@ -14,12 +14,13 @@ fitted on all. The last line on stdout is the result as JSON.
 import argparse
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from bach.charts import pixels, reliability_figure
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import read_object, to_json, write_json
@@ -42,9 +43,6 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 # Probabilities of exactly 0 have no logarithm. Softmax in float32 gives them.
 _SMALLEST = 1e-7
-
-# Okabe & Ito 2008, told apart by colour-blind readers.
-_BLUE, _VERMILLION = "#56B4E9", "#D55E00"
 
 
 # Figures
@@ -249,52 +247,6 @@ def _checked(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
     return probs, as_labels(labels, "labels")
 
 
-# The picture
-
-
-def draw_reliability(tables: Mapping[str, pd.DataFrame]) -> np.ndarray:
-    """Draw reliability tables side by side.
-
-    Above, a bar is the share of right answers in a bin and the line across it their mean
-    confidence; where a network means what it says, the two meet. Below is how many images
-    a bin holds.
-
-    Args:
-        tables: {title: table of `reliability`}.
-
-    Returns:
-        uint8 `(height, width, 3)`, RGB.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
-    from matplotlib.figure import Figure
-
-    # Not by pyplot, which keeps figures and may ask for a screen.
-    figure = Figure(figsize=(0.6 + 4.4 * len(tables), 6), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(
-        2, len(tables), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1)
-    )
-    for (above, below), (title, table) in zip(axes.T, tables.items(), strict=True):
-        low, high, count = table["low"], table["high"], table["count"]
-        bars = {"x": low, "width": high - low, "align": "edge", "edgecolor": "white"}
-        above.bar(height=table["accuracy"], color=_BLUE, label="share right", **bars)
-        above.hlines(
-            table["confidence"], low, high, _VERMILLION, label="mean probability", linewidth=3
-        )
-        above.plot([0, 1], [0, 1], "--", color="0.4", linewidth=1, label="calibrated")
-        above.set(title=title, xlim=(0, 1), ylim=(0, 1.02))
-        gray = below.bar(height=count, color="0.7", **bars)
-        below.bar_label(gray, [str(n or "") for n in count], fontsize=7)
-        below.set(xlabel="largest probability of an image")
-        below.margins(y=0.25)
-    axes[0, 0].set_ylabel("share of answers that are right")
-    axes[1, 0].set_ylabel("images")
-    figure.suptitle("Are the answers as often right as the network is sure?")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]
-
-
 # The tool
 
 
@@ -381,10 +333,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(format_result(result, tables["before"], tables["after"]))
 
     # 4. The picture, and the file that is written last.
-    picture = draw_reliability(
+    figure = reliability_figure(
         {f"{name}: ECE {result[f'ece_{name}']:.3f}": table for name, table in tables.items()}
     )
-    write_png(run / "reliability.png", picture)
+    write_png(run / "reliability.png", pixels(figure))
     write_json(run / "calibration.json", result)
     print(to_json(result))
     return 0

@@ -10,7 +10,6 @@ from sklearn.metrics import log_loss
 from bach import calibration
 from bach.calibration import (
     apply_temperature,
-    draw_reliability,
     expected_calibration_error,
     fit_temperature,
     leave_fold_out,
@@ -227,24 +226,6 @@ def test_a_run_without_folds_or_probabilities_is_refused(tmp_path):
         calibration.main([str(run)])
     with pytest.raises(InputError, match="readable"):
         calibration.main([str(tmp_path)])
-
-
-def test_the_picture_has_a_panel_for_each_table_and_bars_as_high_as_the_share_that_is_right():
-    probs = np.tile([0.7, 0.1, 0.1, 0.1], (4, 1))
-
-    def blue(*answers):
-        tables = {str(n): reliability(probs[: len(one)], one) for n, one in enumerate(answers)}
-        picture = draw_reliability(tables)
-        assert picture.dtype == np.uint8
-        return picture.shape[1], (picture == (0x56, 0xB4, 0xE9)).all(axis=-1).sum()
-
-    none, half, right, empty = (np.array(labels) for labels in ([1] * 4, [0, 0, 1, 1], [0] * 4, []))
-    width, legend = blue(none)
-    wide, _ = blue(none, empty.astype(int))
-    assert 1.5 * width < wide <= 2 * width
-    bar = blue(right)[1] - legend
-    assert bar > 1000
-    assert blue(half)[1] - legend == pytest.approx(bar / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("cell", ["3.0", "0.9", "-0.1", "word", ""])

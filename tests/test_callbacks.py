@@ -48,28 +48,6 @@ def test_best_is_the_first_epoch_with_the_best_value(monitor, values, best, tmp_
     assert keras.ops.convert_to_numpy(saved)[0] == len(values) - 1
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [
-        ("loss", "min"),
-        ("heldout_loss", "min"),
-        ("accuracy", "max"),
-        ("val_auc", "max"),
-        ("heldout_image_accuracy", "max"),
-        ("part_b_score", "max"),
-        ("calibration_error", "min"),
-    ],
-)
-def test_better_is_told_by_the_name_of_the_metric(name, mode):
-    assert callbacks.best_mode(name) == mode
-    assert callbacks.best_mode(name, "min") == "min"
-
-
-def test_a_name_that_tells_nothing_is_refused():
-    with pytest.raises(InputError, match="Say min or max"):
-        callbacks.best_mode("quality")
-
-
 def test_images_are_scored_by_the_mean_of_their_patches():
     labels = np.array([0, 0, 0, 3, 3, 3])
     probs = np.eye(4)[[0, 0, 2, 1, 1, 3]] * 0.9 + 0.025

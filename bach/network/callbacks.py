@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from bach.charts import STOPPED, best_mode
 from bach.classes import CLASSES
 from bach.core.archives import check_archive
 from bach.core.errors import InputError
@@ -27,7 +28,6 @@ from bach.network import backend
 from bach.network.batches import Batches
 from bach.network.predict import predict_batches, predict_sample
 
-STOPPED = "stopped_learning"  # column of the history, where it is so
 NO_CHANGE = 0.005  # in the loss
 _SAMPLE = 64  # patches
 
@@ -310,29 +310,6 @@ class LogEpoch(keras.callbacks.Callback):
             f"{logs['accuracy']:.3f}{held}; {logs['patches_per_s']:.0f} patches/s, "
             f"{duration(time.monotonic() - self._start)}"
         )
-
-
-def best_mode(monitor: str, mode: str = "auto") -> str:
-    """Whether more or less of a metric is better, told by its name.
-
-    Raises:
-        InputError: If the name tells neither.
-
-    Example:
-        >>> best_mode("heldout_image_accuracy")
-        'max'
-    """
-    if mode in ("min", "max"):
-        return mode
-    words = set(monitor.lower().split("_"))
-    if words & {"loss", "error", "mae", "mse", "ece", "nll", "difficulty"}:
-        return "min"
-    if words & {"accuracy", "acc", "auc", "score", "f1", "sensitivity", "specificity", "recall"}:
-        return "max"
-    raise InputError(
-        f"Whether more of {monitor!r} is better cannot be told by its name.\n"
-        f"Received: monitor={monitor}, mode={mode}. Say min or max."
-    )
 
 
 def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[str, float]:

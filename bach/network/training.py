@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from bach.charts import STOPPED
 from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import (
@@ -37,7 +38,6 @@ from bach.network.augment import Augmentation, with_augmentation
 from bach.network.batch_norm import RefreshBatchNorm, freeze_batch_norm
 from bach.network.batches import Batches, feed
 from bach.network.callbacks import (
-    STOPPED,
     Checkpoint,
     EvaluateHeldOut,
     LogEpoch,
