@@ -38,6 +38,9 @@ def found(folder, slide):
         "A01.svs_annotations.json",
         "A01.annotations.xml",
         "A01.annotations",
+        "A01.geojson.gz",
+        "A01.svs.GeoJSON.GZ",
+        "A01_annotations.json.gz",
     ],
 )
 def test_an_annotation_is_found_by_the_name_of_its_slide(tmp_path, name):
@@ -84,11 +87,11 @@ def test_two_annotations_of_a_slide_are_refused_and_named(tmp_path):
 def test_files_that_nothing_reads_are_named(tmp_path):
     touch(tmp_path, "A01.svs", "A02.svs", "A01.xml", "A01.xml.bak", "._A01.xml", "A01_thumb.png")
     assert Folder(tmp_path).strays() == []
-    touch(tmp_path, "A03.xml", "A01 (1).geojson", "A02.xml.txt", "A02.ndpa", "A02.geojson.gz")
+    touch(tmp_path, "A03.xml", "A01 (1).geojson", "A02.xml.txt", "A02.ndpa", "A02.xml.gz")
     strays = "\n".join(Folder(tmp_path).strays())
     assert strays.count("belongs to no slide") == 2
     assert strays.count("nothing reads it under this name") == 3
-    for name in ("A03.xml", "A01 (1).geojson", "A02.xml.txt", "A02.ndpa", "A02.geojson.gz"):
+    for name in ("A03.xml", "A01 (1).geojson", "A02.xml.txt", "A02.ndpa", "A02.xml.gz"):
         assert name in strays
 
 

@@ -1,9 +1,11 @@
 """Annotation files: which belongs to which slide, and what they hold as text."""
 
 import codecs
+import gzip
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,12 +14,14 @@ from bach.core.tables import image_key
 from bach.core.text import listed
 from bach.slides import SLIDE_SUFFIXES
 
-ENDINGS = (".xml", ".json", ".geojson", ".annotations")
+ENDINGS = (".xml", ".json", ".geojson", ".annotations", ".json.gz", ".geojson.gz")
 
-# Read whole; the challenge's files have 3 MB at most.
+# Read whole; the challenge's files have 3 MB at most. Of a packed file, what it unpacks to.
 MOST_BYTES = 500 * 2**20
+_PACKED = b"\x1f\x8b"  # gzip
+_CHUNK = 2**20
 
-# What holds annotations by its name: NAME.xml.txt, NAME.geojson.gz, and formats not read here.
+# What holds annotations by its name: NAME.xml.txt, NAME.xml.gz, and formats not read here.
 _LOOKS_LIKE_ONE = re.compile(r"\.(xml|json|geojson|annotations|ndpa|qpdata)\b", re.IGNORECASE)
 # QuPath's scripts write NAME_annotations.json.
 _TAIL = re.compile(r"[ ._-]?annotations?$", re.IGNORECASE)
@@ -65,10 +69,11 @@ class Folder:
         self._unread: list[str] = []
         self._strays: list[Path] = []
         for name in names:
-            if Path(name).suffix.lower() not in ENDINGS:
+            stem = _without_ending(name)
+            if stem is None:
                 self._unread += [name] if _LOOKS_LIKE_ONE.search(name) else []
                 continue
-            owners = _owners(Path(name).stem, by_name)
+            owners = _owners(stem, by_name)
             for slide in owners:
                 self._of.setdefault(slide, []).append(self.path / name)
             if not owners & slide_names:
@@ -159,6 +164,8 @@ def read_text(path: str | os.PathLike) -> str:
     what the XML declares. UTF-16 that is declared for text of single bytes is taken for
     UTF-8: some writers declare what they had in memory.
 
+    One that is packed with gzip, as QuPath writes it under `.geojson.gz`, is unpacked.
+
     Raises:
         InputError: If it is no readable file, too large, empty, or no text.
     """
@@ -170,11 +177,9 @@ def read_text(path: str | os.PathLike) -> str:
     except (OSError, MemoryError) as error:
         raise _unreadable(path, str(error)) from error
     if size > MOST_BYTES:
-        raise InputError(
-            f"An annotation file must have at most {MOST_BYTES / 2**20:.0f} MB: {path}.\n"
-            f"Received: {size / 2**20:,.0f} MB.\n"
-            "Export the outlines of regions alone, without cells and measurements."
-        )
+        raise _too_large(path, f"{size / 2**20:,.0f} MB")
+    if data.startswith(_PACKED):
+        data = _unpacked(path)
     if not data.strip(b"\0\t\r\n "):
         content = f"{size:,} bytes of nothing but zeros and spaces" if data else "an empty file"
         raise InputError(
@@ -192,9 +197,42 @@ def read_text(path: str | os.PathLike) -> str:
         ) from error
 
 
+def _unpacked(path: Path) -> bytes:
+    """What a gzip file holds, which is counted before any of it is kept.
+
+    Raises:
+        InputError: If it is damaged, or more than is read.
+    """
+    try:
+        with gzip.open(path) as stream:
+            size = 0
+            while chunk := stream.read(_CHUNK):
+                size += len(chunk)
+                if size > MOST_BYTES:
+                    raise _too_large(path, f"{path.stat().st_size:,} bytes that unpack to more")
+            stream.seek(0)
+            return stream.read()
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise _unreadable(path, f"gzip that is damaged ({error})") from error
+
+
+def _too_large(path: Path, received: str) -> InputError:
+    return InputError(
+        f"An annotation file must have at most {MOST_BYTES / 2**20:.0f} MB: {path}.\n"
+        f"Received: {received}.\n"
+        "Export the outlines of regions alone, without cells and measurements."
+    )
+
+
 def _shown(path: Path) -> str:
     """A path for a message, also one that is no text."""
     return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _without_ending(name: str) -> str | None:
+    """The name of an annotation file without its ending; None if it has none of these."""
+    ending = next((one for one in reversed(ENDINGS) if name.lower().endswith(one)), None)
+    return name[: -len(ending)] if ending and len(name) > len(ending) else None
 
 
 def _keys_of_slide(name: str) -> set[str]:

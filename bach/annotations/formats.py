@@ -164,7 +164,7 @@ _CUT_SHORT = [
 
 def _parse_json(path: Path, text: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_hook=_without_tiles)
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
         raise _broken(path, "JSON", text, str(error), cut) from error
@@ -299,6 +299,17 @@ def _plain(text: str) -> str:
 
 # GeoJSON
 
+# Cells of a grid, which QuPath calls tiles, are measured and not drawn. A slide has 100,000 of
+# them, so that each becomes this one as soon as it is read.
+_TILE = {"type": "Feature", "properties": {"objectType": "tile"}}
+
+
+def _without_tiles(part: dict) -> dict:
+    properties = part.get("properties")
+    if isinstance(properties, dict) and properties.get("objectType") == "tile":
+        return _TILE
+    return part
+
 
 def _geojson(path: Path, content: object) -> Iterator[Shape]:
     features = content
@@ -313,12 +324,17 @@ def _geojson(path: Path, content: object) -> Iterator[Shape]:
         )
     # Each polygon is a layer of its own, so that its holes cut nothing else.
     layers = itertools.count()
+    tile = Shape("a tile", no_area="tile, no annotation")
+    offset = _offset(path, content)
     for number, feature in enumerate(features):
+        if feature is _TILE:
+            yield tile
+            continue
         name = f"feature {number}"
         where = f"{name} in {path}"
         classes, received, unclassed = _classification(where, feature)
         for rings, no_area, is_ellipse in _polygons(where, feature.get("geometry")):
-            outlines = [_points(where, _rows(where, ring)) for ring in rings]
+            outlines = [_points(where, _rows(where, ring)) + offset for ring in rings]
             if is_ellipse:
                 outlines = [_box_or_ellipse(ring, True) for ring in outlines if len(ring) >= 2]
             if outlines and len(outlines[0]) < 3:
@@ -327,6 +343,16 @@ def _geojson(path: Path, content: object) -> Iterator[Shape]:
             yield Shape(
                 name, classes, received, outlines, layer, no_area=no_area, unclassed=unclassed
             )
+
+
+def _offset(path: Path, content: object) -> np.ndarray:
+    """What `bach.export` took off the coordinates, for QuPath shows slides from where they begin.
+
+    Raises:
+        InputError: If it is no pair of numbers.
+    """
+    said = content.get("bach_offset", [0, 0]) if isinstance(content, dict) else [0, 0]
+    return _points(f"bach_offset in {path}", _rows(f"bach_offset in {path}", [said]))
 
 
 def _polygons(where: str, geometry: object) -> Iterator[tuple[list, str, bool]]:

@@ -1,0 +1,153 @@
+"""Maps of a heatmap run as pyramids that any viewer of slides opens.
+
+The class map becomes an RGB TIFF like a scanner's, for OpenSlide and all that is built on it;
+the probabilities become an OME-TIFF, one channel per class, for tools that measure.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from bach.classes import CLASSES, COLORS
+from bach.core.files import atomic_path
+from bach.export.results import Result
+
+CLASSES_ENDING, PROBS_ENDING = ".classes.tif", ".probs.ome.tif"
+
+_TILE = 256
+_SMALLEST = 64  # no level whose longer side is shorter than half of this
+_ROWS = 512  # rows that are shrunk at a time; even
+_UM_PER_CM = 1e4
+_BIG = 2**31  # bytes before compression from which offsets may need 64 bits
+
+
+def write_classes(path: Path, result: Result) -> None:
+    """Write the class map as a tiled RGB pyramid, deflated.
+
+    Every level shows the colours of the classes and no other: a px is the most frequent class
+    of the four below it, of two that are as frequent the later one, so that small carcinomas
+    stay. Resolution tags say um per px, which OpenSlide reads.
+
+    Args:
+        path: File to write, ending in `.tif`.
+        result: The slide's maps.
+
+    Raises:
+        InputError: If the place cannot be written.
+    """
+    levels = _levels(result.class_map, _most_frequent)
+    mpp = result.record.mpp * result.record.downsample
+    colors = np.array(COLORS, np.uint8)
+    size = sum(level.size for level in levels) * colors.shape[1]
+    with (
+        atomic_path(path) as temporary,
+        tifffile.TiffWriter(temporary, bigtiff=size > _BIG) as writer,
+    ):
+        for number, level in enumerate(levels):
+            per_cm = _UM_PER_CM / (mpp * 2**number)
+            writer.write(
+                (colors[tile] for tile in _tiles(level)),
+                shape=(*level.shape, colors.shape[1]),
+                dtype=np.uint8,
+                tile=(_TILE, _TILE),
+                photometric="rgb",
+                compression="zlib",
+                subfiletype=1 if number else 0,
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+                software=False,
+            )
+
+
+def write_probs(path: Path, result: Result) -> None:
+    """Write the probabilities as a tiled OME-TIFF pyramid, one channel per class, deflated.
+
+    float32, a px per cell, nan where nothing was predicted. A px of a smaller level is the
+    mean of those of the four below it that were predicted. Levels are SubIFDs.
+
+    Args:
+        path: File to write, ending in `.ome.tif`.
+        result: The slide's maps.
+
+    Raises:
+        InputError: If the place cannot be written.
+    """
+    levels = _levels(result.probs, _mean)
+    size = result.record.step * result.record.mpp
+    metadata = {
+        "axes": "CYX",
+        "Name": result.name,
+        "PhysicalSizeX": size,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": size,
+        "PhysicalSizeYUnit": "µm",
+        "Channel": {"Name": list(CLASSES)},
+    }
+    with (
+        atomic_path(path) as temporary,
+        tifffile.TiffWriter(
+            temporary, ome=True, bigtiff=sum(level.nbytes for level in levels) > _BIG
+        ) as writer,
+    ):
+        for number, level in enumerate(levels):
+            per_cm = _UM_PER_CM / (size * 2**number)
+            writer.write(
+                (tile for label in range(len(CLASSES)) for tile in _tiles(level[..., label])),
+                shape=(len(CLASSES), *level.shape[:2]),
+                dtype=np.float32,
+                tile=(_TILE, _TILE),
+                photometric="minisblack",
+                compression="zlib",
+                subfiletype=1 if number else 0,
+                subifds=0 if number else len(levels) - 1,
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                metadata=None if number else metadata,
+            )
+
+
+def _levels(whole: np.ndarray, join: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """A map and its smaller ones, each of half the sides of the one before, rounded up.
+
+    Args:
+        whole: Array `(rows, cols, ...)`; may lie on disk.
+        join: Makes of `(4, rows, cols, ...)` what stands for the four.
+    """
+    levels = [whole]
+    while max(levels[-1].shape[:2]) > _SMALLEST:
+        last = levels[-1]
+        parts = []
+        for top in range(0, last.shape[0], _ROWS):
+            part = np.asarray(last[top : top + _ROWS])
+            odd = [(0, side % 2) for side in part.shape[:2]]
+            part = np.pad(part, [*odd, *[(0, 0)] * (part.ndim - 2)], mode="edge")
+            four = [part[row::2, column::2] for row in (0, 1) for column in (0, 1)]
+            parts.append(join(np.stack(four)))
+        levels.append(np.concatenate(parts))
+    return levels
+
+
+def _most_frequent(four: np.ndarray) -> np.ndarray:
+    """The most frequent of four classes; of two that are as frequent the later one."""
+    counts = np.stack([(four == label).sum(axis=0) for label in reversed(range(len(CLASSES)))])
+    return (len(CLASSES) - 1 - counts.argmax(axis=0)).astype(np.uint8)
+
+
+def _mean(four: np.ndarray) -> np.ndarray:
+    """The mean of those of four that are numbers; nan where none is."""
+    known = ~np.isnan(four)
+    with np.errstate(invalid="ignore"):
+        return (np.where(known, four, 0).sum(axis=0) / known.sum(axis=0)).astype(np.float32)
+
+
+def _tiles(level: np.ndarray) -> Iterator[np.ndarray]:
+    """The tiles of a map in the order of the file, all of one size: the last repeat the edge."""
+    rows, columns = level.shape
+    for top in range(0, rows, _TILE):
+        for left in range(0, columns, _TILE):
+            tile = np.asarray(level[top : top + _TILE, left : left + _TILE])
+            beyond = [(0, _TILE - side) for side in tile.shape]
+            yield np.ascontiguousarray(np.pad(tile, beyond, mode="edge"))
