@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
+from bach.heatmap import to_heatmap
 from bach.honest.comparison import ALWAYS_BENIGN
 from bach.honest.records import SlideRecord, write_slide
+from bach.labels import write_class_map
+from bach.patches import grid_shape
 from bach.reproduce.kwok2018 import ALWAYS_BENIGN_TISSUE
 
 
@@ -134,3 +137,22 @@ def two_runs(folder):
         training_run(folder / "good", good, label, patient, backbone="tiny", epochs=25),
         training_run(folder / "bad", bad, label, patient, backbone="vgg19"),
     )
+
+
+def add_slide(run, name, class_map, **changes):
+    """A slide of a heatmap run with this class map; cells of 10 px of it, some predicted."""
+    for kind in ("slides", "probs", "heatmaps", "class_maps"):
+        (run / kind).mkdir(parents=True, exist_ok=True)
+    rows, columns = class_map.shape
+    size = {"width": columns * 16, "height": rows * 16}
+    record = slide_record(name, **size | {"key": {"slide": name}} | changes)
+    rng = np.random.default_rng(0)
+    shape = grid_shape(record.width, record.height, record.step)
+    probs = rng.dirichlet(np.ones(4), shape).astype(np.float32)
+    probs[rng.random(shape) < 0.3] = np.nan
+    np.save(run / "probs" / f"{name}.npy", probs)
+    np.save(run / "heatmaps" / f"{name}.npy", to_heatmap(probs))
+    write_class_map(run / "class_maps" / f"{name}.png", class_map)
+    write_slide(run / "slides" / f"{name}.json", record)
+    (run / "metrics.json").write_text("{}")
+    return record

@@ -11,6 +11,7 @@ COMMANDS = [
     "calibration",
     "data",
     "demo",
+    "export",
     "folds",
     "metrics",
     "report",

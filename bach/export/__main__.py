@@ -45,7 +45,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="level-0 px of the slides where QuPath begins to count, 0 0 if it shows them whole "
         "(default: what the slide files say)",
     )
-    return parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    if any(word.startswith("-") for word in more):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    args.slides += more  # names after an option, which argparse does not take
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -80,6 +80,7 @@ def write_probs(path: Path, result: Result) -> None:
     metadata = {
         "axes": "CYX",
         "Name": result.name,
+        "UUID": f"urn:uuid:{result.uuid('probs')}",  # tifffile's would name the machine
         "PhysicalSizeX": size,
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": size,

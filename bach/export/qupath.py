@@ -12,7 +12,7 @@ import io
 import json
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -78,6 +78,7 @@ def _tiles(result: Result, offset: tuple[int, int]) -> Iterator[str]:
     rows, columns = result.heatmap.shape
     xs = _lines(columns, record.step, record.width, offset[0])
     ys = _lines(rows, record.step, record.height, offset[1])
+    cells = result.uuid("cells")
     names = [json.dumps(name) for name in (*PROB_COLUMNS, "heatmap")]
     for row in range(rows):
         # Copied: a row at a time comes from the disk.
@@ -88,9 +89,7 @@ def _tiles(result: Result, offset: tuple[int, int]) -> Iterator[str]:
             left, right, top, bottom = xs[column], xs[column + 1], ys[row], ys[row + 1]
             corners = ((left, top), (right, top), (right, bottom), (left, bottom))
             properties = f'"objectType":"tile","isLocked":true,"measurements":{{{measured}}}'
-            yield _feature(
-                _id(record, f"cell {row} {column}"), [_ring(*zip(*corners, strict=True))], properties
-            )
+            yield _feature(uuid.uuid5(cells, f"{row} {column}"), [_ring(corners)], properties)
 
 
 def _regions(result: Result, offset: tuple[int, int]) -> Iterator[str]:
@@ -99,33 +98,25 @@ def _regions(result: Result, offset: tuple[int, int]) -> Iterator[str]:
     rows, columns = result.class_map.shape
     xs = _lines(columns, record.downsample, record.width, offset[0], centres=True)
     ys = _lines(rows, record.downsample, record.height, offset[1], centres=True)
+    regions = result.uuid("regions")
     for number, (label, rings) in enumerate(outlines(result.class_map)):
         classification = {"name": CLASSES[label], "color": COLORS[label]}
         properties = f'"objectType":"annotation","classification":{json.dumps(classification)}'
-        texts = [
-            _ring([xs[x] for x in ring[:, 0].tolist()], [ys[y] for y in ring[:, 1].tolist()])
-            for ring in rings
-        ]
-        yield _feature(_id(record, f"region {number}"), texts, properties)
+        texts = [_ring((xs[x], ys[y]) for x, y in ring.tolist()) for ring in rings]
+        yield _feature(uuid.uuid5(regions, str(number)), texts, properties)
 
 
-def _feature(identity: str, rings: list[str], properties: str) -> str:
+def _feature(identity: uuid.UUID, rings: list[str], properties: str) -> str:
     return (
         f'{{"type":"Feature","id":"{identity}","geometry":{{"type":"Polygon","coordinates":'
         f'[{",".join(rings)}]}},"properties":{{{properties}}}}}'
     )
 
 
-def _ring(xs, ys) -> str:
+def _ring(corners: Iterable[tuple[str, str]]) -> str:
     """A ring as JSON, closed, from the texts of its corners."""
-    points = [f"[{x},{y}]" for x, y in zip(xs, ys, strict=True)]
+    points = [f"[{x},{y}]" for x, y in corners]
     return f"[{','.join(points)},{points[0]}]"
-
-
-def _id(record: SlideRecord, what: str) -> str:
-    """A UUID that is the same each time, and another one in another run or for another slide."""
-    run = json.dumps(record.key, sort_keys=True)
-    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"bach {run} {record.image_id} {what}"))
 
 
 def _number(value: np.floating) -> str:
@@ -178,12 +169,24 @@ def bounds_offset(run: Path, record: SlideRecord) -> tuple[int, int]:
             f"Received: {size[0]}x{size[1]} px, not {record.width}x{record.height}.\n"
             "Put that slide back, or say with --offset X Y where QuPath begins to count in it."
         )
+    x, y = first_shown(properties)
+    if x or y:
+        log.info("%s: QuPath shows it from x=%d, y=%d on", record.image_id, x, y)
+    return x, y
+
+
+def first_shown(properties: Mapping[str, str]) -> tuple[int, int]:
+    """The first px of a slide that QuPath shows, by OpenSlide's properties.
+
+    Example:
+        >>> names = ("x", "y", "width", "height")
+        >>> first_shown({f"openslide.bounds-{n}": "7" for n in names}), first_shown({})
+        ((7, 7), (0, 0))
+    """
     try:
         x, y, *_ = (int(properties[name]) for name in _BOUNDS)
     except (KeyError, ValueError):
         return 0, 0
-    if x or y:
-        log.info("%s: QuPath shows it from x=%d, y=%d on", record.image_id, x, y)
     return x, y
 
 

@@ -1,6 +1,8 @@
 """What a run of make_heatmap.py says about its slides, looked at before it is exported."""
 
+import json
 import math
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,10 +39,10 @@ class Result(NamedTuple):
     heatmap: np.ndarray
     class_map: np.ndarray
 
-    @property
-    def predicted(self) -> np.ndarray:
-        """Cells that were predicted, bool `(rows, cols)`."""
-        return ~np.isnan(self.probs).all(axis=2)
+    def uuid(self, what: str) -> uuid.UUID:
+        """An id that is the same each time, and another in another run or of another slide."""
+        run = json.dumps(self.record.key, sort_keys=True)
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"bach {run} {self.name} {what}")
 
 
 def list_results(run: Path, names: Sequence[str] = ()) -> dict[str, SlideRecord]:
