@@ -21,36 +21,27 @@ Paper (Kwok 2018): score 0.6929 on the hidden test; 0.75 on A01-A10, in sample.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES
 from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.files import write_json
 from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.run import Run
-from bach.core.tables import image_key, require_names, write_csv
-from bach.core.text import listed, number
+from bach.core.tables import image_key, require_names
+from bach.core.text import listed
 from bach.data import find_data, list_images, slide_names
-from bach.heatmap import STEP_UM, THRESHOLDS, HeatmapMaker, to_classes
-from bach.honest.intervals import format_interval, score_interval
-from bach.honest.records import SlideRecord
+from bach.heatmap import STEP_UM, HeatmapMaker, MapScript, summarise
 from bach.mining import check_slides
 from bach.patches import DENSE_STEP_UM, PATCH_UM
-from bach.scores import score_from_counts
-from bach.thresholds import dinkelbach
 from bach.tissue import check_masks
-
-SCORES = ("score", "score_tissue", "baseline", "baseline_tissue")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(options.SlideScript):
+class Options(MapScript):
     """Options of make_heatmap.py."""
 
     run_dir: str = again(options.Shared, "run_dir", "runs/heatmaps")
@@ -68,25 +59,10 @@ class Options(options.SlideScript):
         above=0,
         most=PATCH_UM,
     )
-    thresholds: tuple[float, ...] = option(
-        THRESHOLDS,
-        "heatmap values where the classes begin",
-        at_least=0,
-        most=1,
-        metavar=("BENIGN", "INSITU", "INVASIVE"),
-    )
-    rule: str = option(
-        "thresholds",
-        "class map by thresholds on the heatmap, or by least expected cost under the score",
-        choices=("thresholds", "least-cost"),
-    )
-    clip_to_tissue: bool = option(False, "class maps are Normal where there is no tissue")
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
     args = options.parse(Options, argv, __doc__)
-    if list(args.thresholds) != sorted(args.thresholds):
-        raise InputError(f"The thresholds must ascend.\nReceived: --thresholds={args.thresholds}.")
     return dataclasses.replace(args, step_um=step_um(args))
 
 
@@ -110,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     predictor = Predictor(args, step_um(args), args.tta)
     with run.start(**device):
         # 2. Slide by slide; one that fails does not stop the others.
-        maker = HeatmapMaker(run.path, predictor, args, rule(args), args.clip_to_tissue)
+        maker = HeatmapMaker(run.path, predictor, args)
         failures = check_slides(slides, args)
         records = []
         for row in slides[~slides["image_id"].isin(failures)].itertuples():
@@ -125,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
         # 3. Scores over slides.
         unsure = {"model_warnings": predictor.warnings} if predictor.warnings else {}
-        run.finish(summarise(records, failures, run) | unsure)
+        run.finish(summarise(records, failures, run.path) | unsure)
     if failures:
         print(f"complete but for {len(failures)} of {len(slides)} slides: {listed(failures)}")
         print("mend them and use --resume, or run them alone with what they need (--mpp)")
@@ -158,56 +134,6 @@ def list_slides(args: Options) -> pd.DataFrame:
         others = None if args.slides else slide_names(args.data_dir)
         check_masks(args.masks, table["image_id"], others)
     return table
-
-
-def rule(args: Options):
-    """How the class of a cell is decided: a function of probabilities and heatmap."""
-    if args.rule == "least-cost":
-        return lambda probs, heatmap: dinkelbach(probs)[0]  # without a prediction: Normal
-    return lambda probs, heatmap: to_classes(heatmap, args.thresholds)
-
-
-def summarise(records: Sequence[SlideRecord], failures: dict, run: Run) -> dict:
-    """Write slides.csv, print the scores, and return the run's metrics."""
-    columns = ("image_id", "part", "width", "height", "mpp", "patches", "fold")
-    rows = [
-        {name: getattr(record, name) for name in columns}
-        | {"models": " ".join(record.models), "in_sample": record.in_sample}
-        | {f"{name.lower()}_mm2": round(record.areas_mm2[name], 4) for name in CLASSES}
-        | {name: getattr(record, name) for name in SCORES}
-        | {"warnings": "; ".join(record.warnings)}
-        for record in records
-    ]
-    write_csv(pd.DataFrame(rows), run.path / "slides.csv")
-    metrics: dict = {"slides": len(records), "failed": sorted(failures)}
-    metrics["warnings"] = {r.image_id: list(r.warnings) for r in records if r.warnings}
-    scored = [record for record in records if record.counts is not None]
-    honest = [record for record in scored if not record.in_sample]
-    for record in scored:
-        note = "  in sample: a model was trained on it" if record.in_sample else ""
-        print(_line(record.image_id, vars(record)) + note)
-    if honest:
-        for name in SCORES:
-            # None (both maps Normal everywhere): the slide says nothing and is left out.
-            values = [getattr(r, name) for r in honest if getattr(r, name) is not None]
-            metrics[name] = float(np.mean(values)) if values else None
-        counts = [record.counts for record in honest if record.counts is not None]
-        metrics["score_pooled"] = score_from_counts(np.sum(counts, axis=0))
-        metrics["score_interval"] = interval = score_interval(counts)
-        metrics["per_slide"] = {record.image_id: record.score for record in honest}
-        pooled = number(metrics["score_pooled"], 4, "undefined")
-        print(_line(f"mean of {len(honest)}", metrics) + f"; pooled {pooled}")
-        print(f"score {format_interval(interval, 3)}")
-    if len(honest) < len(scored):
-        metrics["in_sample"] = {r.image_id: r.score for r in scored if r.in_sample}
-    return metrics
-
-
-def _line(name: str, scores: dict) -> str:
-    score, tissue, benign = (
-        number(scores[key], 4, "undefined") for key in ("score", "score_tissue", "baseline")
-    )
-    return f"{name:20} score {score}, tissue only {tissue}, always benign {benign}"
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ import pandas as pd
 
 from bach.classes import CLASSES
 from bach.core import options
+from bach.core.drawings import contact_sheet
 from bach.core.errors import InputError, exit_with
 from bach.core.files import write_json
 from bach.core.log import log
 from bach.core.options import again, option
-from bach.core.pictures import contact_sheet, write_png
+from bach.core.pictures import write_png
 from bach.core.run import Run
 from bach.core.tables import write_csv
 from bach.data import list_images, slide_names
@@ -41,6 +42,7 @@ from bach.mining import (
     draw_hard_examples,
     hardest,
     mine_slide,
+    one_per_place,
     write_draws,
 )
 from bach.patches import DENSE_STEP_UM, SLIDE_STRIDE_UM
@@ -163,10 +165,11 @@ def mine_slides(
 
 
 def draw_hardest(store, run: Run, count: int = 48) -> None:
-    """Write a sheet of the hardest patches, with true and predicted class."""
-    worst = store.table.sort_values("difficulty", ascending=False).head(count)
+    """Write a sheet of the hardest patches, one per place, with true and predicted class."""
+    worst = one_per_place(store.table.sort_values("difficulty", ascending=False), count)
     texts = [
-        f"{CLASSES[row.label]} as {CLASSES[row.predicted]} {row.difficulty:.1f}"
+        f"{row.image_id} at {row.x:.0f}, {row.y:.0f}\ntrue: {CLASSES[row.label]}\n"
+        f"predicted: {CLASSES[row.predicted]}\ndifficulty {row.difficulty:.2f}"
         for row in worst.itertuples()
     ]
     write_png(run.path / "hardest.png", contact_sheet(store.patches[worst.index], texts))

@@ -27,10 +27,11 @@ import pandas as pd
 
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core import options
+from bach.core.drawings import contact_sheet
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
 from bach.core.options import again, option
-from bach.core.pictures import contact_sheet, write_png
+from bach.core.pictures import write_png
 from bach.core.run import Run
 from bach.core.tables import write_csv
 from bach.data import list_images, photo_sizes
@@ -307,7 +308,8 @@ def draw_errors(
     keys = ["image_id", "x", "y"]
     rows = worst[keys].merge(store.table[keys].reset_index(), on=keys)["index"]
     texts = [
-        f"{row.image_id}: {CLASSES[row.label]} as {CLASSES[row.predicted]}"
+        f"{row.image_id} at {row.x}, {row.y}\ntrue: {CLASSES[row.label]}\n"
+        f"predicted: {CLASSES[row.predicted]}\ndifficulty {row.difficulty:.2f}"
         for row in worst.itertuples()
     ]
     write_png(Path(run.path) / "errors.png", contact_sheet([store.patches[i] for i in rows], texts))

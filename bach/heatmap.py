@@ -5,8 +5,9 @@ prediction of the patch that is centred on it, so positions cannot drift: cell
 (row, col) stands for the level-0 square whose left edge is `col * step`.
 """
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +16,30 @@ import pandas as pd
 
 from bach.classes import BENIGN, CLASSES, COLORS, NORMAL
 from bach.core import options
+from bach.core.drawings import (
+    NO_HEAT,
+    Panel,
+    Words,
+    color_bar,
+    color_classes,
+    color_heat,
+    plate,
+    resized,
+    swatch,
+)
+from bach.core.errors import InputError
 from bach.core.files import fingerprint, write_array
 from bach.core.log import log, step
-from bach.core.pictures import (
-    heat_colors,
-    overlay,
-    side_by_side,
-    with_banner,
-    write_gray,
-    write_png,
-)
+from bach.core.options import option
+from bach.core.pictures import write_gray, write_png
+from bach.core.tables import write_csv
+from bach.core.text import number
+from bach.honest.intervals import format_interval, score_interval
 from bach.honest.records import SlideRecord, read_slide, write_slide
 from bach.labels import write_class_map
 from bach.mining import MIN_TISSUE
 from bach.patches import PATCH_UM, SlideMaps, cell_patches, grid_shape
-from bach.scores import always, joint_counts, score_from_counts
+from bach.scores import always, dinkelbach, joint_counts, score_from_counts
 from bach.slides import Slide
 from bach.tissue import map_files, slide_maps
 
@@ -43,6 +53,51 @@ THRESHOLDS = (0.35, 0.70, 0.75)
 # The paper does not state the step of its heatmaps; a fifth of the field, as for
 # mining, is fine enough for the maps' scale and costs 25 times a single cover.
 STEP_UM = PATCH_UM / 5
+
+SCORES = ("score", "score_tissue", "baseline", "baseline_tissue")
+
+
+@dataclasses.dataclass(frozen=True)
+class MapRule:
+    """Options of how probabilities become class maps."""
+
+    thresholds: tuple[float, ...] = option(
+        THRESHOLDS,
+        "heatmap values where the classes begin",
+        at_least=0,
+        most=1,
+        metavar=("BENIGN", "INSITU", "INVASIVE"),
+    )
+    rule: str = option(
+        "thresholds",
+        "class map by thresholds on the heatmap, or by least expected cost under the score",
+        choices=("thresholds", "least-cost"),
+    )
+    clip_to_tissue: bool = option(False, "class maps are Normal where there is no tissue")
+
+    def __post_init__(self) -> None:
+        if list(self.thresholds) != sorted(self.thresholds):
+            raise InputError(
+                "The thresholds must ascend.\n"
+                f"Received: --thresholds {' '.join(map(str, self.thresholds))}.\n"
+                "Name where Benign, InSitu and Invasive begin, in this order."
+            )
+
+    def decide(self, probs: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+        """The class of every cell, uint8 `(rows, cols)`; Normal without a prediction.
+
+        Args:
+            probs: Probabilities `(rows, cols, 4)`.
+            heatmap: Heatmap `(rows, cols)` of them.
+        """
+        if self.rule == "least-cost":
+            return dinkelbach(probs)[0]
+        return to_classes(heatmap, self.thresholds)
+
+
+@dataclasses.dataclass(frozen=True)
+class MapScript(MapRule, options.SlideScript):
+    """Options of a script that makes heatmaps of slides."""
 
 
 def heatmap_patches(maps: SlideMaps, step_um: float = STEP_UM) -> pd.DataFrame:
@@ -158,21 +213,10 @@ class HeatmapMaker:
         folder: Run folder to write to.
         predictor: The models; their step is the side of a cell.
         args: Options of the script.
-        decide: Gives the class of every cell, from probabilities `(rows, cols, 4)` and the
-            heatmap `(rows, cols)`.
-        clip: Class maps are Normal off tissue.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        predictor: "Predictor",
-        args: options.SlideScript,
-        decide: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        clip: bool = False,
-    ):
-        self._folder, self._predictor, self._args, self._decide = folder, predictor, args, decide
-        self._clip = clip
+    def __init__(self, folder: Path, predictor: "Predictor", args: MapScript):
+        self._folder, self._predictor, self._args = folder, predictor, args
 
     def make(self, path: str, part: str) -> SlideRecord:
         """Make and write everything of one slide, or read it if nothing has changed since.
@@ -191,13 +235,10 @@ class HeatmapMaker:
         settings = {**options.decisive(self._args), "models": models}
         args = self._args
         key = fingerprint(map_files(path, args.masks, args.class_map), settings)
-        file = self._folder / "slides" / f"{name}.json"
-        if file.exists():
-            record = read_slide(file)
-            if record.key == key:
-                log.info("%s: finished before", name)
-                return record
-            log.info("%s: the slide or what its heatmap depends on has changed; done again", name)
+        file = record_file(self._folder, name)
+        before = finished_before(file, key)
+        if before is not None:
+            return before
         start = time.monotonic()
         with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
             maps = slide_maps(
@@ -215,58 +256,92 @@ class HeatmapMaker:
                 self._predictor.predict(slide, table, folds),
                 grid_shape(slide.width, slide.height, cell),
             )
-            class_map = self._write_maps(maps, probs, cell)
+            record = SlideRecord(
+                image_id=name,
+                path=str(path),
+                part=part,
+                width=maps.width,
+                height=maps.height,
+                mpp=maps.mpp,
+                mpp_source=slide.mpp_source,
+                step=cell,
+                downsample=maps.downsample,
+                patches=len(table),
+                models=tuple(map(str, folds)),
+                fold=folds[0] if len(folds) == 1 and len(self._predictor.folds) > 1 else None,
+                in_sample=not unseen,
+                areas_mm2={},
+                annotation=maps.annotation,
+                warnings=maps.warnings,
+                key=key,
+            )
+            record = write_maps(self._folder, maps, probs, record, args)
             notes.append(
                 f"{slide.width}x{slide.height} px at {slide.mpp:.3f} um ({slide.mpp_source})"
             )
             notes.append(f"{maps.tissue.mean():.0%} tissue, {len(table):,} patches")
-        record = SlideRecord(
-            image_id=name,
-            path=str(path),
-            part=part,
-            width=maps.width,
-            height=maps.height,
-            mpp=maps.mpp,
-            mpp_source=slide.mpp_source,
-            step=cell,
-            downsample=maps.downsample,
-            patches=len(table),
-            models=tuple(map(str, folds)),
-            fold=folds[0] if len(folds) == 1 and len(self._predictor.folds) > 1 else None,
-            in_sample=not unseen,
-            areas_mm2=areas_mm2(class_map, maps),
-            **slide_scores(class_map, maps),
-            annotation=maps.annotation,
-            warnings=maps.warnings,
-            seconds=time.monotonic() - start,
-            key=key,
-        )
+        record = dataclasses.replace(record, seconds=time.monotonic() - start)
         write_slide(file, record)
         return record
 
-    def _write_maps(self, maps: SlideMaps, probs: np.ndarray, cell: float) -> np.ndarray:
-        """Write arrays, maps and pictures of a slide; return its class map."""
-        heatmap = to_heatmap(probs)
 
-        def spread(values: np.ndarray) -> np.ndarray:
-            return cells_to_map(values, cell, maps.downsample, maps.tissue.shape)
+def record_file(folder: Path, name: str) -> Path:
+    """Where a run keeps the record of a slide."""
+    return folder / "slides" / f"{name}.json"
 
-        def path(kind: str, suffix: str) -> Path:
-            return self._folder / kind / (maps.name + suffix)
 
-        class_map = spread(self._decide(probs, heatmap))
-        if self._clip:
-            class_map = clip_to_tissue(class_map, maps)
-        write_array(path("heatmaps", ".npy"), heatmap)
-        write_array(path("probs", ".npy"), probs)
-        write_class_map(path("class_maps", ".png"), class_map)
-        if maps.labels is not None:
-            write_class_map(path("truth", ".png"), maps.labels)
-        write_gray(path("tissue", ".png"), maps.tissue.astype(np.uint8) * 255)
-        write_png(
-            path("overlays", ".png"), draw_maps(maps, class_map, spread(heat_colors(heatmap)))
-        )
-        return class_map
+def finished_before(file: Path, key: Mapping[str, str]) -> SlideRecord | None:
+    """The record of a slide if it was made of just the same, None if it is to be made.
+
+    Raises:
+        InputError: If the record is damaged.
+    """
+    if not file.exists():
+        return None
+    record = read_slide(file)
+    if record.key == key:
+        log.info("%s: finished before", file.stem)
+        return record
+    log.info("%s: the slide or what its heatmap depends on has changed; done again", file.stem)
+    return None
+
+
+def write_maps(
+    folder: Path, maps: SlideMaps, probs: np.ndarray, record: SlideRecord, rule: MapRule
+) -> SlideRecord:
+    """Write arrays, maps and the picture of a slide, all but its record.
+
+    Args:
+        folder: Run folder to write to.
+        maps: The slide's maps.
+        probs: Probabilities of its cells, float32 `(rows, cols, 4)`, nan where not predicted.
+        record: What is known about the slide before classes are decided.
+        rule: How they are.
+
+    Returns:
+        The record with areas and scores.
+    """
+
+    def path(kind: str, suffix: str) -> Path:
+        return folder / kind / (maps.name + suffix)
+
+    heatmap = to_heatmap(probs)
+    class_map = cells_to_map(
+        rule.decide(probs, heatmap), record.step, maps.downsample, maps.tissue.shape
+    )
+    if rule.clip_to_tissue:
+        class_map = clip_to_tissue(class_map, maps)
+    write_array(path("heatmaps", ".npy"), heatmap)
+    write_array(path("probs", ".npy"), probs)
+    write_class_map(path("class_maps", ".png"), class_map)
+    if maps.labels is not None:
+        write_class_map(path("truth", ".png"), maps.labels)
+    write_gray(path("tissue", ".png"), maps.tissue.astype(np.uint8) * 255)
+    record = dataclasses.replace(
+        record, areas_mm2=areas_mm2(class_map, maps), **slide_scores(class_map, maps)
+    )
+    write_png(path("overlays", ".png"), draw_maps(maps, class_map, probs, record))
+    return record
 
 
 def clip_to_tissue(class_map: np.ndarray, maps: SlideMaps) -> np.ndarray:
@@ -274,27 +349,72 @@ def clip_to_tissue(class_map: np.ndarray, maps: SlideMaps) -> np.ndarray:
     return np.where(maps.tissue, class_map, np.uint8(NORMAL))
 
 
-def draw_maps(maps: SlideMaps, class_map: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def draw_maps(
+    maps: SlideMaps, class_map: np.ndarray, probs: np.ndarray, record: SlideRecord
+) -> np.ndarray:
     """Class map, truth if there is one, and heatmap of a slide beside each other.
 
     Patches with 5% of tissue are predicted, and with them cells that are mostly glass. The
-    class map has them, as in the paper, but glass is not coloured.
+    class map has them, as in the paper, but glass is not coloured in any panel; the truth
+    has its outlines there.
 
     Args:
         maps: The slide's maps; their warnings stand above.
         class_map: uint8 `(rows, cols)`, 0..3.
-        heat: The heatmap in colours, uint8 `(rows, cols, 3)`.
+        probs: Probabilities of the cells.
+        record: The slide's record, whose scores and areas are written on the picture.
 
     Returns:
-        uint8 picture with legends.
+        uint8 picture, 800 to 3,000 px on its long side.
     """
-    pictures = [overlay(maps.thumbnail, class_map, CLASSES, COLORS, where=maps.tissue)]
-    if maps.labels is not None:
-        pictures.append(overlay(maps.thumbnail, maps.labels, CLASSES, COLORS))
-    blank = np.full((pictures[0].shape[0] - heat.shape[0], heat.shape[1], 3), 255, np.uint8)
-    pictures.append(np.concatenate([heat, blank]))
-    lines = [f"{maps.name}: {warning}" for warning in maps.warnings]
-    return with_banner(side_by_side(pictures), lines)
+
+    def drawn(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        return resized(maps.thumbnail, shape), resized(maps.tissue, shape)
+
+    def classes(shape: tuple[int, int]) -> np.ndarray:
+        thumbnail, tissue = drawn(shape)
+        colored = color_classes(thumbnail, resized(class_map, shape), COLORS, where=tissue)
+        return np.where(tissue[..., None], colored, thumbnail)
+
+    def heat(shape: tuple[int, int]) -> np.ndarray:
+        thumbnail, tissue = drawn(shape)
+        downsample = maps.downsample * max(maps.tissue.shape) / max(shape)
+        where = np.isfinite(probs).all(axis=-1)
+        heatmap, there = (
+            cells_to_map(values, record.step, downsample, shape)
+            for values in (to_heatmap(probs), where)
+        )
+        return color_heat(thumbnail, heatmap, tissue & there)
+
+    panels = [Panel("class map", classes)]
+    if (labels := maps.labels) is not None:
+
+        def truth(shape: tuple[int, int]) -> np.ndarray:
+            thumbnail, tissue = drawn(shape)
+            return color_classes(thumbnail, resized(labels, shape), COLORS, where=tissue)
+
+        panels.append(Panel("truth", truth))
+    panels.append(Panel("heatmap", heat))
+
+    def keys(size: int) -> list[np.ndarray]:
+        colors = [swatch(*pair, size) for pair in zip(CLASSES[1:], COLORS[1:], strict=True)]
+        clear = swatch(f"{CLASSES[NORMAL]} and glass: clear", (255, 255, 255), size)
+        gray = swatch("heatmap: no tissue", NO_HEAT, size)
+        return [*colors, clear, color_bar("heatmap", size), gray]
+
+    words = Words(maps.name, _notes(record), maps.warnings, keys)
+    return plate(panels, maps.tissue.shape, maps.downsample * maps.mpp, words)
+
+
+def _notes(record: SlideRecord) -> list[str]:
+    """What a picture says of a slide: its scores, if it is annotated, and its areas."""
+    areas = ", ".join(
+        f"{name} {record.areas_mm2[name]:.2f} mm\N{SUPERSCRIPT TWO}" for name in CLASSES
+    )
+    if record.counts is None:
+        return [f"not annotated; {areas}"]
+    note = "; IN SAMPLE: a model was trained on it" if record.in_sample else ""
+    return [_line("", vars(record)).strip() + note, areas]
 
 
 def slide_scores(class_map: np.ndarray, maps: SlideMaps) -> dict[str, Any]:
@@ -319,3 +439,54 @@ def slide_scores(class_map: np.ndarray, maps: SlideMaps) -> dict[str, Any]:
         "baseline_tissue": score_from_counts(always(on_tissue, BENIGN)),
     }
     return {k: None if np.isnan(v) else v for k, v in scores.items()} | {"counts": counts}
+
+
+def summarise(
+    records: Sequence[SlideRecord], failures: Mapping[str, str], folder: Path
+) -> dict[str, Any]:
+    """Write slides.csv, print the scores, and return the metrics of a run.
+
+    Args:
+        records: The slides that were made.
+        failures: Why others were not, by their name.
+        folder: The run folder.
+    """
+    columns = ("image_id", "part", "width", "height", "mpp", "patches", "fold")
+    rows = [
+        {name: getattr(record, name) for name in columns}
+        | {"models": " ".join(record.models), "in_sample": record.in_sample}
+        | {f"{name.lower()}_mm2": round(record.areas_mm2[name], 4) for name in CLASSES}
+        | {name: getattr(record, name) for name in SCORES}
+        | {"warnings": "; ".join(record.warnings)}
+        for record in records
+    ]
+    write_csv(pd.DataFrame(rows), folder / "slides.csv")
+    metrics: dict = {"slides": len(records), "failed": sorted(failures)}
+    metrics["warnings"] = {r.image_id: list(r.warnings) for r in records if r.warnings}
+    scored = [record for record in records if record.counts is not None]
+    honest = [record for record in scored if not record.in_sample]
+    for record in scored:
+        note = "  in sample: a model was trained on it" if record.in_sample else ""
+        print(_line(record.image_id, vars(record)) + note)
+    if honest:
+        for name in SCORES:
+            # None (both maps Normal everywhere): the slide says nothing and is left out.
+            values = [getattr(r, name) for r in honest if getattr(r, name) is not None]
+            metrics[name] = float(np.mean(values)) if values else None
+        counts = [record.counts for record in honest if record.counts is not None]
+        metrics["score_pooled"] = score_from_counts(np.sum(counts, axis=0))
+        metrics["score_interval"] = interval = score_interval(counts)
+        metrics["per_slide"] = {record.image_id: record.score for record in honest}
+        pooled = number(metrics["score_pooled"], 4, "undefined")
+        print(_line(f"mean of {len(honest)}", metrics) + f"; pooled {pooled}")
+        print(f"score {format_interval(interval, 3)}")
+    if len(honest) < len(scored):
+        metrics["in_sample"] = {r.image_id: r.score for r in scored if r.in_sample}
+    return metrics
+
+
+def _line(name: str, scores: dict) -> str:
+    score, tissue, benign = (
+        number(scores[key], 4, "undefined") for key in ("score", "score_tissue", "baseline")
+    )
+    return f"{name:20} score {score}, tissue only {tissue}, always benign {benign}"

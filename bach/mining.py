@@ -10,11 +10,20 @@ from tqdm import tqdm
 
 from bach.annotations.checks import slide_labels
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
+from bach.core.drawings import (
+    Panel,
+    Words,
+    draw_boxes,
+    outline_tissue,
+    plate,
+    resized,
+    swatch,
+)
 from bach.core.errors import InputError
 from bach.core.files import fingerprint, read_object, write_json
 from bach.core.log import log, step
 from bach.core.options import SlideScript, decisive
-from bach.core.pictures import mask_and_grid, with_banner, write_png
+from bach.core.pictures import write_png
 from bach.core.tables import write_csv
 from bach.core.text import listed
 from bach.data import check_annotation_files
@@ -30,6 +39,10 @@ MIN_TISSUE = 0.05  # Kwok 2018, section 4.3: patches with less are dropped
 MIN_TISSUE_HARD = 0.70  # section 4.5: of hard examples
 HARDEST = 0.40  # section 4.5: share of patches that are candidates
 HARD_EXAMPLES = 5900  # section 4.5: drawn in all
+
+# Areas in um2 from which on pieces of tissue, and holes in them, are outlined in pictures: a
+# hole of a quarter of a patch. Smaller ones are between cells, and hide the tissue.
+OUTLINED = (10_000, 100_000)
 
 
 def difficulty(label, predicted, prob):
@@ -308,19 +321,62 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
         table = table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True)))
         notes.append(f"{maps.tissue.mean():.0%} tissue -> {len(table):,} patches")
         notes.append(f"{used.sum():,} with {MIN_TISSUE_HARD:.0%} tissue predicted")
-    boxes = table.loc[used, ["x", "y", "size"]].to_numpy()
-    picture = mask_and_grid(
-        maps.thumbnail,
-        maps.tissue,
-        boxes,
-        table.loc[used, "label"],
-        maps.downsample,
-        CLASSES,
-        COLORS,
-    )
-    lines = [f"{name}: {warning}" for warning in maps.warnings]
-    write_png(folder / f"{name}.png", with_banner(picture, lines))
+    write_png(folder / f"{name}.png", draw_grid(maps, table[used]))
     write_csv(table, file)
     done = key | fingerprint({"table": file})
     write_json(key_file, {**done, "warnings": maps.warnings})
     return Mined(read_patches(file), maps.warnings)
+
+
+def draw_grid(maps: SlideMaps, table: pd.DataFrame) -> np.ndarray:
+    """Tissue and patches of a slide: glass tinted, each patch by its middle.
+
+    Args:
+        maps: The slide's maps; their warnings stand above.
+        table: Patch table; labels are the colours.
+
+    Returns:
+        uint8 picture, 800 to 3,000 px on its long side.
+    """
+    um = maps.downsample * maps.mpp
+
+    def draw(shape: tuple[int, int]) -> np.ndarray:
+        shrunk = max(maps.tissue.shape) / max(shape)
+        thumbnail, tissue = resized(maps.thumbnail, shape), resized(maps.tissue, shape)
+        picture = outline_tissue(thumbnail, tissue, um * shrunk, OUTLINED)
+        boxes = table[["x", "y", "size"]].to_numpy() / (maps.downsample * shrunk)
+        draw_boxes(picture, boxes, [COLORS[label] for label in table["label"]])
+        return picture
+
+    def keys(size: int) -> list[np.ndarray]:
+        return [swatch(*pair, size) for pair in zip(CLASSES, COLORS, strict=True)]
+
+    um2 = "\N{MICRO SIGN}m\N{SUPERSCRIPT TWO}"
+    notes = [
+        f"{maps.tissue.mean():.0%} tissue; glass is tinted blue; outlined: pieces from "
+        f"{OUTLINED[0]:,} {um2}, holes from {OUTLINED[1]:,} {um2}",
+        f"{len(table):,} patches in the colour of their class, shown by their middle",
+    ]
+    words = Words(maps.name, notes, maps.warnings, keys)
+    return plate([Panel("tissue and patches", draw)], maps.tissue.shape, um, words)
+
+
+def one_per_place(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The first patches of a table that overlap none before them, at most `count`.
+
+    Args:
+        table: Patch table, in the order of preference.
+        count: How many at most.
+    """
+    kept: dict[str, list[tuple[float, float, float]]] = {}
+    rows = []
+    for row, (slide, x, y, size) in enumerate(
+        zip(table["image_id"], table["x"], table["y"], table["size"], strict=True)
+    ):
+        others = kept.setdefault(slide, [])
+        if all(max(abs(x - left), abs(y - top)) >= min(size, side) for left, top, side in others):
+            others.append((x, y, size))
+            rows.append(row)
+        if len(rows) == count:
+            break
+    return table.iloc[rows]

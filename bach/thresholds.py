@@ -32,7 +32,7 @@ from bach.honest.intervals import format_interval, jackknife, score_interval, sl
 from bach.honest.records import SlideRecord, read_slides
 from bach.honest.splits import ALWAYS_TRAIN, read_folds
 from bach.labels import read_class_map
-from bach.scores import ERROR, WORST, always, ratio, score_from_counts
+from bach.scores import ERROR, WORST, always, dinkelbach, ratio, score_from_counts
 
 QUARTERS = (0.25, 0.5, 0.75)
 
@@ -45,7 +45,6 @@ _STEPS = np.diff(ERROR, axis=0)
 
 _CHUNK = 1 << 20  # pixels in memory at once
 _COLUMNS = 128  # first thresholds tried at once
-_TINY = 1e-12
 
 
 # Histograms
@@ -265,80 +264,6 @@ def leave_slides_out(
                 counts[slide] = counts_of_thresholds(hist, thresholds[fold])
     in_order = {slide: counts[slide] for slide in hists if slide in counts}
     return {"thresholds": thresholds, "counts": in_order}
-
-
-# The decision rule on probabilities
-
-
-def dinkelbach(probs: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-    """Choose the classes of least expected cost under the Part B score.
-
-    The score is 1 - N / D with N = sum |p - g| and D = sum max(g, 3 - g) [p > 0 or
-    g > 0]. Under the probabilities both have expected values, sums over pixels. The
-    least ratio E[N] / E[D] is r where min over p of E[N] - r E[D] is 0 (Dinkelbach),
-    and given r every pixel decides for itself. Let n(p) be the expected error of
-    class p, and P0 the probability of Normal. The three classes above Normal share
-    the denominator, so the best of them, q, has the least n. Calling the pixel Normal
-    takes 3 P0 out of the denominator and pays only if n(0) + 3 r P0 < n(q). r starts
-    at the ratio of calling nothing Normal, and falls until it stays.
-
-    The consequence is that of the score, not of a mistake: while the score is under
-    2/3 (r > 1/3), even what is surely Normal is better called Benign. Pixels without
-    a prediction (nan: no tissue) are Normal and take no part.
-
-    The ratio is one number for all pixels given. The headline is the mean over
-    slides of their own ratios, so call it slide by slide; for the pooled score call
-    it once for all. The ratio of expected values stands for the expected ratio,
-    which is the same in the limit of many pixels.
-
-    Args:
-        probs: Probabilities, `(..., 4)`, nan where not predicted.
-        weights: Number of pixels that each stands for, `(...)`; 1 by default.
-
-    Returns:
-        Classes, uint8 `(...)`, 0..3; and the expected ratio E[N] / E[D], so that 1
-        minus it is the expected score (nan without pixels).
-
-    Raises:
-        ValueError: If shapes do not fit or a weight is negative.
-
-    Source: Dinkelbach, "On Nonlinear Fractional Programming", Management Science 13
-    (1967).
-    """
-    # Differs from Kwok 2018: the probabilities themselves decide, not thresholds on the expected
-    # class; only with --rule least-cost.
-    probs = np.asarray(probs)
-    if probs.ndim < 1 or probs.shape[-1] != len(CLASSES):
-        raise ValueError(f"probs must be (..., {len(CLASSES)}). Received: shape {probs.shape}.")
-    shape, kind = probs.shape[:-1], np.float32 if probs.dtype == np.float32 else np.float64
-    weights = np.ones(shape) if weights is None else np.asarray(weights, np.float64)
-    if weights.shape != shape or (weights < 0).any():
-        raise ValueError(
-            "weights must be of the shape of the pixels and not negative. Received: "
-            f"weights.shape={weights.shape}, probs.shape={probs.shape}."
-        )
-    weights, probs = weights.reshape(-1), probs.reshape(-1, len(CLASSES)).astype(kind)
-    there = np.isfinite(probs).all(axis=1)
-    probs = np.where(there[:, None], probs, 0)
-    costs = probs @ ERROR.astype(kind)  # n(p), the error is symmetric: (pixels, predicted)
-    least = costs[:, 1:].min(axis=1)
-    best = np.where(there, costs[:, 1:].argmin(axis=1) + 1, NORMAL).astype(np.uint8)
-    gain = costs[:, NORMAL] - least
-    normal = probs[:, NORMAL] * kind(WORST[NORMAL])  # 3 P0, out of the denominator
-    error, worst = float(weights @ least), float(weights @ (probs @ WORST.astype(kind)))
-    if not worst > 0:
-        return np.zeros(shape, np.uint8), float("nan")
-    least_ratio, to_normal = error / worst, np.zeros(len(probs), bool)
-    while True:
-        trial = gain + kind(least_ratio) * normal < 0
-        below = worst - float(weights @ np.where(trial, normal, 0))
-        above = error + float(weights @ np.where(trial, gain, 0))
-        # Each round takes a lower ratio or is the last.
-        if not below > _TINY * worst or above / below >= least_ratio - _TINY:
-            break
-        least_ratio, to_normal = above / below, trial
-    best[to_normal] = NORMAL
-    return best.reshape(shape), least_ratio
 
 
 # The tool

@@ -34,8 +34,8 @@ from bach.heatmap import to_heatmap
 from bach.network.dense import DenseModel, dense_step_um, predict_dense
 from bach.network.predict import load_models
 from bach.patches import DENSE_STEP_UM, View, grid_shape
+from bach.scores import dinkelbach
 from bach.slides import Slide
-from bach.thresholds import dinkelbach
 from bach.toy import painter
 from bach.toy.aperio import write_slide
 from bach.toy.scenes import paint_slide

@@ -131,7 +131,7 @@ def script_cpu_seconds(slide: Path, model: Path, args: argparse.Namespace) -> fl
     run, words = script_words(slide, model, args)
     options = make_heatmap.parse_args(words)
     predictor = Predictor(options, make_heatmap.step_um(options))
-    maker = HeatmapMaker(run, predictor, options, make_heatmap.rule(options))
+    maker = HeatmapMaker(run, predictor, options)
     start = time.process_time()
     maker.make(str(slide), "")
     return time.process_time() - start

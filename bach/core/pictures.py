@@ -1,4 +1,4 @@
-"""Pictures: the one reader of photos, masks and class maps, and drawings for people.
+"""Pictures: the one reader and writer of photos, masks and class maps.
 
 What is read is what a person sees who opens the file: palettes are colours, transparent is
 white, the picture stands as EXIF says. Where that cannot be had in 8 bits, the file is
@@ -16,20 +16,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from bach.core.drawings import Color, contact_sheet, legend  # noqa: F401 - moved there
 from bach.core.errors import InputError
 from bach.core.files import atomic_path
 from bach.core.inputs import Limit, require_file, understood
 from bach.core.log import log
 
-Color = tuple[int, int, int]  # red, green, blue
-
 # Larger pictures are not decoded: 500 Mpx take 3.5 GB.
 MAX_PIXELS = 500_000_000
-
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Height of a row of the legend, and the width that the longest name needs, in px.
-_LEGEND_ROW = 22
-_LEGEND_PLACE = 95
 
 # All others are of no use here, and some run programs of their own (EPS).
 _FORMATS = ("TIFF", "PNG", "JPEG", "BMP", "GIF", "WEBP")
@@ -371,158 +365,3 @@ def write_indexed(path: str | os.PathLike, values: np.ndarray, colors: Sequence[
 def write_gray(path: str | os.PathLike, values: np.ndarray) -> None:
     """Write a uint8 `(height, width)` picture in shades of gray as PNG, whole or not at all."""
     _write(path, values)
-
-
-# Drawings
-
-
-def contact_sheet(
-    images: Sequence[np.ndarray], texts: Sequence[str], columns: int = 8, side: int = 150
-) -> np.ndarray:
-    """Lay pictures out on a white sheet, each with a text below.
-
-    Args:
-        images: uint8 pictures `(h, w, 3)`; shown `side` px high.
-        texts: One short text each.
-        columns: Pictures in a row.
-        side: Height of a picture on the sheet in px.
-
-    Returns:
-        uint8 `(height, width, 3)`, RGB.
-    """
-    gap, line = 6, 16
-    width = max((round(i.shape[1] * side / i.shape[0]) for i in images), default=side)
-    columns = max(1, min(columns, len(images)))
-    rows = -(-len(images) // columns)
-    sheet = np.full(
-        (max(rows, 1) * (side + line + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8
-    )
-    for index, (image, text) in enumerate(zip(images, texts, strict=True)):
-        x = gap + index % columns * (width + gap)
-        y = gap + index // columns * (side + line + gap)
-        shown = round(image.shape[1] * side / image.shape[0])
-        sheet[y : y + side, x : x + shown] = cv2.resize(
-            np.ascontiguousarray(image), (shown, side), interpolation=cv2.INTER_AREA
-        )
-        cv2.putText(sheet, text, (x, y + side + 12), _FONT, 0.38, (30, 30, 30), 1, cv2.LINE_AA)
-    return sheet
-
-
-def mask_and_grid(
-    thumbnail: np.ndarray,
-    tissue: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    downsample: float,
-    names: Sequence[str],
-    colors: Sequence[Color],
-) -> np.ndarray:
-    """Draw the outline of the tissue and the patches that were kept.
-
-    Args:
-        thumbnail: uint8 `(height, width, 3)`.
-        tissue: Mask of the same height and width.
-        boxes: Array `(n, 3)` of x, y, size in level-0 px.
-        labels: Class of each box, counted from 0; decides its colour.
-        downsample: Level-0 px per thumbnail px.
-        names: Names of the classes.
-        colors: Their colours.
-
-    Returns:
-        uint8 picture with a legend below.
-    """
-    picture = thumbnail.copy()
-    picture[~tissue] = (picture[~tissue] * 0.75 + 255 * 0.25).astype(np.uint8)
-    outlines, _ = cv2.findContours(tissue.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(picture, outlines, -1, (0, 0, 0), 1)
-    for (x, y, size), label in zip(boxes / downsample, labels, strict=True):
-        # The middle fifth: whole patches overlap so much that they hide each other.
-        left, top = round(x + 0.4 * size), round(y + 0.4 * size)
-        right, bottom = round(x + 0.6 * size), round(y + 0.6 * size)
-        cv2.rectangle(picture, (left, top), (right, bottom), colors[int(label)], 1)
-    return np.concatenate([picture, legend(picture.shape[1], names, colors)])
-
-
-def overlay(
-    thumbnail: np.ndarray,
-    class_map: np.ndarray,
-    names: Sequence[str],
-    colors: Sequence[Color],
-    opacity: float = 0.45,
-    where: np.ndarray | None = None,
-) -> np.ndarray:
-    """Colour a thumbnail by a class map of the same size; class 0 stays clear.
-
-    Args:
-        thumbnail: uint8 `(height, width, 3)`.
-        class_map: uint8 `(height, width)`, classes counted from 0.
-        names: Names of the classes.
-        colors: Their colours.
-        opacity: Share of the class colour where the class is not 0.
-        where: Mask of the same size, outside of which nothing is coloured; everything if
-            not given.
-
-    Returns:
-        uint8 picture with a legend below.
-    """
-    picture = thumbnail.copy()
-    for label in range(1, len(colors)):
-        # By table: every gray level has one colour per class.
-        table = np.arange(256)[:, None] * (1 - opacity) + np.array(colors[label]) * opacity
-        colored = cv2.LUT(thumbnail, np.rint(table).astype(np.uint8)[None])
-        cv2.copyTo(colored, (class_map == label).view(np.uint8), picture)
-    for label in range(1, len(names)):
-        outlines, _ = cv2.findContours(
-            (class_map == label).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE
-        )
-        cv2.drawContours(picture, outlines, -1, colors[label], 1)
-    if where is not None:
-        cv2.copyTo(thumbnail, (~where).view(np.uint8), picture)
-    return np.concatenate([picture, legend(picture.shape[1], names, colors)])
-
-
-def legend(width: int, names: Sequence[str], colors: Sequence[Color]) -> np.ndarray:
-    """A strip with the colours and names of classes: uint8 `(height, width, 3)`.
-
-    Where the picture is too narrow for one row there are two, or one name per row.
-    """
-    in_rows = (len(names), -(-len(names) // 2))
-    columns = next((n for n in in_rows if width // n >= _LEGEND_PLACE), 1)
-    rows = -(-len(names) // columns)
-    strip = np.full((rows * _LEGEND_ROW + 8, width, 3), 255, np.uint8)
-    for place, (name, color) in enumerate(zip(names, colors, strict=True)):
-        x, y = place % columns * (width // columns) + 8, place // columns * _LEGEND_ROW + 8
-        cv2.rectangle(strip, (x, y), (x + 14, y + 14), color, -1)
-        cv2.putText(strip, name, (x + 20, y + 12), _FONT, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
-    return strip
-
-
-def with_banner(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """A picture below a red strip with lines of text, as it is if there are none."""
-    if not lines:
-        return picture
-    strip = np.full((len(lines) * _LEGEND_ROW + 8, picture.shape[1], 3), (180, 0, 0), np.uint8)
-    for row, text in enumerate(lines, start=1):
-        # As small as it takes to fit, for nothing may be cut off.
-        width = cv2.getTextSize(text, _FONT, 0.45, 1)[0][0]
-        scale = 0.45 * min(1.0, (strip.shape[1] - 12) / max(width, 1))
-        place = (6, row * _LEGEND_ROW - 4)
-        cv2.putText(strip, text, place, _FONT, scale, (255, 255, 255), 1, cv2.LINE_AA)
-    return np.concatenate([strip, picture])
-
-
-def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one height next to each other, a white gap between."""
-    gap = np.full((pictures[0].shape[0], 8, 3), 255, np.uint8)
-    parts = [pictures[0]]
-    for picture in pictures[1:]:
-        parts += [gap, picture]
-    return np.concatenate(parts, axis=1)
-
-
-def heat_colors(heatmap: np.ndarray) -> np.ndarray:
-    """A float heatmap 0..1 in colours: uint8 `(height, width, 3)`, RGB."""
-    bgr = cv2.applyColorMap(
-        np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_MAGMA
-    )
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

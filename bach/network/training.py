@@ -17,6 +17,7 @@ import pandas as pd
 
 from bach.charts import STOPPED
 from bach.classes import CLASSES
+from bach.core.drawings import contact_sheet
 from bach.core.errors import InputError
 from bach.core.files import (
     atomic_path,
@@ -30,7 +31,7 @@ from bach.core.files import (
 from bach.core.inputs import reason
 from bach.core.log import log
 from bach.core.options import Training, TrainingScript, decisive
-from bach.core.pictures import contact_sheet, write_png
+from bach.core.pictures import write_png
 from bach.core.tables import read_table, write_csv
 from bach.honest.seen import NOTHING, Seen
 from bach.network import backend, foundation, processes
