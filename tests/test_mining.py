@@ -4,18 +4,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bach.classes import PROB_COLUMNS
+from bach.classes import COLORS, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.mining import (
     add_difficulty,
     difficulty,
     draw_evenly,
+    draw_grid,
     draw_hard_examples,
     find_draw,
     hardest,
+    mining_patches,
+    one_per_place,
     write_draws,
 )
+from bach.patches import SlideMaps
 
 
 def test_invasive_called_benign_at_90_percent_has_difficulty_1_8():
@@ -125,3 +129,33 @@ def test_a_fold_finds_the_draw_that_left_out_its_slides(tmp_path):
         find_draw(tmp_path, folds.assign(fold=[0, 0, -1]), 0)
     # None of the slides that fold 2 holds out was mined: nothing of them decided.
     assert find_draw(tmp_path, folds, 2) == "draw_all"
+
+
+def test_of_patches_that_overlap_the_first_is_kept():
+    table = pd.DataFrame(
+        {
+            "image_id": ["A", "A", "B", "A", "A", "A"],
+            "x": [0.0, 50, 50, 100, 99, 0],
+            "y": [0.0, 0, 0, 0, 0, 100],
+            "size": 100.0,
+        }
+    )
+    assert one_per_place(table, 10).index.tolist() == [0, 2, 3, 5]
+    assert one_per_place(table, 2).index.tolist() == [0, 2]
+    assert one_per_place(table.head(0), 5).empty
+
+
+def test_the_grid_is_drawn_over_tissue_and_a_slide_without_patches_has_a_picture():
+    tissue = np.zeros((300, 400), bool)
+    tissue[50:250, 50:350] = True
+    thumbnail = np.full((300, 400, 3), 240, np.uint8)
+    maps = SlideMaps("Präparat", 6400, 4800, 0.467, 16, tissue, thumbnail=thumbnail)
+    table = mining_patches(maps).assign(label=3)
+    picture = draw_grid(maps, table)
+    assert max(picture.shape[:2]) == 800
+    wine = (picture == COLORS[3]).all(axis=2).sum()
+    assert wine > 5_000
+    bare = draw_grid(maps, table.head(0))
+    assert (bare == COLORS[3]).all(axis=2).sum() < 300  # that of the legend
+    warned = draw_grid(maps._replace(warnings=("it is dark",)), table)
+    assert (warned[0] == (180, 0, 0)).all()
