@@ -1,15 +1,26 @@
 """From slides to heatmaps, class maps, areas and scores.
 
+    python -m bach.heatmap runs/heatmaps --rule least-cost --out runs/heatmaps_least_cost
+
+makes class maps, scores and pictures anew from the probabilities of a finished run of
+make_heatmap.py, into a new run folder: without network, in seconds, and the same files as
+that script would write with these options.
+
+Reads    RUN/probs/*.npy, RUN/tissue/*.png, RUN/truth/*.png, RUN/slides/*.json, RUN/slides.csv;
+         the slides, for the background of pictures, where they are still there
+Writes   a run folder with the files of make_heatmap.py
+
 The slide is divided into square cells of one step. A cell's value is the
 prediction of the patch that is centred on it, so positions cannot drift: cell
 (row, col) stands for the level-0 square whose left edge is `col * step`.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,16 +38,17 @@ from bach.core.drawings import (
     resized,
     swatch,
 )
-from bach.core.errors import InputError
-from bach.core.files import fingerprint, write_array
+from bach.core.errors import InputError, exit_with
+from bach.core.files import fingerprint, read_array, read_object, write_array, write_json
 from bach.core.log import log, step
-from bach.core.options import option
-from bach.core.pictures import write_gray, write_png
-from bach.core.tables import write_csv
-from bach.core.text import number
+from bach.core.options import again, option
+from bach.core.pictures import read_mask, write_gray, write_png
+from bach.core.run import Run, read_metrics, read_record
+from bach.core.tables import read_table, write_csv
+from bach.core.text import listed, number
 from bach.honest.intervals import format_interval, score_interval
-from bach.honest.records import SlideRecord, read_slide, write_slide
-from bach.labels import write_class_map
+from bach.honest.records import SlideRecord, read_slide, read_slides, write_slide
+from bach.labels import read_class_map, write_class_map
 from bach.mining import MIN_TISSUE
 from bach.patches import PATCH_UM, SlideMaps, cell_patches, grid_shape
 from bach.scores import always, dinkelbach, joint_counts, score_from_counts
@@ -59,7 +71,7 @@ SCORES = ("score", "score_tissue", "baseline", "baseline_tissue")
 
 @dataclasses.dataclass(frozen=True)
 class MapRule:
-    """Options of how probabilities become class maps."""
+    """How probabilities become class maps."""
 
     thresholds: tuple[float, ...] = option(
         THRESHOLDS,
@@ -490,3 +502,242 @@ def _line(name: str, scores: dict) -> str:
         number(scores[key], 4, "undefined") for key in ("score", "score_tissue", "baseline")
     )
     return f"{name:20} score {score}, tissue only {tissue}, always benign {benign}"
+
+
+# The tool: class maps anew from a finished run
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(MapRule):
+    """Options of python -m bach.heatmap."""
+
+    source: str = option("", "finished run folder of make_heatmap.py", name="RUN", path=True)
+    run_dir: str = option(
+        "", "new folder to write to", name="--out", path=True, where=True, metavar="NEW_RUN"
+    )
+    slides_dir: str | None = option(
+        None,
+        "folder of the slides, if they do not lie where they were any more; only the background "
+        "of pictures is read from them",
+        path=True,
+        where=True,
+    )
+    resume: bool = again(options.Shared, "resume", False)
+
+
+class Source(NamedTuple):
+    """A finished run of make_heatmap.py, or one that was made from such a run.
+
+    Attributes:
+        run: The run folder.
+        record: Its `run.json`.
+        metrics: Its `metrics.json`.
+        slides: The records of its slides, in the order of `slides.csv`.
+        failures: Why other slides have none, by their name.
+    """
+
+    run: Path
+    record: dict[str, Any]
+    metrics: dict[str, Any]
+    slides: dict[str, SlideRecord]
+    failures: dict[str, str]
+
+    def story(self) -> dict[str, Any]:
+        """What the record of a run says that was made from this one."""
+        told = ("command", "folder", "commit", "dirty", "backend", "precision", "time", "made_from")
+        found = {name: self.record[name] for name in told if name in self.record}
+        model_dir = self.record.get("arguments", {}).get("model_dir")
+        if isinstance(model_dir, str):
+            found["model_dir"] = os.path.abspath(Path(found.get("folder") or ".", model_dir))
+        models = sorted({str(model) for slide in self.slides.values() for model in slide.models})
+        return {"run": os.path.abspath(self.run), **found, "models": models}
+
+
+_AGAIN = "Name a finished run of make_heatmap.py, or make these heatmaps again."
+
+
+def read_source(run: str | os.PathLike) -> Source:
+    """Read a finished run of make_heatmap.py, and see that its files fit each other.
+
+    Raises:
+        InputError: If there is none, it is not finished, or files are missing, damaged or of
+            another kind; all of them are named.
+    """
+    run = Path(run)
+    record, metrics = read_record(run), read_metrics(run)
+    if record is None or metrics is None or not (run / "slides.csv").is_file():
+        missing = [n for n in ("run.json", "metrics.json", "slides.csv") if not (run / n).is_file()]
+        raise InputError(
+            "Class maps can be made anew from a finished run of make_heatmap.py.\n"
+            f"Received: {run} without {listed(missing)}.\n"
+            "If the run was interrupted, finish it: the same command with --resume."
+        )
+    names = read_table(run / "slides.csv", ["image_id"])["image_id"].tolist()
+    slides = read_slides(run)
+    own = {name for name, one in slides.items() if (one.image_id, type(one.path)) == (name, str)}
+    faults = [f"{name}: no record of it in {run / 'slides'}" for name in names if name not in own]
+    slides = {name: slides[name] for name in names if name in own}
+    for name, slide in slides.items():
+        try:
+            read_maps(run, slide)
+        except InputError as error:
+            faults.append(f"{name}: {' '.join(str(error).split())}")
+    if faults or not slides:
+        raise InputError(
+            f"{run} must hold probabilities, tissue and truth of every slide.\nReceived:\n  "
+            + "\n  ".join(faults or ["no slide"])
+            + f"\n{_AGAIN}"
+        )
+    failed = {name: f"failed in {run}" for name in map(str, metrics.get("failed") or ())}
+    file = run / "failures.json"
+    told = read_object(file, _AGAIN) if file.is_file() else {}
+    failures = {name: str(told.get(name, why)) for name, why in failed.items()}
+    return Source(run, record, metrics, slides, failures)
+
+
+def read_maps(run: Path, record: SlideRecord) -> tuple[np.ndarray, SlideMaps]:
+    """The probabilities of a slide's cells and its maps, without thumbnail, from a run.
+
+    Raises:
+        InputError: If a file is missing or damaged, or does not fit the slide's record.
+    """
+    name = record.image_id
+    probs = read_array(run / "probs" / f"{name}.npy", _AGAIN, 3)
+    tissue = read_mask(run / "tissue" / f"{name}.png", _AGAIN)
+    labels = None
+    if record.counts is not None:
+        labels = read_class_map(run / "truth" / f"{name}.png")
+    try:
+        cells = grid_shape(record.width, record.height, record.step)
+        if probs.shape != (*cells, len(CLASSES)) or probs.dtype != np.float32:
+            raise ValueError(f"probs of shape {probs.shape} and type {probs.dtype}, not of {cells}")
+        known = probs[np.isfinite(probs).all(axis=-1)]
+        bad = np.isnan(probs).any(axis=-1).sum() + len(known) != np.prod(cells)
+        if bad or (len(known) and (known.min() < -1e-3 or known.max() > 1 + 1e-3)):
+            raise ValueError("probs that are not in 0..1")
+        # A map's size is rounded one way or another, so it is known to a pixel.
+        size = record.height / record.downsample, record.width / record.downsample
+        if any(abs(want - have) >= 2 for want, have in zip(size, tissue.shape, strict=True)):
+            raise ValueError(f"tissue of shape {tissue.shape} where {size} pixels are expected")
+        if labels is not None and labels.shape != tissue.shape:
+            raise ValueError(f"truth of shape {labels.shape} and tissue of {tissue.shape}")
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise InputError(
+            f"The files of {name} must fit its record.\nReceived: {error}.\n{_AGAIN}"
+        ) from error
+    maps = SlideMaps(
+        *(name, record.width, record.height, record.mpp, record.downsample, tissue, labels),
+        annotation=record.annotation,
+        warnings=record.warnings,
+    )
+    return probs, maps
+
+
+def find_slide(source: Source, record: SlideRecord, slides_dir: str | None) -> Path | None:
+    """Where a slide lies now: in the folder that is named, or where it was; None if nowhere."""
+    places = [Path(source.record.get("folder") or ".", record.path)]
+    if slides_dir is not None:
+        places.insert(0, Path(slides_dir, Path(record.path).name))
+    return next((place for place in places if place.exists()), None)
+
+
+def with_background(maps: SlideMaps, slide: Path | None) -> SlideMaps:
+    """The maps of a slide with its thumbnail, or with tissue in gray and a note why.
+
+    Args:
+        maps: The slide's maps, without thumbnail.
+        slide: The slide's file, if it was found.
+    """
+    why = "it was not found; name its folder with --slides-dir"
+    if slide is not None:
+        try:
+            with Slide(slide, mpp=maps.mpp) as opened:
+                if (opened.width, opened.height) != (maps.width, maps.height):
+                    why = f"{slide} has {opened.width}x{opened.height} px and is another one"
+                else:
+                    thumbnail = opened.thumbnail(maps.downsample * maps.mpp)
+                    if thumbnail.shape[:2] == maps.tissue.shape:
+                        return maps._replace(thumbnail=thumbnail)
+                    why = f"{slide} is shown at another size"
+        except InputError as error:
+            why = " ".join(str(error).split("\n")[:2])
+    log.warning("%s: the picture is without the slide: %s", maps.name, why)
+    gray = np.where(maps.tissue, np.uint8(205), np.uint8(245))
+    note = f"drawn without the slide: {why}"
+    return maps._replace(thumbnail=np.dstack([gray] * 3), warnings=(*maps.warnings, note))
+
+
+def make_anew(source: Source, record: SlideRecord, args: Options) -> SlideRecord:
+    """Make and write everything of a slide from its probabilities, or read it if it is there.
+
+    Args:
+        source: The run that has the probabilities.
+        record: The slide's record there.
+        args: Options of the command.
+    """
+    start, name, folder = time.monotonic(), record.image_id, Path(args.run_dir)
+    slide = find_slide(source, record, args.slides_dir)
+    files = {
+        "record": record_file(source.run, name),
+        "probs": source.run / "probs" / f"{name}.npy",
+        "tissue": source.run / "tissue" / f"{name}.png",
+        "truth": None if record.counts is None else source.run / "truth" / f"{name}.png",
+    }
+    key = fingerprint(files, {**options.decisive(args), "background": slide is not None})
+    before = finished_before(record_file(folder, name), key)
+    if before is not None:
+        return before
+    with step(name) as notes:
+        probs, maps = read_maps(source.run, record)
+        maps = with_background(maps, slide)
+        made = write_maps(folder, maps, probs, dataclasses.replace(record, key=key), args)
+        notes.append(f"{np.isfinite(probs).all(axis=-1).sum():,} cells")
+    made = dataclasses.replace(made, seconds=time.monotonic() - start)
+    write_slide(record_file(folder, name), made)
+    return made
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Options:
+    args = options.parse(Options, argv, __doc__, "python -m bach.heatmap")
+    if os.path.realpath(args.source) == os.path.realpath(args.run_dir):
+        raise InputError(
+            "The new run must have a folder of its own.\n"
+            f"Received: --out={args.run_dir}, the run that it is made from.\nName another folder."
+        )
+    if args.slides_dir is not None and not Path(args.slides_dir).is_dir():
+        raise InputError(
+            "There must be a folder of slides.\n"
+            f"Received: --slides-dir={args.slides_dir}, which is none.\nCheck the name."
+        )
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    run = Run(args)
+    if run.finished:
+        print(run.path)
+        return 0
+
+    # 1. The run with the probabilities; nothing is written if a file of it does not fit.
+    source = read_source(args.source)
+    unsure = {key: source.metrics[key] for key in ("model_warnings",) if key in source.metrics}
+    with run.start(made_from=source.story()):
+        # 2. Slide by slide.
+        records = [make_anew(source, record, args) for record in source.slides.values()]
+        write_json(run.path / "failures.json", source.failures)
+
+        # 3. Scores over slides.
+        run.finish(summarise(records, source.failures, run.path) | unsure)
+    if source.failures:
+        count = len(source.failures) + len(records)
+        print(f"complete but for {len(source.failures)} of {count} slides, which failed in")
+        print(
+            f"{source.run}: {listed(source.failures)}; mend them there, then use --resume here too"
+        )
+    print(run.path)
+    return 1 if source.failures else 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

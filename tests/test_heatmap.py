@@ -1,23 +1,42 @@
-"""From patch predictions to maps, without a network."""
+"""From patch predictions to maps, and from maps to others, without a network."""
+
+import dataclasses
+import json
 
 import numpy as np
 import pytest
 from made_up import slide_record
 
+import make_heatmap
+from bach import heatmap, runs, submission, thresholds
 from bach.classes import COLORS
 from bach.core.drawings import heat_colors
+from bach.core.errors import InputError
+from bach.core.files import write_json
+from bach.core.pictures import read_mask, read_rgb
+from bach.core.run import Run, read_record
 from bach.heatmap import (
+    MapRule,
     areas_mm2,
     cells_to_map,
     clip_to_tissue,
     draw_maps,
     heatmap_patches,
+    read_source,
+    record_file,
     slide_scores,
     stitch,
+    summarise,
     to_classes,
     to_heatmap,
+    write_maps,
 )
+from bach.honest.records import read_slides, write_slide
+from bach.labels import read_class_map
 from bach.patches import SlideMaps, grid_shape
+from bach.scores import part_b_score
+from bach.slides import Slide
+from bach.toy.aperio import write_slide as write_aperio
 
 MPP = 0.467
 STEP_UM = 125.58
@@ -190,3 +209,204 @@ def test_a_picture_has_800_to_3000_px_whatever_the_slide(width, height, annotate
     picture = drawn(maps, class_map, probs, step=1e6)
     assert 800 <= max(picture.shape[:2]) <= 3000
     assert (picture[:, -2:] == (180, 0, 0)).all(axis=2).any()  # the banner goes all the way
+
+
+# Class maps anew from a finished run
+
+
+NAME = "Präparat 1 #a"
+
+
+def put_slide(run, slide, name, seed, annotated):
+    """What make_heatmap.py writes of a slide, whatever a network said."""
+    rng = np.random.default_rng(seed)
+    with Slide(slide, mpp=MPP) as opened:
+        thumbnail = opened.thumbnail(16 * MPP)
+        size = opened.width, opened.height
+    tissue = np.zeros(thumbnail.shape[:2], bool)
+    tissue[10:60, 10:90] = True
+    labels = rng.integers(0, 4, tissue.shape).astype(np.uint8) if annotated else None
+    maps = SlideMaps(*(name, *size, MPP, 16, tissue, labels, thumbnail), warnings=("it is odd",))
+    cells = grid_shape(*size, STEP)
+    probs = rng.dirichlet(np.ones(4), cells).astype(np.float32)
+    probs[0] = np.nan
+    record = slide_record(
+        name, path=str(slide), width=size[0], height=size[1], mpp=MPP, step=STEP, downsample=16
+    )
+    record = dataclasses.replace(record, warnings=maps.warnings, key={"slide": "x"})
+    record = write_maps(run, maps, probs, record, MapRule(rule="least-cost"))
+    write_slide(record_file(run, name), record)
+    return record
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A finished run on two slides, one of them annotated."""
+    monkeypatch.chdir(tmp_path)
+    args = make_heatmap.Options(
+        run_dir=str(tmp_path / "source"), rule="least-cost", model_dir="runs/final"
+    )
+    run = Run(args)
+    (tmp_path / "slides").mkdir()
+    pixels = np.random.default_rng(0).integers(100, 255, (1100, 1600, 3), np.uint8)
+    records = []
+    with run.start(devices=1, device="CPU", backend="jax", precision="float32"):
+        for seed, name in enumerate((NAME, "b")):
+            slide = tmp_path / "slides" / f"{name}.svs"
+            write_aperio(slide, pixels, mpp=MPP)
+            records.append(put_slide(run.path, f"slides/{slide.name}", name, seed, not seed))
+        write_json(run.path / "failures.json", {"c": "it is cut short"})
+        run.finish(summarise(records, {"c": "it is cut short"}, run.path))
+    return run.path
+
+
+def contents(run, left_out=("run.json", "log.txt")):
+    """Every file of a run by its path; of records, what depends neither on time nor on keys."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        if path.is_file() and path.name not in left_out and path.name != ".lock":
+            content = path.read_bytes()
+            if path.parent.name == "slides":
+                record = json.loads(content)
+                content = {k: v for k, v in record.items() if k not in ("seconds", "key")}
+            found[str(path.relative_to(run))] = content
+    return found
+
+
+def test_the_same_rule_gives_the_same_files_and_the_run_is_left_as_it_was(source, tmp_path):
+    before = contents(source, ())
+    words = [str(source), "--rule", "least-cost", "--out", str(tmp_path / "new")]
+    assert heatmap.main(words) == 1  # one slide has failed
+    assert contents(tmp_path / "new") == contents(source)
+    assert contents(source, ()) == before
+    record = read_record(tmp_path / "new")
+    assert record["status"] == "complete but for c"
+    assert record["made_from"]["run"] == str(source)
+    assert record["made_from"]["model_dir"] == str(tmp_path / "runs/final")
+    assert record["made_from"]["command"].startswith("make_heatmap.py")
+    assert record["command"].startswith("-m bach.heatmap")
+
+
+def test_another_rule_gives_other_class_maps_and_scores_of_the_same_heatmaps(source, tmp_path):
+    words = "--thresholds 0.2 0.4 0.6 --clip-to-tissue --out"
+    heatmap.main([str(source), *words.split(), str(tmp_path / "new")])
+    old, new = contents(source), contents(tmp_path / "new")
+    assert old.keys() == new.keys()
+    same = {name for name in old if old[name] == new[name]}
+    assert {name.split("/")[0] for name in same} == {
+        *("failures.json", "heatmaps", "probs", "tissue", "truth")
+    }
+    class_map = read_class_map(tmp_path / f"new/class_maps/{NAME}.png")
+    values = np.load(source / f"heatmaps/{NAME}.npy")
+    tissue = read_mask(source / f"tissue/{NAME}.png", "")
+    wanted = cells_to_map(to_classes(values, (0.2, 0.4, 0.6)), STEP, 16, class_map.shape)
+    assert np.array_equal(class_map, np.where(tissue, wanted, 0))
+    truth = read_class_map(source / f"truth/{NAME}.png")
+    score = read_slides(tmp_path / "new")[NAME].score
+    assert score == pytest.approx(part_b_score(class_map, truth))
+
+
+def test_a_run_that_was_made_anew_can_be_the_source_of_another(source, tmp_path):
+    heatmap.main([str(source), "--out", str(tmp_path / "one")])
+    heatmap.main([str(tmp_path / "one"), "--rule", "least-cost", "--out", str(tmp_path / "two")])
+    assert contents(tmp_path / "two") == contents(source)
+    made_from = read_record(tmp_path / "two")["made_from"]
+    assert made_from["made_from"]["model_dir"] == str(tmp_path / "runs/final")
+
+
+def test_without_the_slides_all_but_the_background_comes_out_and_a_note_says_so(source, tmp_path):
+    words = [str(source), "--rule", "least-cost"]
+    (tmp_path / "slides").rename(tmp_path / "moved")
+    heatmap.main([*words, "--out", str(tmp_path / "without")])
+    heatmap.main([*words, "--slides-dir", "moved", "--out", str(tmp_path / "with")])
+    old, without = contents(source), contents(tmp_path / "without")
+    assert contents(tmp_path / "with") == old
+    differ = {name for name in old if old[name] != without[name]}
+    assert differ == {f"overlays/{NAME}.png", "overlays/b.png"}
+    picture = read_rgb(tmp_path / "without/overlays/b.png", "")
+    assert (picture[0] == (180, 0, 0)).all()
+    assert "--slides-dir" in (tmp_path / "without/log.txt").read_text()
+    # Another slide of the same name, and no slide, are no background either.
+    write_aperio(tmp_path / "moved/b.svs", np.zeros((600, 600, 3), np.uint8), mpp=MPP)
+    (tmp_path / f"moved/{NAME}.svs").write_text("no slide")
+    heatmap.main([*words, "--slides-dir", "moved", "--out", str(tmp_path / "other")])
+    other = contents(tmp_path / "other")
+    assert {name for name in old if old[name] != other[name]} == differ
+
+
+def test_a_run_made_anew_is_never_overwritten_and_goes_on_with_resume(source, tmp_path):
+    words = [str(source), "--out", str(tmp_path / "new")]
+    heatmap.main(words)
+    with pytest.raises(InputError, match=r"already holds a finished run(?s:.)*--out"):
+        heatmap.main(words)
+    made = (tmp_path / "new/slides/b.json").stat().st_mtime_ns
+    assert heatmap.main([*words, "--resume"]) == 1
+    assert (tmp_path / "new/slides/b.json").stat().st_mtime_ns == made
+    with pytest.raises(InputError, match="--rule: thresholds then, least-cost now"):
+        heatmap.main([*words, "--resume", "--rule", "least-cost"])
+    for resume in ([], ["--resume"]):
+        with pytest.raises(InputError, match="a folder of its own"):
+            heatmap.main([str(source), "--out", f"{source}/../source", *resume])
+    # Once the slide is mended there, its heatmap is made here too.
+    record = put_slide(source, "slides/b.svs", "c", 7, True)
+    records = [*read_source(source).slides.values(), record]
+    write_json(source / "metrics.json", summarise(records, {}, source))
+    assert heatmap.main([*words, "--resume"]) == 0
+    assert (tmp_path / "new/class_maps/c.png").exists()
+    assert read_record(tmp_path / "new")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("metrics.json", None, "finish it: the same command with --resume"),
+        ("slides.csv", None, "without slides.csv"),
+        ("run.json", None, "without run.json"),
+        ("run.json", b"{", "hold JSON"),
+        ("slides/b.json", None, "b: no record"),
+        ("slides/b.json", b"{}", "b.json"),
+        ("probs/b.npy", None, "b: .*b.npy"),
+        ("probs/b.npy", b"x", "b: .*b.npy"),
+        ("tissue/b.png", None, "b: .*b.png"),
+        (f"truth/{NAME}.png", b"x", "#a: .*a.png"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named_and_nothing_is_written(
+    source, tmp_path, file, damage, message
+):
+    (source / file).unlink() if damage is None else (source / file).write_bytes(damage)
+    with pytest.raises(InputError, match=message):
+        heatmap.main([str(source), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((2, 2, 4), np.float32), None, np.zeros((1, 1, 4), np.float64)]
+)
+def test_probabilities_that_are_none_or_of_another_slide_are_refused(source, tmp_path, values):
+    probs = np.load(source / "probs/b.npy")
+    probs[-1, -1, 0] = 7
+    np.save(source / "probs/b.npy", probs if values is None else values)
+    with pytest.raises(InputError, match="b: The files of b must fit its record"):
+        heatmap.main([str(source), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_of_another_script_and_thresholds_that_fall_are_refused(source, tmp_path):
+    for path in ("slides.csv", "slides/b.json", f"slides/{NAME}.json"):
+        (source / path).unlink()
+    with pytest.raises(InputError, match=r"finished run of make_heatmap.py"):
+        heatmap.main([str(source), "--out", str(tmp_path / "new")])
+    with pytest.raises(InputError, match="must ascend"):
+        heatmap.main([str(source), "--out", "new", "--thresholds", "0.5", "0.4", "0.6"])
+    with pytest.raises(InputError, match="folder of slides"):
+        heatmap.main([str(source), "--out", "new", "--slides-dir", "nowhere"])
+
+
+def test_the_commands_that_read_runs_read_one_that_was_made_anew(source, tmp_path, capsys):
+    heatmap.main([str(source), "--out", str(tmp_path / "new")])
+    assert "| new" in runs.table([str(tmp_path / "new")])
+    thresholds.main([str(tmp_path / "new")])
+    assert (tmp_path / "new/thresholds.json").exists()
+    class_maps, _ = submission.read_heatmap_run(tmp_path / "new")
+    assert set(class_maps) >= {"b"}

@@ -13,6 +13,7 @@ COMMANDS = [
     "demo",
     "export",
     "folds",
+    "heatmap",
     "metrics",
     "report",
     "reproduce",

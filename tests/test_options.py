@@ -155,3 +155,24 @@ def test_the_table_lists_each_option_once_with_its_default():
     assert len(set(names)) == len(names)
     assert ["`--epochs`", "25", "passes over the patches"] in rows
     assert any(name.startswith("`--head` sigmoid, softmax") for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    source: str = option("", "the run", name="RUN", path=True)
+    run_dir: str = option("", "the new one", name="--out", where=True)
+    size: int = option(1, "size")
+
+
+def test_an_option_can_have_another_name_or_none_and_must_then_be_given(capsys):
+    words = ["--size", "2", "here", "--out", "there"]
+    args = options.parse(Named, words, "")
+    assert args == Named("here", "there", 2)
+    assert options.parse(Named, options.words(args), "") == args
+    for less in (words[:3], words[3:]):
+        with pytest.raises(SystemExit):
+            options.parse(Named, less, "")
+    assert options.changed({"source": "other", "run_dir": "x", "size": 2}, args) == [
+        "  RUN: other then, here now"
+    ]
+    assert [row[0] for row in options.table(Named)] == ["`RUN`", "`--out`", "`--size`"]

@@ -20,6 +20,7 @@ import mine_hard_examples
 import train_final
 import train_part_a
 from bach import calibration, submission
+from bach import heatmap as bach_heatmap
 from bach import metrics as bach_metrics
 from bach.annotations import Region
 from bach.classes import PROB_COLUMNS
@@ -101,6 +102,33 @@ def test_mining_stores_candidates_hard_examples_and_their_pixels(runs):
     assert len(chosen.merge(every, on=keys)) == len(chosen)
     for file in ("hardest.png", "slides/A01.png", "slides/A02.png"):
         assert (hard / file).stat().st_size > 1000
+
+
+def test_class_maps_made_anew_are_those_that_the_script_makes_with_these_options(
+    toy, runs, tmp_path
+):
+    words = f"--data-dir {toy} --model-dir {runs}/final --step-um 300 --run-dir {tmp_path}/script"
+    rule = "--thresholds 0.3 0.45 0.6 --clip-to-tissue"
+    make_heatmap.main(f"{words} {rule}".split())
+    bach_heatmap.main(f"{runs}/heatmaps {rule} --out {tmp_path}/anew".split())
+
+    def files(run):
+        found = {}
+        for path in sorted(run.rglob("*")):
+            if path.is_file() and path.name not in ("run.json", "log.txt", ".lock"):
+                found[str(path.relative_to(run))] = path.read_bytes()
+                if path.parent.name == "slides":
+                    record = json.loads(path.read_text())
+                    record = {k: v for k, v in record.items() if k not in ("seconds", "key")}
+                    found[str(path.relative_to(run))] = json.dumps(record).encode()
+        return found
+
+    script, anew = files(tmp_path / "script"), files(tmp_path / "anew")
+    assert len(script) == 3 + 3 * 6 + 2  # metrics, failures, table; per slide; two truths
+    assert script.keys() == anew.keys()
+    assert [name for name in script if script[name] != anew[name]] == []
+    first = (runs / "heatmaps/class_maps/A01.png").read_bytes()
+    assert first != anew["class_maps/A01.png"]  # the rule made a difference
 
 
 def test_a_model_file_says_what_the_model_has_seen(toy, runs):

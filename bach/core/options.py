@@ -41,8 +41,9 @@ def option(
     bare: object = None,
     path: bool = False,
     where: bool = False,
+    name: str | None = None,
 ) -> T:
-    """Define an option; its name and type are those of the dataclass field.
+    """Define an option; its type is that of the dataclass field, and so is its name, usually.
 
     Args:
         default: Its value where nothing is said. A `bool` field is a flag; a tuple
@@ -54,6 +55,8 @@ def option(
         bare: The value where the option is named without one.
         path: It names a file or folder: the same one by another path is no change.
         where: It says where or whether, not what: it may differ when a run is resumed.
+        name: How it is called on the command line, where that is not the field's name:
+            "--out", or "RUN" for a word without an option. It must then be given.
     """
     metadata = {
         "help": help,
@@ -63,6 +66,7 @@ def option(
         "bare": bare,
         "path": path,
         "where": where,
+        "name": name,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -338,7 +342,8 @@ def words(settings: object, *groups: type, **values: object) -> list[str]:
             value = values.get(field.name, getattr(settings, field.name))
             if value == field.default:
                 continue
-            result.append(_flag(field.name))
+            if flag(field).startswith("-"):
+                result.append(flag(field))
             if isinstance(value, list | tuple):
                 result += map(str, value)
             elif value is not True:
@@ -373,7 +378,8 @@ def changed(old: Mapping[str, Any], new: object, old_folder: str | None = None) 
             folder = os.getcwd()
             if _real(then, old_folder or folder) == _real(this, folder):
                 continue
-        lines.append(f"  {_flag(name)}: {then} then, {this} now")
+        called = _flag(name) if field is None else flag(field)
+        lines.append(f"  {called}: {then} then, {this} now")
     return lines
 
 
@@ -398,10 +404,10 @@ def table(*kinds: type) -> list[list[str]]:
     rows: dict[str, list[str]] = {}
     for kind in kinds:
         for field in _fields(kind):
-            flag = f"`{_flag(field.name)}`"
+            called = f"`{flag(field)}`"
             if field.metadata["choices"]:
-                flag += " " + ", ".join(field.metadata["choices"])
-            rows.setdefault(field.name, [flag, _shown(field.default), field.metadata["help"]])
+                called += " " + ", ".join(field.metadata["choices"])
+            rows.setdefault(field.name, [called, _shown(field.default), field.metadata["help"]])
     return list(rows.values())
 
 
@@ -416,6 +422,11 @@ def _own(group: type) -> Mapping[str, object]:
 
 def _title(group: type) -> str:
     return (inspect.getdoc(group) or group.__name__).split("\n")[0].rstrip(".").lower()
+
+
+def flag(field: dataclasses.Field) -> str:
+    """How an option is called on the command line."""
+    return field.metadata["name"] or _flag(field.name)
 
 
 def _flag(name: str) -> str:
@@ -442,7 +453,7 @@ def _add_one(parser: argparse._ArgumentGroup, field: dataclasses.Field, hint: An
     metadata, default = field.metadata, field.default
     text = metadata["help"].replace("%", "%%")
     if hint is bool:
-        parser.add_argument(_flag(field.name), action="store_true", default=default, help=text)
+        parser.add_argument(flag(field), action="store_true", default=default, help=text)
         return
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     kind: Any = kinds[0] if kinds else hint
@@ -454,10 +465,16 @@ def _add_one(parser: argparse._ArgumentGroup, field: dataclasses.Field, hint: An
         more |= {"nargs": "?", "const": metadata["bare"]}
     if metadata["metavar"] is not None:
         more["metavar"] = metadata["metavar"]
-    if default is not None and default != ():
-        text += f" (default: {_shown(default)})"
+    words = [flag(field)]
+    if metadata["name"] is None:
+        if default is not None and default != ():
+            text += f" (default: {_shown(default)})"
+    elif flag(field).startswith("-"):
+        more |= {"dest": field.name, "required": True}
+    else:
+        words, more["metavar"] = [field.name], flag(field)
     parser.add_argument(
-        _flag(field.name),
+        *words,
         type=_checked(kind, metadata["bounds"]),
         choices=metadata["choices"],
         default=default,

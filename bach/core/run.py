@@ -54,7 +54,6 @@ class Run:
     Args:
         args: The script's options: a dataclass of options, see `bach.core.options`, with
             `run_dir` and `resume`.
-
         done: Tells by the metrics of a run there whether it holds all that is asked for now;
             by default it does unless something failed.
 
@@ -72,7 +71,9 @@ class Run:
 
     def __init__(self, args: Any, done: Callable[[dict], bool] = lambda metrics: True):
         self.path = Path(args.run_dir)
-        require_place(self.path, "Name another --run-dir.", folder=True)
+        field = next(field for field in dataclasses.fields(args) if field.name == "run_dir")
+        self._option = options.flag(field)
+        require_place(self.path, f"Name another {self._option}.", folder=True)
         self._args = args
         self._began = time.monotonic()
         self._starts: list[dict] = []
@@ -91,7 +92,7 @@ class Run:
         if record is None and others:
             raise InputError(
                 f"The run folder {self.path} is not empty and holds no run.json.\n"
-                f"Received: --run-dir={self.path}.\n"
+                f"Received: {self._option}={self.path}.\n"
                 "Name a new folder, so that nothing is overwritten."
             )
         if record is None:
@@ -100,7 +101,7 @@ class Run:
             state = "a finished run" if has_metrics else "an unfinished run"
             raise InputError(
                 f"The run folder {self.path} already holds {state}.\n"
-                f"Received: --run-dir={self.path}.\n"
+                f"Received: {self._option}={self.path}.\n"
                 "Add --resume to go on with it, or name another folder."
             )
         changes = options.changed(record.get("arguments", {}), args, record.get("folder"))
@@ -108,7 +109,7 @@ class Run:
             raise InputError(
                 f"Cannot resume {self.path}: it was started with other arguments.\n"
                 + "\n".join(changes)
-                + "\nUse the same arguments, or name another --run-dir."
+                + f"\nUse the same arguments, or name another {self._option}."
             )
         self._starts = record.get("starts", [])
         self.finished = whole
@@ -118,12 +119,13 @@ class Run:
                 self._write_status("finished")  # the signal came when all was written
 
     @contextlib.contextmanager
-    def start(self, **device: object) -> Iterator[None]:
+    def start(self, **about: object) -> Iterator[None]:
         """Make the folder, keep others out of it, and record how the body ended.
 
         Args:
-            device: What the run computes with, as `network.backend.start` returns it:
-                `devices`, `device`, `backend`, `precision`.
+            about: What else is recorded of this start: what the run computes with, as
+                `network.backend.start` returns it (`devices`, `device`, `backend`,
+                `precision`), or what it was made from.
 
         Raises:
             InputError: If another process works in the folder.
@@ -138,10 +140,10 @@ class Run:
                 setup_logging(self.path / "log.txt")
             if self._starts:
                 log.info("resuming %s", self.path)
-            if device:
+            if "device" in about:
                 said = "devices: {devices} {device} ({backend}, {precision})"
-                log.info("%s", said.format(**device))
-            self._starts = [*self._starts, self._describe(device)]
+                log.info("%s", said.format(**about))
+            self._starts = [*self._starts, self._describe(about)]
             try:
                 self._write_status("running")
                 yield
@@ -181,16 +183,19 @@ class Run:
         write_json(self.path / "metrics.json", metrics)
         log.info("finished in %s", duration(time.monotonic() - self._began))
 
-    def _describe(self, device: dict) -> dict:
+    def _describe(self, about: dict) -> dict:
         """What is recorded of a start."""
         module = sys.modules[type(self._args).__module__]
+        spec = getattr(module, "__spec__", None)  # none of a script that was started itself
         script = Path(getattr(module, "__file__", None) or sys.argv[0]).name
+        if spec is not None and "." in spec.name:
+            script = f"-m {spec.name}"
         return {
             "command": " ".join([script, *options.words(self._args)]),
             "arguments": dataclasses.asdict(self._args),
             "folder": os.getcwd(),
             **git_state(),
-            **device,
+            **about,
             "versions": versions(),
             "begun": _now(),
         }
