@@ -19,12 +19,17 @@ from bach.core.files import to_json
 from bach.core.log import log
 from bach.core.run import read_record
 from bach.core.text import columns, markdown
-from bach.honest.comparison import ALWAYS_BENIGN, FIGURES, PUBLISHED, compare, parts_of
+from bach.honest.comparison import (
+    ALWAYS_BENIGN,
+    FIGURES,
+    PUBLISHED,
+    TITLES,
+    compare,
+    parts_of,
+)
 from bach.honest.intervals import accuracy_interval, format_interval, score_interval
 from bach.honest.records import counts_of, read_images, read_slides
-from bach.scores import ACCURACIES, always, score_from_counts
-
-_TITLES = ACCURACIES | {"score": "score (mean over slides)", "score_pooled": "score (pooled)"}
+from bach.scores import always, score_from_counts
 
 
 def format_comparison(result: dict) -> str:
@@ -95,7 +100,7 @@ def _leaderboard(part: str, own: list[tuple[float | None, list[str]]]) -> str:
             values = [_printed(entry[figure]) if figure in entry else "-" for figure in figures]
             about = [entry["measured_on"], "-", entry["source"]]
             rows.append([f"*published: {entry['name']}*", "-", "-", *values, *about])
-    titles = [_TITLES[figure] for figure in figures]
+    titles = [TITLES[figure] for figure in figures]
     header = ["run", "backbone", "epochs", *titles, "measured on", "commit", "command or source"]
     return (
         f"Part {part}. In brackets the 95% interval and what it rests on. Published figures were "

@@ -80,18 +80,28 @@ PARTS = ("speed", "linearity", "memory")
 CELL_MM2 = (DENSE_STEP_UM / 1000) ** 2
 
 
-def make_slide(path: Path, width: int, height: int) -> None:
-    """Write a slide with an oval of painted tissue, unless it is there."""
-    if path.exists():
-        return
-    rng = np.random.default_rng(0)
+def painted_blocks(rng: np.random.Generator) -> list[np.ndarray]:
+    """Squares of painted tissue, of `BLOCK` px."""
     look = painter.make_look(rng, 0.5)
     side = BLOCK // 2
     labels = [np.full((side, side), label, np.uint8) for label in (0, 1, 2, 3, 0, 1)]
-    blocks = [
+    return [
         painter.paint_tissue(rng, label, side, side, 2 * SLIDE_MPP, look).repeat(2, 0).repeat(2, 1)
         for label in labels[:BLOCKS]
     ]
+
+
+def make_slide(
+    path: Path,
+    width: int,
+    height: int,
+    squares: Callable[[np.random.Generator], list[np.ndarray]] = painted_blocks,
+) -> None:
+    """Write a slide with an oval of tissue laid out of squares, unless it is there."""
+    if path.exists():
+        return
+    rng = np.random.default_rng(0)
+    blocks = squares(rng)
     glass = rng.normal(243, 1.5, (BLOCK, BLOCK, 3)).round().astype(np.uint8)
     shape = (-(-height // 256), -(-width // 256))
     row, col = np.indices(shape)
@@ -99,7 +109,7 @@ def make_slide(path: Path, width: int, height: int) -> None:
     radius = np.sqrt(TISSUE * 4 / np.pi)
     inside = ((row + 0.5) * 512 / height - 1) ** 2 + ((col + 0.5) * 512 / width - 1) ** 2
     inside = inside < radius**2
-    which = rng.integers(0, BLOCKS, (shape[0] // 8 + 1, shape[1] // 8 + 1))
+    which = rng.integers(0, len(blocks), (shape[0] // 8 + 1, shape[1] // 8 + 1))
 
     def paint_band(y: int) -> np.ndarray:
         """One row of tiles."""

@@ -77,6 +77,7 @@ ALWAYS_BENIGN = {f"A{number:02}": score for number, score in enumerate(_BENIGN_S
 
 # Of each part: the figure that decides, and those that guide.
 FIGURES = {"A": tuple(ACCURACIES), "B": ("score", "score_pooled")}
+TITLES = ACCURACIES | {"score": "score (mean over slides)", "score_pooled": "score (pooled)"}
 
 
 def parts_of(run: str | os.PathLike) -> list[str]:

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bach import report
 from bach.classes import CLASSES, COLORS, PREFIXES, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.patches import photo_patches
+from bach.report import mistakes as report
+from bach.report.__main__ import main
 
 # label, predicted, probability of the predicted class, patient; the rest of the
 # probability goes to the label, so the difficulty is |label - predicted| x prob.
@@ -54,7 +55,7 @@ def run(tmp_path):
 
 
 def _write(run, *more):
-    return report.main(["mistakes", str(run), "--data-dir", str(run.parent / "data"), *more])
+    return main(["mistakes", str(run), "--data-dir", str(run.parent / "data"), *more])
 
 
 def test_mistakes_are_listed_worst_first_with_empty_columns_to_tick(run, capsys):
@@ -149,7 +150,7 @@ def test_ticks_are_totalled_by_category_and_class_pair(run, capsys):
     table["note"] = ["d\u00e9chir\u00e9", *table["note"][1:]]
     table.to_csv(run / "filled.csv", index=False, sep=";", encoding="cp1252")
     capsys.readouterr()
-    assert report.main(["errors", str(run / "filled.csv")]) == 0
+    assert main(["errors", str(run / "filled.csv")]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["mistakes"], result["ticked"]) == (5, 3)
     ticked = {name: count for name, count in result["categories"].items() if count}

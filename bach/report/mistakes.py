@@ -1,26 +1,5 @@
-"""What a model gets wrong: a table to tick, and sheets to look at.
+"""Mistakes of a run: a table to tick, and sheets to look at; see `python -m bach.report`."""
 
-    python -m bach.report mistakes runs/part_a --data-dir data/BACH
-    python -m bach.report errors runs/part_a/errors.csv
-
-`mistakes` reads the out-of-fold predictions of a `train_part_a.py` run and the photos,
-and writes into the run folder (or `--out`):
-
-    errors.csv                      one row per mistake, worst first, with empty columns to tick
-    errors/Benign_as_Invasive.png   a sheet for each pair (true, predicted), worst first
-    errors/overview.png             all pairs at once: the worst image of each, and counts
-
-Below each photo a bar shows the mean probabilities of its patches, and a cell for every
-patch its own, laid out as the patches lie on the photo; the colours are those of the
-legend, Normal at the top. Worst is by difficulty (Kwok 2018, section 4.5): class distance
-times the probability of the wrong class.
-
-Fill the category columns of `errors.csv` in with any mark (several in a row if several
-apply; add columns of your own; `note` is free text), then let `errors` total them. What
-the categories mean is said in `CATEGORIES`.
-"""
-
-import argparse
 import concurrent.futures
 import itertools
 import os
@@ -33,11 +12,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from bach.classes import CHOICES, CLASSES, COLORS, PROB_COLUMNS
-from bach.core.errors import InputError, exit_with
-from bach.core.files import to_json
+from bach.core.drawings import contact_sheet, legend, line_height, write
+from bach.core.errors import InputError
 from bach.core.log import log, step
-from bach.core.options import whole
-from bach.core.pictures import contact_sheet, legend, write_png
+from bach.core.pictures import write_png
 from bach.core.run import read_record
 from bach.core.tables import as_probs, as_whole, patient_key, read_table, write_csv
 from bach.core.text import columns, listed
@@ -73,8 +51,7 @@ _PAIR = ("label", "predicted")
 WIDTH, HEIGHT = 294, 220  # of a photo; the width divides by the 7 columns of patches
 _BAR = 10
 _CELL = 30
-_LINE = 15
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_LINE = line_height(11)
 
 
 # Mistakes
@@ -205,7 +182,7 @@ def card(photo: np.ndarray, patches: pd.DataFrame, text: str = "") -> np.ndarray
         inside[:] = _stack(prob, len(inside))[:, None]
 
     line = np.full((_LINE, WIDTH, 3), 255, np.uint8)
-    _write(line, text, 11, 0.38)
+    write(line, text, (1, 0), 11)
     return np.concatenate([top, bar, cells, line])
 
 
@@ -213,10 +190,6 @@ def _stack(probs: np.ndarray, length: int) -> np.ndarray:
     """Class colours in proportion to probabilities that sum to 1: uint8 `(length, 3)`."""
     ends = np.cumsum(probs)[:-1] * length
     return np.array(COLORS, np.uint8)[np.searchsorted(ends, np.arange(length) + 0.5)]
-
-
-def _write(picture: np.ndarray, text: str, y: int, scale: float) -> None:
-    cv2.putText(picture, text, (1, y), _FONT, scale, (30, 30, 30), 1, cv2.LINE_AA)
 
 
 def pair_name(label: int, predicted: int) -> str:
@@ -276,11 +249,11 @@ def _titled(sheet: np.ndarray, title: str) -> np.ndarray:
     missing = max(0, 2 * WIDTH - sheet.shape[1])
     sheet = np.pad(sheet, ((0, 0), (0, missing), (0, 0)), constant_values=255)
     strip = np.full((30, sheet.shape[1], 3), 255, np.uint8)
-    _write(strip[:, 6:], title, 21, 0.55)
+    write(strip, title, (6, 4), 16)
     return np.concatenate([strip, legend(sheet.shape[1], CLASSES, COLORS), sheet])
 
 
-def write_report(
+def write_mistakes(
     run: str | os.PathLike,
     data_dir: str | os.PathLike,
     out: str | os.PathLike,
@@ -443,41 +416,3 @@ def format_totals(result: dict) -> str:
         rows.append([pair, cells["mistakes"], *(cells[name] for name in names)])
     table = columns(["", "mistakes", *names], rows)
     return f"{result['ticked']} of {total} mistakes ticked\n\n{table}"
-
-
-# The tool
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bach.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="categories:\n" + "\n".join(f"  {k:12} {v}" for k, v in CATEGORIES.items()),
-    )
-    tools = parser.add_subparsers(dest="tool", required=True)
-    show = tools.add_parser("mistakes", help="write a run's mistakes as table and sheets")
-    show.add_argument("run", metavar="RUN", help="run folder of train_part_a.py")
-    show.add_argument("--data-dir", default="data/BACH", help="folder of the challenge data")
-    show.add_argument("--out", default=None, help="folder to write to (default: the run folder)")
-    show.add_argument("--limit", type=whole(1), default=60, help="most images on a sheet")
-    errors = tools.add_parser("errors", help="total the ticks of a filled-in errors.csv")
-    errors.add_argument("file", metavar="FILE", help="the filled-in table")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    if args.tool == "mistakes":
-        out = Path(args.out or args.run)
-        print(format_counts(write_report(args.run, args.data_dir, out, args.limit)))
-        print(out / "errors.csv")
-        return 0
-    result = total_ticks(read_ticks(args.file))
-    print(format_totals(result))
-    print(to_json(result))
-    return 0
-
-
-if __name__ == "__main__":
-    exit_with(main)

@@ -1,0 +1,1 @@
+"""What a run found, for people: a table of mistakes with sheets, and a page for a browser."""
