@@ -111,6 +111,7 @@ STEPS = (
         f"--run-dir {RUNS}/heatmaps_real --model-dir {RUNS}/final {_DENSE}",
         resumed=RUNS / "heatmaps_real",
     ),
+    Step(f"-m bach.report html {RUNS} --out {RUNS}/report"),
 )
 
 
@@ -130,8 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = run_steps(STEPS)
     print(f"\n{table(results)}")
     print(
-        f"\nLook at {RUNS}/part_a/fold_0/batch.png, {RUNS}/hard_examples/slides/*.png,\n"
-        f"{RUNS}/heatmaps/overlays/*.png and {RUNS}/heatmaps_real/overlays/*.png.\n"
+        f"\nOpen {RUNS}/report/index.html in a browser. Look at {RUNS}/part_a/fold_0/batch.png, "
+        f"\n{RUNS}/hard_examples/slides/*.png and {RUNS}/heatmaps/overlays/*.png.\n"
         f"Demo finished in {duration(time.monotonic() - start)}.\n{RUNS}"
     )
 

@@ -147,7 +147,7 @@ def test_slides_that_have_moved_are_found_and_those_that_are_gone_leave_their_ma
     assert "was not at hand" in page.read_text(encoding="utf-8")
     assert not (page.parent / "tiles").exists()
     assert (page.parent / "heatmap" / "0" / "0_0.png").exists()
-    write_report(Request([run], out, slides=tmp_path / "elsewhere"))
+    write_report(Request([run], out, slides_dir=tmp_path / "elsewhere"))
     assert "was not at hand" not in page.read_text(encoding="utf-8")
     assert (page.parent / "tiles").exists()
 
@@ -156,7 +156,7 @@ def test_another_slide_of_the_same_name_is_refused(tmp_path):
     run = heatmap_run(tmp_path / "heatmaps")
     heatmap_run(tmp_path / "other" / "heatmaps", size=(2000, 2200))
     out = tmp_path / "report"
-    write_report(Request([run], out, slides=tmp_path / "other" / "slides"))
+    write_report(Request([run], out, slides_dir=tmp_path / "other" / "slides"))
     text = (out / "index.html").read_text(encoding="utf-8")
     assert "A01 has no page: " in text
     assert "2000x2200 px instead of 3000x2200" in text

@@ -65,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--data-dir", type=Path, help="folder of the challenge data (default: that of each run)"
     )
     html.add_argument(
-        "--slides", type=Path, metavar="DIR", help="folder that the slides lie in now"
+        "--slides-dir", type=Path, metavar="DIR", help="folder that the slides lie in now"
     )
     html.add_argument(
         "--slide-mb",

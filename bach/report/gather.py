@@ -235,6 +235,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[Figure]:
             continue
         interval = metrics.get(f"{key}_interval")
         text = format_interval(interval, 3) if isinstance(interval, dict) else ""
+        text = text.partition(" ")[2]  # the value stands above
         shown = f"{value:,}" if isinstance(value, int) else number(value)
         figures.append(Figure(name, shown, text))
     return figures
@@ -458,6 +459,8 @@ def _photos(source: Source, wrong: pd.DataFrame, notes: list[str]) -> dict[str, 
 def _with_patches(photo: np.ndarray, patches: pd.DataFrame) -> np.ndarray:
     """A photo with its probabilities, and its worst patches below."""
     card = mistakes.card(photo, patches)
+    if len(patches) == 1:  # the photo as a whole
+        return card
     side = card.shape[1] // _WORST_PATCHES
     strip = np.full((side, card.shape[1], 3), 255, np.uint8)
     worst = patches.sort_values("difficulty", ascending=False, kind="stable").head(_WORST_PATCHES)

@@ -63,7 +63,7 @@ class Request(NamedTuple):
         runs: Run folders, or folders of run folders.
         out: Folder of the report; None for `report` in the first of them.
         data_dir: Folder of the challenge data; None for that of each run.
-        slides: Folder of the slides, if they have moved since.
+        slides_dir: Folder of the slides, if they have moved since.
         previous: Run to compare with, or None.
         slide_mb: Most MB for a slide, about.
     """
@@ -71,7 +71,7 @@ class Request(NamedTuple):
     runs: Sequence[Path]
     out: Path | None = None
     data_dir: Path | None = None
-    slides: Path | None = None
+    slides_dir: Path | None = None
     previous: Path | None = None
     slide_mb: float = SLIDE_MB
 
@@ -204,7 +204,7 @@ def _find_slides(runs: Sequence[Path], request: Request) -> dict[str, Found]:
         where, record = predicted.get(name, (None, None))
         rows = examples.get(name, pd.DataFrame({"difficulty": []}))
         file = _stated(where, record) if record is not None else None
-        file = known.get(image_key(name)) if file is None or request.slides else file
+        file = known.get(image_key(name)) if file is None or request.slides_dir else file
         mpp = record.mpp if record is not None else None
         if file is None:
             log.warning("%s: the slide is not at hand, its page shows the maps alone", name)
@@ -223,13 +223,14 @@ def _stated(run: Path | None, record: SlideRecord) -> Path | None:
 
 
 def _known_slides(runs: Sequence[Path], request: Request) -> dict[str, Path]:
-    """Slides by their key: those of `--slides`, else of the data that the runs used."""
-    if request.slides is not None:
-        files = sorted(path for path in request.slides.rglob("*") if path.is_file())
+    """Slides by their key: those of `--slides-dir`, else of the data that the runs used."""
+    if request.slides_dir is not None:
+        files = sorted(path for path in request.slides_dir.rglob("*") if path.is_file())
         if not files:
             raise InputError(
                 "The folder of the slides must hold files.\n"
-                f"Received: --slides={request.slides}, in which there are none.\nCheck the name."
+                f"Received: --slides-dir={request.slides_dir}, in which there are none.\n"
+                "Check the name."
             )
         return {image_key(path.name): path for path in reversed(files)}
     found: dict[str, Path] = {}

@@ -415,5 +415,5 @@ def _check_same(slide: Slide, record: SlideRecord | None) -> None:
         raise InputError(
             f"{slide.path} must be the slide that was predicted.\n"
             f"Received: {slide.width}x{slide.height} px instead of "
-            f"{record.width}x{record.height}.\nName the folder of the slides with --slides."
+            f"{record.width}x{record.height}.\nName the folder of the slides with --slides-dir."
         )

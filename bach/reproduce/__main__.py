@@ -68,11 +68,12 @@ One slide alone has no interval; those of the means are in the next table.
 IN SAMPLE: the paper scored A01-A10 with the model that was trained on them. Such figures say
 nothing about new slides. Ours are by models that did not see the slide{in_sample}.
 
-To submit to the hidden tests, and to learn from the mistakes:
+To submit to the hidden tests, to learn from the mistakes, and to look at all of it in a browser:
 
     python -m bach.submission part-a --model-dir {out}/part_a
     python -m bach.submission part-b --run-dir {out}/heatmaps
     python -m bach.report mistakes {out}/part_a --data-dir {data}
+    python -m bach.report html {out} --out {out}/report
 """
 
 
