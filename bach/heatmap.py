@@ -410,8 +410,8 @@ def draw_maps(
 
     def keys(size: int) -> list[np.ndarray]:
         colors = [swatch(*pair, size) for pair in zip(CLASSES[1:], COLORS[1:], strict=True)]
-        clear = swatch(f"{CLASSES[NORMAL]} and glass: clear", (255, 255, 255), size)
-        gray = swatch("heatmap: no tissue", NO_HEAT, size)
+        clear = swatch(f"{CLASSES[NORMAL]}: clear", (255, 255, 255), size)
+        gray = swatch("no tissue", NO_HEAT, size)
         return [*colors, clear, color_bar("heatmap", size), gray]
 
     words = Words(maps.name, _notes(record), maps.warnings, keys)

@@ -34,6 +34,7 @@ from numpy.random import Generator
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bach.classes import CLASSES, NORMAL
+from bach.core.drawings import write
 from bach.core.errors import exit_with
 from bach.core.files import to_json
 from bach.core.options import option, parse
@@ -251,7 +252,7 @@ def draw(pieces: dict[tuple[float, int], Piece]) -> np.ndarray:
 def _titled(rgb: np.ndarray, text: str) -> np.ndarray:
     small = cv2.resize(rgb, (256, 192), interpolation=cv2.INTER_AREA)
     framed = cv2.copyMakeBorder(small, 20, 6, 4, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-    cv2.putText(framed, text, (6, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (30, 30, 30), 1, cv2.LINE_AA)
+    write(framed, text, (6, 2), 12)
     return framed
 
 

@@ -1,24 +1,35 @@
 """Draw the figures of the documentation.
 
-    python docs/figures.py            writes docs/safe_against_leaky.svg and docs/structure.svg
-    python docs/figures.py --png DIR  writes them as PNG, to look at
+    python docs/figures.py            writes docs/*.svg and, of the runs of `make demo`, pictures
+    python docs/figures.py --png DIR  writes all of them as PNG, to look at
 
-Reads    docs/results/audit_*.csv, the imports of bach/
+Reads    docs/results/audit_*.csv, the imports of bach/; runs/demo, if there is one: trial data
+         are ours, the slide in docs/slides is CC0, and no other pixels are shown
 """
 
 import argparse
 import ast
+import contextlib
+import io
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from bach import calibration, heatmap  # noqa: E402
+from bach.charts import reliability_figure  # noqa: E402
+from bach.core.pictures import read_rgb  # noqa: E402
 from bach.core.tables import read_table  # noqa: E402
+from bach.mining import MIN_TISSUE_HARD, draw_grid  # noqa: E402
+from bach.patches import read_patches  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 
@@ -117,7 +128,17 @@ TITLES = {
 SCRIPTS = ("train_part_a", "mine_hard_examples", "train_final", "make_heatmap")
 UPPER_FLOOR = {"heatmap", "mining"}
 LOWER_FLOOR = {
-    *("annotations", "brightfield", "classes", "data", "download", "glass", "labels", "patches"),
+    *(
+        "annotations",
+        "brightfield",
+        "charts",
+        "classes",
+        "data",
+        "download",
+        "glass",
+        "labels",
+        "patches",
+    ),
     *("scores", "slides", "tissue"),
 }
 
@@ -220,11 +241,111 @@ def _ends(start: tuple, end: tuple) -> tuple[tuple[float, float], tuple[float, f
     return (middle, start[1]), (middle, end[1] + end[3])
 
 
+# Pipeline
+
+
+# A step of the pipeline: its script, what it does, what it reads and what it writes.
+STEPS = (
+    ("1  train_part_a.py", "one model per fold\nof patients", "photos", "out-of-fold\npredictions"),
+    (
+        "2  mine_hard_examples.py",
+        "patches that step 1\ngets most wrong",
+        "slides,\nannotated",
+        "hard examples",
+    ),
+    ("3  train_final.py", "one model per fold\nof slides", "", "models"),
+    (
+        "4  make_heatmap.py",
+        "each slide by models\nthat did not see it",
+        "slides",
+        "heatmaps, class maps,\nareas, scores",
+    ),
+)
+
+
+def pipeline(figure) -> None:
+    """The four scripts in a row, what each reads above and what it writes below."""
+    from matplotlib.patches import FancyBboxPatch
+
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(-0.1, 4 * 2.6)
+    axes.set_ylim(0, 3.3)
+    style = {"boxstyle": "round,pad=0,rounding_size=0.08", "edgecolor": "#666666", "linewidth": 0.8}
+    arrow = {
+        "arrowstyle": "-|>",
+        "color": "#444444",
+        "mutation_scale": 13,
+        "shrinkA": 1,
+        "shrinkB": 1,
+    }
+    for number, (script, does, reads, writes) in enumerate(STEPS):
+        left, middle = 2.6 * number, 2.6 * number + 1.15
+        axes.add_patch(FancyBboxPatch((left, 1.2), 2.3, 0.95, facecolor="#dbe9f4", **style))
+        axes.text(middle, 1.98, script, weight="bold", ha="center", va="center", fontsize=8.8)
+        axes.text(middle, 1.53, does, ha="center", va="center", fontsize=10)
+        if reads:
+            axes.text(middle, 3.0, reads, ha="center", va="center", fontsize=10, style="italic")
+            axes.annotate("", (middle, 2.15), (middle, 2.75), arrowprops=arrow)
+        axes.annotate("", (middle, 0.65), (middle, 1.2), arrowprops=arrow)
+        axes.text(middle, 0.4, writes, ha="center", va="center", fontsize=10, style="italic")
+        if number:
+            axes.annotate("", (left, 1.67), (left - 0.3, 1.67), arrowprops=arrow)
+
+
+# Pictures of runs
+
+
+SHOWN = "A04"  # the trial slide that is shown
+
+
+def of_runs(runs: Path, work: Path) -> dict[str, np.ndarray]:
+    """The pictures of `make demo`'s runs, as they are drawn now: {name: uint8 RGB}.
+
+    Args:
+        runs: Folder of the runs.
+        work: An empty folder to work in.
+    """
+    pictures = {"first_batch.jpg": read_rgb(runs / "final/fold_0/batch.png", "Run the demo.")}
+    for name, run, slide in (
+        ("demo_overlay.png", "heatmaps", SHOWN),
+        ("real_slide.png", "heatmaps_real", "cmu-1-small-region"),
+    ):
+        with contextlib.redirect_stdout(io.StringIO()):
+            words = [str(runs / run), "--rule", "least-cost", "--out", str(work / run)]
+            heatmap.main(words)
+        pictures[name] = read_rgb(work / run / "overlays" / f"{slide}.png", "Run the demo.")
+    source = heatmap.read_source(runs / "heatmaps")
+    record = source.slides[SHOWN]
+    maps = heatmap.read_maps(source.run, record)[1]
+    maps = heatmap.with_background(maps, heatmap.find_slide(source, record, None))
+    patches = read_patches(runs / "hard_examples/slides" / f"{SHOWN}.csv")
+    used = patches[patches["tissue"] >= MIN_TISSUE_HARD]
+    return pictures | {"mask_and_grid.png": draw_grid(maps, used)}
+
+
+def reliability(runs: Path):
+    """Reliability of the photos' out-of-fold predictions, before and after a temperature."""
+    probs, labels, folds = calibration.read_predictions(runs / "part_a")
+    scaled, _ = calibration.leave_fold_out(probs, labels, folds)
+    tables = {}
+    for name, values in (("before", probs), ("after", scaled)):
+        error = calibration.expected_calibration_error(values, labels)
+        tables[f"{name}: ECE {error:.3f}"] = calibration.reliability(values, labels)
+    return reliability_figure(tables)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--png", type=Path, default=None, help="folder for PNG files instead")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=ROOT / "runs" / "demo",
+        help="folder of the demo's runs (default: runs/demo)",
+    )
     return parser.parse_args(argv)
 
 
@@ -233,17 +354,33 @@ def main(argv: list[str] | None = None) -> None:
     matplotlib.use("agg")
     from matplotlib.figure import Figure
 
+    folder = args.png or ROOT / "docs"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str, figure) -> None:
+        if args.png is not None:
+            figure.savefig(folder / f"{name}.png", dpi=110, facecolor="white")
+        else:
+            path = folder / f"{name}.svg"
+            figure.savefig(path, facecolor="white", metadata={"Date": None})
+        print(name)
+
     with matplotlib.rc_context(STYLE):
-        for draw, size in ((safe_against_leaky, (9.0, 3.8)), (structure, (9.6, 7.6))):
+        sizes = ((safe_against_leaky, (9.0, 3.8)), (structure, (9.6, 7.6)), (pipeline, (9.6, 3.0)))
+        for draw, size in sizes:
             figure = Figure(figsize=size)
             draw(figure)
-            name = draw.__name__
-            if args.png is not None:
-                figure.savefig(args.png / f"{name}.png", dpi=110, facecolor="white")
-            else:
-                path = ROOT / "docs" / f"{name}.svg"
-                figure.savefig(path, facecolor="white", metadata={"Date": None})
-                print(path.relative_to(ROOT))
+            save(draw.__name__, figure)
+        if not (args.runs / "heatmaps_real" / "metrics.json").exists():
+            print(
+                f"left as they are: pictures of runs, for there are none in {args.runs}: make demo"
+            )
+            return
+        save("reliability", reliability(args.runs))
+    with tempfile.TemporaryDirectory() as work:
+        for name, picture in of_runs(args.runs, Path(work)).items():
+            Image.fromarray(picture).save(folder / name, optimize=True, quality=88, subsampling=0)
+            print(name)
 
 
 if __name__ == "__main__":

@@ -243,9 +243,9 @@ def scale_bar(um_per_px: float, most: int, size: int) -> np.ndarray:
 
 def color_bar(title: str, size: int) -> np.ndarray:
     """The colours of a heatmap from 0 to 1 with ticks, the title before them, on white."""
-    length, lead = 14 * size, text_width(title, size) + size
-    ticks = ("0", "0.25", "0.5", "0.75", "1")
-    result = np.full((2 * line_height(size), lead + length + 2 * size, 3), 255, np.uint8)
+    length, lead = 9 * size, text_width(title, size) + size // 2
+    ticks = ("0", "0.5", "1")
+    result = np.full((2 * line_height(size), lead + length + size, 3), 255, np.uint8)
     write(result, title, (0, 0), size)
     bar = heat_colors(np.linspace(0, 1, length)[None])
     top = (line_height(size) - size) // 2
