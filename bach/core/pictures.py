@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from bach.core.drawings import Color, contact_sheet, legend  # noqa: F401 - moved there
+from bach.core.drawings import Color
 from bach.core.errors import InputError
 from bach.core.files import atomic_path
 from bach.core.inputs import Limit, require_file, understood
