@@ -1,25 +1,37 @@
-"""Write results for other tools: objects in QuPath, pyramids for viewers of slides.
+"""Write results for other tools: objects in QuPath, pyramids for viewers, models for runtimes.
 
     python -m bach.export qupath runs/heatmaps
     python -m bach.export tiff runs/heatmaps A01 A02
+    python -m bach.export model runs/part_a/fold_0/model.keras --format onnx
+    python -m bach.export model runs/part_a --fold 0 --to hf://OWNER/NAME --out card
 
-Reads:   a run of make_heatmap.py; qupath also the headers of its slides
+Reads:   a run of make_heatmap.py, qupath also the headers of its slides; or a model, and
+         patches that it is checked with
 Writes:  RUN/qupath/NAME.geojson.gz     a locked tile per cell, an annotation per class region
          RUN/tiff/NAME.classes.tif      the class map, RGB, opened by OpenSlide
          RUN/tiff/NAME.probs.ome.tif    the probabilities of the cells, a channel per class
-Time:    seconds per slide
+         model.onnx, model_savedmodel/, model.tflite or model_openvino/ beside the model
+Time:    seconds per slide; half a minute per model
 
-A slide that fails does not stop the others; the exit code is then 1.
+A slide that fails does not stop the others; the exit code is then 1. A model is written as Keras
+exports it, and kept only if it gives the same probabilities to 1e-4 on real patches.
 """
 
 import argparse
+import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bach.core.errors import exit_with
+from bach.core.errors import InputError, exit_with
 from bach.core.files import require_place
 from bach.export import qupath
+from bach.export.card import Facts, model_card
 from bach.export.results import Result, export_each, list_results
+from bach.honest.seen import read_seen
+
+FORMATS = ("onnx", "savedmodel", "litert", "openvino")
+_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)", re.ASCII)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,15 +57,43 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="level-0 px of the slides where QuPath begins to count, 0 0 if it shows them whole "
         "(default: what the slide files say)",
     )
+    _add_model(tools.add_parser("model", help="a model for other runtimes, or for Hugging Face"))
     args, more = parser.parse_known_args(argv)
-    if any(word.startswith("-") for word in more):
+    if any(word.startswith("-") for word in more) or (more and args.tool == "model"):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
-    args.slides += more  # names after an option, which argparse does not take
+    if more:
+        args.slides += more  # names after an option, which argparse does not take
     return args
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, help=".keras file, or run folder")
+    parser.add_argument("--fold", type=int, help="which model of a run")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--format", choices=FORMATS, help="what to write")
+    which.add_argument(
+        "--to",
+        metavar="hf://OWNER/NAME",
+        help="upload it to Hugging Face as Keras saves it, with a model card; a new repository is "
+        "private. With --out the folder is written there, and nothing is uploaded",
+    )
+    parser.add_argument("--out", type=Path, help="file or folder to write, new")
+    parser.add_argument(
+        "--patches",
+        type=Path,
+        help="patch store, or run folder with one, to check the export with (default: that of the "
+        "model's run)",
+    )
+    parser.add_argument(
+        "--photos", nargs="+", default=[], help="photos to cut patches from instead"
+    )
+    parser.add_argument("--data", help="what the model card says of the data and their licence")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.tool == "model":
+        return _export_model(args)
     slides = list_results(args.run, args.slides)
     out = args.out or args.run / args.tool
     require_place(out, "Name another --out.", folder=True)
@@ -76,6 +116,56 @@ def _to_tiff(args: argparse.Namespace, out: Path, result: Result) -> list[Path]:
     pyramids.write_classes(classes, result)
     pyramids.write_probs(probs, result)
     return [classes, probs]
+
+
+def _export_model(args: argparse.Namespace) -> int:
+    hub = _HUB.fullmatch(args.to) if args.to else None
+    if args.to and hub is None:
+        raise InputError(
+            f"--to must be hf://OWNER/NAME.\nReceived: --to={args.to}.\nCorrect the name."
+        )
+    if args.out is not None:
+        _require_new(args.out)
+    from bach.network import backend, exporting  # loads the framework, which --help must not
+
+    if hub is None:
+        exporting.require_format(args.format, args.out)
+    elif args.out is None:
+        exporting.require_hub()
+    backend.start(1)
+    source = exporting.open_source(args.model, args.fold)
+    patches = exporting.sample_patches(source, args.patches, args.photos)
+    if hub is None:
+        out = args.out or exporting.default_out(source, args.format)
+        _require_new(out)
+        exporting.export_model(source, args.format, out, patches)
+        print(out)
+        return 0
+    seen = read_seen(source.file)
+    shape = source.model.input_shape[1:3]
+    card = model_card(
+        Facts(hub[1], source.run, source.fold, seen, shape, source.um_per_px, args.data)
+    )
+    if args.out is not None:
+        exporting.save_for_hub(source, args.out, patches, card, seen)
+        print(args.out)
+        return 0
+    with tempfile.TemporaryDirectory() as beside:
+        folder = Path(beside, "model")
+        exporting.save_for_hub(source, folder, patches, card, seen)
+        exporting.upload(folder, hub[1])
+    print(f"https://huggingface.co/{hub[1]}")
+    return 0
+
+
+def _require_new(out: Path) -> None:
+    """Refuse to write over what is there."""
+    require_place(out, "Name another --out.")
+    if out.exists():
+        raise InputError(
+            f"What is exported must not be there yet.\nReceived: {out}, which is.\n"
+            "Name another --out, or delete it."
+        )
 
 
 if __name__ == "__main__":

@@ -51,8 +51,11 @@ NOTHING = Seen()
 
 
 def add_seen(file: Path, seen: Seen) -> None:
-    """Write into a model file what the model has seen; it has not been said there yet."""
+    """Write into a model file, or folder, what the model has seen; it is not said there yet."""
     values = {name: sorted(keys) for name, keys in vars(seen).items()}
+    if file.is_dir():
+        (file / _ENTRY).write_text(json.dumps(values), encoding="utf-8")
+        return
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(_ENTRY, json.dumps(values))
 
