@@ -25,7 +25,7 @@ from bach.data import list_images, read_photo
 from bach.honest.comparison import TITLES, compare
 from bach.honest.intervals import format_interval
 from bach.honest.records import SlideRecord, read_slides
-from bach.mining import add_difficulty
+from bach.mining import add_difficulty, one_per_place
 from bach.patches import PATCH_SIZE, read_patches
 from bach.report import mistakes
 from bach.slides import PART_A_MPP
@@ -579,11 +579,12 @@ def _hard_examples(source: Source, out: Path, notes: list[str]) -> Iterator[Tabl
     ]
     if rows:
         yield Table("Patches of each class", ["", *CLASSES], rows)
-    pixels = _pixels(source.run, table, notes)
+    worst = one_per_place(table, _SHOWN)
+    pixels = _pixels(source.run, worst, notes)
     if not len(pixels):
         return
     pictures = []
-    for place, row in enumerate(table.head(_SHOWN).itertuples()):
+    for place, row in enumerate(worst.itertuples()):
         src = f"pictures/{source.anchor}_example_{place}.jpg"
         _write_jpeg(
             out / src, cv2.resize(pixels[place], (_PATCH_SIDE,) * 2, interpolation=cv2.INTER_AREA)
@@ -597,13 +598,13 @@ def _hard_examples(source: Source, out: Path, notes: list[str]) -> Iterator[Tabl
     yield Pictures(
         pictures,
         heading="Hard examples",
-        text="The hardest; each leads to its place on the slide.",
+        text="The hardest, one per neighbourhood; each leads to its place on the slide.",
         style="small",
     )
 
 
 def _pixels(run: Path, table: pd.DataFrame, notes: list[str]) -> np.ndarray:
-    """Pixels of the first rows, as far as the store of patches is there."""
+    """Pixels of hard examples; none where the store of patches is not there."""
     folder = patch_folder(run)
     if not (folder / "patches.npy").exists():
         notes.append(f"The patches of {run} were not at hand: hard examples have no picture here.")
@@ -611,7 +612,7 @@ def _pixels(run: Path, table: pd.DataFrame, notes: list[str]) -> np.ndarray:
     stored = read_patches(folder / "patches.csv")
     keys = ["image_id", "y", "x"]
     stored = stored[keys].assign(row=range(len(stored)))
-    rows = table.head(_SHOWN)[keys].merge(stored, on=keys, how="left")["row"]
+    rows = table[keys].merge(stored, on=keys, how="left")["row"]
     if rows.isna().any():
         notes.append(f"The patches of {run} are not those of its table: they are not shown.")
         return np.zeros((0, 0, 0, 3), np.uint8)

@@ -32,7 +32,7 @@ from bach.core.text import number
 from bach.heatmap import cells_to_map, to_heatmap
 from bach.honest.records import SlideRecord
 from bach.labels import read_class_map
-from bach.mining import MIN_TISSUE_HARD, add_difficulty
+from bach.mining import MIN_TISSUE_HARD, add_difficulty, one_per_place
 from bach.patches import PATCH_UM, box_means
 from bach.slides import Slide
 
@@ -329,7 +329,8 @@ def _places(found: Found, cells: np.ndarray | None) -> list[dict[str, Any]]:
     places = []
     if cells is not None and found.record is not None:
         table = _cell_table(found, cells)
-        places = [_place(row, "cell") for row in spread_out(table, WORST).itertuples()]
+        table = table.sort_values("difficulty", ascending=False, kind="stable")
+        places = [_place(row, "cell") for row in one_per_place(table, WORST).itertuples()]
     examples = found.examples.sort_values("difficulty", ascending=False, kind="stable")
     return places + [_place(row, "example") for row in examples.itertuples()]
 
@@ -344,7 +345,7 @@ def _cell_table(found: Found, cells: np.ndarray) -> pd.DataFrame:
     size, down = PATCH_UM / record.mpp, record.downsample
     inside = (record.width / down, record.height / down)
     table = pd.DataFrame({"x": (col + 0.5) * record.step, "y": (row + 0.5) * record.step})
-    table = (table - size / 2).assign(size=size, label=-1)
+    table = (table - size / 2).assign(image_id=found.name, size=size, label=-1)
     table[list(PROB_COLUMNS)] = cells[row, col]
 
     def means(values: np.ndarray) -> np.ndarray:
@@ -359,26 +360,6 @@ def _cell_table(found: Found, cells: np.ndarray) -> pd.DataFrame:
         labels = np.floor(means(read_class_map(truth_file)) + 0.5).astype(int)
         table = add_difficulty(table.assign(label=labels))
     return table[(table["tissue"] >= MIN_TISSUE_HARD) & (table["difficulty"] > 0)]
-
-
-def spread_out(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The rows of greatest difficulty, one per neighbourhood.
-
-    Args:
-        table: Patch table with `difficulty`.
-        most: Most rows.
-
-    Returns:
-        The rows, hardest first, no two of which overlap.
-    """
-    left = table.sort_values("difficulty", ascending=False, kind="stable")
-    chosen: list[int] = []
-    while len(left) and len(chosen) < most:
-        first = left.iloc[0]
-        chosen.append(left.index[0])
-        far = (left[["x", "y"]] - first[["x", "y"]].astype(float)).abs().max(axis=1)
-        left = left[far >= first["size"]]
-    return table.loc[chosen]
 
 
 def _place(row: Any, kind: str) -> dict[str, Any]:
