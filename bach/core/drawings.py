@@ -384,7 +384,7 @@ def draw_boxes(picture: np.ndarray, boxes: np.ndarray, colors: Sequence[Color]) 
         return
     step = min([_step(boxes[:, axis]) for axis in (0, 1)] + [boxes[0, 2]])
     side = max(2, round(0.8 * step))
-    thick = -1 if side < 6 else max(1, side // 5)
+    thick = -1 if side < 6 else min(max(1, side // 5), 4)
     inside = max(thick, 0) // 2  # OpenCV draws half of a line outside
     for (x, y, size), color in zip(boxes, colors, strict=True):
         left, top = (math.floor(middle + size / 2 - side / 2) for middle in (x, y))
