@@ -128,7 +128,7 @@ def export_each(
             log.error("%s failed: %s", name, error)
             failures[name] = str(error)
             continue
-        sizes = (f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
+        sizes = (f"{file.name} ({file.stat().st_size / 1e3:,.0f} kB)" for file in files)
         log.info("%s: %s", name, ", ".join(sizes))
     if len(failures) == len(slides):
         raise InputError("No slide could be exported:\n" + "\n".join(failures.values()))
