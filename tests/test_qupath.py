@@ -7,6 +7,7 @@ import uuid
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -301,6 +302,58 @@ def test_coordinates_count_from_where_qupath_shows_the_slide_and_are_read_back_f
     assert np.array_equal(read_back(tmp_path, "A01", record), NESTED)
 
 
+# The smallest that OpenSlide takes for a Leica slide, whose scanned part begins at 500, 200.
+SCN = """<?xml version="1.0"?>
+<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">
+<collection name="c" sizeX="2000000" sizeY="3000000"><barcode/>
+{images}</collection></scn>"""
+SCN_IMAGE = """<image name="{name}"><creationDate>2020-01-01T00:00:00Z</creationDate>
+<device model="L" version="1"/><pixels sizeX="{width}" sizeY="{height}">
+<dimension sizeX="{width}" sizeY="{height}" r="0" ifd="{ifd}"/></pixels>
+<view sizeX="{nm_x}" sizeY="{nm_y}" offsetX="{left}" offsetY="{top}" spacingZ="0"/>
+<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings>
+<illuminationSettings><illuminationSource>brightfield</illuminationSource>
+</illuminationSettings></scanSettings></image>
+"""
+
+
+def write_scn(path):
+    sizes = {"macro": (200, 300, 0, 2000000, 3000000, 0, 0)}
+    sizes["main"] = (1024, 768, 1, 512000, 384000, 250000, 100000)
+    names = ("width", "height", "ifd", "nm_x", "nm_y", "left", "top")
+    images = [
+        SCN_IMAGE.format(name=name, **dict(zip(names, values, strict=True)))
+        for name, values in sizes.items()
+    ]
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        for (width, height, *_), mpp in zip(sizes.values(), (10, 0.5), strict=True):
+            writer.write(
+                np.full((height, width, 3), 200, np.uint8),
+                tile=(512, 512),
+                photometric="rgb",
+                description=SCN.format(images="".join(images)) if mpp == 10 else None,
+                metadata=None,
+                resolution=(1e4 / mpp, 1e4 / mpp),
+                resolutionunit="CENTIMETER",
+            )
+
+
+def test_the_file_of_a_slide_says_where_qupath_begins_to_count(tmp_path):
+    write_scn(tmp_path / "Präparat.scn")
+    with Slide(tmp_path / "Präparat.scn") as slide:
+        assert (slide.width, slide.height, slide.mpp) == (4000, 6000, 0.5)
+    class_map = np.zeros((375, 250), np.uint8)
+    class_map[20:28, 40:48] = NESTED
+    sizes = {"width": 4000, "height": 6000, "path": str(tmp_path / "Präparat.scn")}
+    record = add_slide(tmp_path, "Präparat", class_map, **sizes)
+    assert main(["qupath", str(tmp_path)]) == 0
+    content = features(tmp_path, "Präparat")
+    assert content["bach_offset"] == [500, 200]
+    first = next(one for one in as_qupath_reads(content) if one["kind"] == "annotation")
+    assert first["roi"].bounds[1] == 20 * 16 - 200
+    assert np.array_equal(read_back(tmp_path, "Präparat", record), class_map)
+
+
 def test_qupath_crops_only_slides_with_all_four_bounds_in_whole_numbers():
     bounds = {f"openslide.bounds-{side}": "5" for side in ("x", "y", "width", "height")}
     assert first_shown(bounds | {"openslide.bounds-y": "9"}) == (5, 9)
@@ -311,7 +364,7 @@ def test_qupath_crops_only_slides_with_all_four_bounds_in_whole_numbers():
 
 def test_a_slide_that_is_gone_or_another_one_is_named_with_what_to_do(tmp_path):
     add_slide(tmp_path, "A01", NESTED, path="gone.svs")
-    with pytest.raises(InputError, match=r"gone.svs must be there[\s\S]*--offset 0 0"):
+    with pytest.raises(InputError, match=r"gone.svs must be there[\s\S]*--slides-dir[\s\S]*--off"):
         main(["qupath", str(tmp_path)])
     add_slide(tmp_path, "A01", NESTED, path=str(REAL))
     with pytest.raises(InputError, match=r"2220x2967 px, not 128x128[\s\S]*--offset X Y"):

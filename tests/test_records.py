@@ -6,7 +6,14 @@ import pytest
 from made_up import slide_record
 
 from bach.core.errors import InputError
-from bach.honest.records import counts_of, read_images, read_slide, read_slides, write_slide
+from bach.honest.records import (
+    counts_of,
+    read_images,
+    read_slide,
+    read_slides,
+    slide_file,
+    write_slide,
+)
 
 COUNTS = np.arange(16).reshape(4, 4)
 
@@ -109,3 +116,20 @@ def test_images_have_the_patients_of_their_run_or_of_a_table(tmp_path):
     }
     (tmp_path / "patients.csv").write_text("image_id,patient\nN001.TIF,P7\n")
     assert read_images(tmp_path, tmp_path / "patients.csv")["patient"].tolist() == ["", "P7"]
+
+
+def test_a_slide_is_found_where_its_run_was_started_or_the_run_before_or_where_it_is_now(tmp_path):
+    record = slide_record("A01", path="slides/A01.svs")
+    run = tmp_path / "run"
+    run.mkdir()
+    assert slide_file(run, record) is None
+    (tmp_path / "old/slides").mkdir(parents=True)
+    (tmp_path / "old/slides/A01.svs").touch()
+    told = {"folder": str(tmp_path / "new"), "made_from": {"folder": str(tmp_path / "old")}}
+    (run / "run.json").write_text(json.dumps(told))
+    assert slide_file(run, record) == tmp_path / "old/slides/A01.svs"
+    (tmp_path / "new/slides").mkdir(parents=True)
+    (tmp_path / "new/slides/A01.svs").touch()
+    assert slide_file(run, record) == tmp_path / "new/slides/A01.svs"
+    (tmp_path / "A01.svs").touch()
+    assert slide_file(run, record, tmp_path) == tmp_path / "A01.svs"

@@ -50,6 +50,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "--out", type=Path, help=f"folder to write to (default: RUN/{tool.prog.split()[-1]})"
         )
     objects.add_argument(
+        "--slides-dir",
+        type=Path,
+        help="folder of the slides, if they do not lie where they were any more; only their "
+        "headers are read",
+    )
+    objects.add_argument(
         "--offset",
         type=int,
         nargs=2,
@@ -103,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _to_qupath(args: argparse.Namespace, out: Path, result: Result) -> list[Path]:
     path = out / (result.name + qupath.ENDING)
-    offset = tuple(args.offset or qupath.bounds_offset(args.run, result.record))
+    offset = tuple(args.offset or qupath.bounds_offset(args.run, result.record, args.slides_dir))
     qupath.write_qupath(path, result, offset)
     return [path]
 

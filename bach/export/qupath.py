@@ -22,10 +22,9 @@ from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.files import atomic_path
 from bach.core.log import log
-from bach.core.run import read_record
 from bach.export.outlines import outlines
 from bach.export.results import Result
-from bach.honest.records import SlideRecord
+from bach.honest.records import SlideRecord, slide_file
 from bach.slides import Slide
 
 ENDING = ".geojson.gz"
@@ -148,26 +147,38 @@ def _lines(count: int, step: float, side: int, offset: int, centres: bool = Fals
 # Where QuPath begins to count
 
 
-def bounds_offset(run: Path, record: SlideRecord) -> tuple[int, int]:
+def bounds_offset(
+    run: Path, record: SlideRecord, slides_dir: Path | None = None
+) -> tuple[int, int]:
     """x, y of the level-0 px that QuPath calls 0, 0.
 
     QuPath shows of a slide what OpenSlide says was scanned, if it says all four bounds as
-    whole numbers (`OpenslideImageServer`, e7662d8); MIRAX slides have them, for one.
+    whole numbers (`OpenslideImageServer`, e7662d8); MIRAX and Leica slides have them.
 
     Args:
-        run: Run folder; a relative path of a slide is relative to where the run was started.
+        run: Run folder.
         record: The slide's record.
+        slides_dir: Folder of the slides, if they do not lie where they were.
 
     Raises:
         InputError: If the slide is not there any more or is another one.
     """
-    with Slide(_slide_path(run, record), mpp=record.mpp) as slide:
+    file = slide_file(run, record, slides_dir)
+    if file is None:
+        raise InputError(
+            f"The slide {record.path} must be there: it says whether QuPath shows a part of it "
+            "alone, from where coordinates then count.\nReceived: no such file.\n"
+            "Name its folder with --slides-dir; or --offset 0 0 if QuPath shows the whole slide "
+            "(SVS, TIFF, NDPI), else --offset with the openslide.bounds-x and -y that it lists."
+        )
+    with Slide(file, mpp=record.mpp) as slide:
         size, properties = (slide.width, slide.height), slide.properties
     if size != (record.width, record.height):
         raise InputError(
-            f"{record.path} must be the slide that the heatmap was made of.\n"
+            f"{file} must be the slide that the heatmap was made of.\n"
             f"Received: {size[0]}x{size[1]} px, not {record.width}x{record.height}.\n"
-            "Put that slide back, or say with --offset X Y where QuPath begins to count in it."
+            "Name the right folder with --slides-dir, or say with --offset X Y where QuPath begins "
+            "to count in the slide."
         )
     x, y = first_shown(properties)
     if x or y:
@@ -188,16 +199,3 @@ def first_shown(properties: Mapping[str, str]) -> tuple[int, int]:
     except (KeyError, ValueError):
         return 0, 0
     return x, y
-
-
-def _slide_path(run: Path, record: SlideRecord) -> Path:
-    began = (read_record(run) or {}).get("folder") or "."
-    for path in (Path(record.path), Path(began, record.path)):
-        if path.is_file():
-            return path
-    raise InputError(
-        f"The slide {record.path} must be there: it says whether QuPath shows a part of it "
-        "alone, from where coordinates then count.\nReceived: no such file.\n"
-        "Put it back; or say it yourself: --offset 0 0 if QuPath shows the whole slide (SVS, "
-        "TIFF, NDPI), else --offset X Y with openslide.bounds-x and -y, which QuPath lists."
-    )

@@ -37,6 +37,7 @@ from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import read_object, write_json
 from bach.core.log import log
+from bach.core.run import read_record
 from bach.core.tables import patient_key
 from bach.core.text import listed
 from bach.honest.splits import read_patients, with_patients
@@ -140,6 +141,29 @@ def read_slides(run: str | os.PathLike) -> dict[str, SlideRecord]:
     if faults:
         raise _damaged(folder, faults)
     return found
+
+
+def slide_file(
+    run: str | os.PathLike, record: SlideRecord, slides_dir: str | os.PathLike | None = None
+) -> Path | None:
+    """Where a slide of a run lies now, or None.
+
+    Args:
+        run: Run folder. A relative path is relative to where the run was started, or the run
+            that it was made from.
+        record: The slide's record there.
+        slides_dir: Folder that the slides lie in now, looked into first.
+
+    Raises:
+        InputError: If the run's record is damaged.
+    """
+    path = Path(str(record.path))
+    places = [path] if slides_dir is None else [Path(slides_dir, path.name), path]
+    told = read_record(run)
+    while isinstance(told, dict):
+        places.append(Path(str(told.get("folder") or "."), path))
+        told = told.get("made_from")
+    return next((place for place in places if place.is_file()), None)
 
 
 def counts_of(slides: Mapping[str, SlideRecord]) -> dict[str, np.ndarray]:

@@ -9,8 +9,11 @@ import tempfile
 from collections.abc import Iterator
 
 # How notices of TensorFlow's C++ code begin that are printed while it is loaded, whatever
-# its settings: the severity (information or warning), then the date and the source line.
-_NOTICE = re.compile(rb"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:\d")
+# its settings: the severity (information or warning), then the date and the source line; and
+# what LiteRT says before it runs a model.
+_NOTICE = re.compile(
+    rb"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:\d|INFO: Created TensorFlow Lite"
+)
 
 # Present on a machine with an NVIDIA GPU, on Linux and on Windows' Linux.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
