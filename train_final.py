@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     if run.finished:
         print(run.path)
         return
-    from bach.network import backend, training  # load the framework, which --help must not
+    from bach.network import backend, training, watch  # load the framework, which --help must not
     from bach.network.stores import PatchStore, take_rows
 
     # 1. Both sets of patches; what a fold may train on was drawn without its held-out slides.
@@ -80,7 +80,10 @@ def main(argv: list[str] | None = None) -> None:
     patients = patients_of(args.part_a_dir) if training.what_to_train(args) == "top" else {}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
+    hooks = watch.Hooks(args)
     with run.start(**device):
+        hooks.begin({fold: run.path / f"fold_{name_of(fold)}" for fold in chosen})
+
         # 2. A model per fold.
         tables = []
         for fold, draw in draws.items():
@@ -100,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
                 seen | Seen.of(photos=part_a.table["image_id"].iloc[photos], slides=slides),
                 patients,
             )
-            probs = training.train_fold(args, job)
+            probs = training.train_fold(args, job, hooks)
             if probs is not None:
                 table = hard.table.iloc[held][[*COLUMNS]]
                 table = table.assign(fold=fold, **dict(zip(PROB_COLUMNS, probs.T, strict=True)))

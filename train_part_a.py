@@ -114,13 +114,16 @@ def main(argv: list[str] | None = None) -> None:
         return
     check_whole_photos(args)
     photo_sizes(images, 0 if whole_photos(args) else PATCH_SIZE)
-    from bach.network import backend, training  # load the framework, which --help must not
+    from bach.network import backend, training, watch  # load the framework, which --help must not
     from bach.network.processes import first_process_first
 
     jobs = {fold: started(args, fold, images) for fold in folds}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args, view_of(args))
+    hooks = watch.Hooks(args)
     with run.start(**device):
+        hooks.begin({fold: run.path / f"fold_{fold}" for fold in jobs})
+
         # 2. Patches, once for all folds.
         with first_process_first("patches"):
             start = jobs[folds[0]][0]
@@ -144,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
                 seen | Seen.of(photos=store.table.loc[~held, "image_id"]),
                 patients,
             )
-            probs = training.train_fold(args, job)
+            probs = training.train_fold(args, job, hooks)
             if probs is not None:
                 table = store.table.loc[held].reset_index(drop=True).assign(fold=fold)
                 tables.append(table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True))))

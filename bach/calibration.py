@@ -31,11 +31,7 @@ from bach.core.tables import as_probs, as_whole, image_key, read_table
 from bach.core.text import columns, number
 from bach.honest.splits import ALWAYS_TRAIN, read_folds
 from bach.labels import read_labels
-from bach.scores import as_labels, ratio
-
-# Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599),
-# section 2 (reliability, ECE with 15 bins in section 5) and 4.2 (temperature).
-BINS = 15
+from bach.scores import BINS, checked_probs, expected_calibration_error, reliability
 
 # Beyond these the fit has run away: all answers are right (the best temperature is
 # 0), or they are no better than chance (it is infinite).
@@ -48,66 +44,13 @@ _SMALLEST = 1e-7
 # Figures
 
 
-def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> pd.DataFrame:
-    """Compare how sure the answers are with how often they are right.
-
-    Args:
-        probs: Probabilities, `(images, 4)`.
-        labels: True classes, 0..3, `(images,)`.
-        bins: Number of bins of equal width; a bin holds the images whose largest
-            probability is above `low` and up to `high`.
-
-    Returns:
-        Table of `low, high, count, confidence, accuracy`, one row per bin; the last
-        two are nan in an empty bin.
-
-    Raises:
-        ValueError: If shapes do not fit, or a value is not finite.
-
-    Source: Guo et al. 2017, section 2.
-    """
-    probs, labels = _checked(probs, labels)
-    if bins < 1:
-        raise ValueError(f"bins must be 1 or more. Received: bins={bins}.")
-    confidence = probs.max(axis=1, initial=0.0)
-    right = probs.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.searchsorted(edges[1:-1], confidence, side="left")
-    count = np.bincount(place, minlength=bins)
-    sums = (np.bincount(place, values, minlength=bins) for values in (confidence, right))
-    confidence, accuracy = (ratio(values, count) for values in sums)
-    table = {"low": edges[:-1], "high": edges[1:], "count": count}
-    return pd.DataFrame({**table, "confidence": confidence, "accuracy": accuracy})
-
-
-def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Mean distance between confidence and accuracy over the bins, weighted by count.
-
-    It is biased upwards where images are few: bins then stray by chance.
-
-    Args:
-        probs, labels, bins: See `reliability`.
-
-    Returns:
-        The error, 0..1; nan without images.
-
-    Source: Guo et al. 2017, equation 3.
-    """
-    table = reliability(probs, labels, bins)
-    total = table["count"].sum()
-    if not total:
-        return float("nan")
-    gaps = (table["accuracy"] - table["confidence"]).abs().fillna(0.0)
-    return float((gaps * table["count"]).sum() / total)
-
-
 def negative_log_likelihood(probs: np.ndarray, labels: np.ndarray) -> float:
     """Mean cross-entropy in nats; ln 4 = 1.386 for a network that knows nothing.
 
     Args:
         probs, labels: See `reliability`.
     """
-    probs, labels = _checked(probs, labels)
+    probs, labels = checked_probs(probs, labels)
     if not len(probs):
         return float("nan")
     picked = np.take_along_axis(probs, labels[:, None], axis=1)
@@ -180,9 +123,9 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     labels = np.asarray(labels)
     if labels.ndim == 2:
         counts = labels.astype(np.float64)
-        probs, _ = _checked(probs, np.zeros(len(labels), int))
+        probs, _ = checked_probs(probs, np.zeros(len(labels), int))
     else:
-        probs, labels = _checked(probs, labels)
+        probs, labels = checked_probs(probs, labels)
         counts = np.eye(len(CLASSES))[labels]
     weights = counts.sum(axis=1)
     if not weights.sum():
@@ -222,7 +165,7 @@ def leave_fold_out(
     Raises:
         ValueError: If there are fewer than two folds.
     """
-    probs, labels = _checked(probs, labels)
+    probs, labels = checked_probs(probs, labels)
     folds = np.asarray(folds)
     names = np.unique(folds).tolist()
     if len(names) < 2:
@@ -233,18 +176,6 @@ def leave_fold_out(
         temperatures[fold] = fit_temperature(probs[~inside], labels[~inside])
         scaled[inside] = apply_temperature(probs[inside], temperatures[fold])
     return scaled, temperatures
-
-
-def _checked(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    probs, labels = np.asarray(probs, np.float64), np.asarray(labels)
-    if probs.ndim != 2 or probs.shape[1] != len(CLASSES) or labels.shape != (len(probs),):
-        raise ValueError(
-            "probs must be (images, 4) and labels (images,). "
-            f"Received: probs.shape={probs.shape}, labels.shape={labels.shape}."
-        )
-    if not np.isfinite(probs).all() or (probs < 0).any():
-        raise ValueError("Probabilities must be finite and not negative. Received others.")
-    return probs, as_labels(labels, "labels")
 
 
 # The tool

@@ -92,7 +92,8 @@ def kept_epoch(
         Number of the epoch, from 1; None of an empty history.
     """
     epochs = _epochs(history)
-    if keep == "best" and monitor in history:
+    heldout = any(str(name).startswith("heldout_") for name in history)
+    if keep == "best" and heldout and monitor in history:
         values = _numbers(history[monitor]) * {"min": -1, "max": 1}[best_mode(monitor, mode)]
         if np.isfinite(values).any():
             return int(epochs[np.nanargmax(values)])
@@ -227,7 +228,7 @@ def reliability_figure(tables: Mapping[str, pd.DataFrame], of: str = "image") ->
     a bin holds.
 
     Args:
-        tables: {title: table of `bach.calibration.reliability`}.
+        tables: {title: table of `bach.scores.reliability`}.
         of: What is answered about, in the singular.
 
     Returns:

@@ -1,8 +1,9 @@
-"""The challenge's scores, of arrays: the Part B score, what is best under it, Part A accuracy."""
+"""Scores of arrays: the Part B score, what is best under it, Part A accuracy, reliability."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from bach.classes import BENIGN, CARCINOMA, CLASSES, NORMAL, NUMBERED
 from bach.core.log import log
@@ -21,6 +22,9 @@ ACCURACIES = {
     "balanced_accuracy": "balanced accuracy",
     "binary_accuracy": "carcinoma or not",
 }
+
+# Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599), section 5.
+BINS = 15
 
 # Pairs of true and predicted class that agree on carcinoma or not.
 _AGREE = (_LABELS[:, None] >= CARCINOMA) == (_LABELS[None, :] >= CARCINOMA)
@@ -370,3 +374,76 @@ def part_a_metrics(truth: Sequence[int], predicted: Sequence[int]) -> dict:
 def _flat(labels: Sequence[int]) -> np.ndarray:
     flat = np.asarray(labels).reshape(-1)
     return flat if flat.size else flat.astype(np.uint8)  # NumPy takes [] for floats
+
+
+# Reliability
+
+
+def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> pd.DataFrame:
+    """Compare how sure the answers are with how often they are right.
+
+    Args:
+        probs: Probabilities, `(images, 4)`.
+        labels: True classes, 0..3, `(images,)`.
+        bins: Number of bins of equal width; a bin holds the images whose largest
+            probability is above `low` and up to `high`.
+
+    Returns:
+        Table of `low, high, count, confidence, accuracy`, one row per bin; the last
+        two are nan in an empty bin.
+
+    Raises:
+        ValueError: If shapes do not fit, or a value is not finite.
+
+    Source: Guo et al. 2017, section 2.
+    """
+    probs, labels = checked_probs(probs, labels)
+    if bins < 1:
+        raise ValueError(f"bins must be 1 or more. Received: bins={bins}.")
+    confidence = probs.max(axis=1, initial=0.0)
+    right = probs.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.searchsorted(edges[1:-1], confidence, side="left")
+    count = np.bincount(place, minlength=bins)
+    sums = (np.bincount(place, values, minlength=bins) for values in (confidence, right))
+    confidence, accuracy = (ratio(values, count) for values in sums)
+    table = {"low": edges[:-1], "high": edges[1:], "count": count}
+    return pd.DataFrame({**table, "confidence": confidence, "accuracy": accuracy})
+
+
+def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """Mean distance between confidence and accuracy over the bins, weighted by count.
+
+    It is biased upwards where images are few: bins then stray by chance.
+
+    Args:
+        probs, labels, bins: See `reliability`.
+
+    Returns:
+        The error, 0..1; nan without images.
+
+    Source: Guo et al. 2017, equation 3.
+    """
+    table = reliability(probs, labels, bins)
+    total = table["count"].sum()
+    if not total:
+        return float("nan")
+    gaps = (table["accuracy"] - table["confidence"]).abs().fillna(0.0)
+    return float((gaps * table["count"]).sum() / total)
+
+
+def checked_probs(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities as float64 `(images, 4)` and labels as integers `(images,)`.
+
+    Raises:
+        ValueError: If shapes do not fit, or a value is not finite or negative.
+    """
+    probs, labels = np.asarray(probs, np.float64), np.asarray(labels)
+    if probs.ndim != 2 or probs.shape[1] != len(CLASSES) or labels.shape != (len(probs),):
+        raise ValueError(
+            "probs must be (images, 4) and labels (images,). "
+            f"Received: probs.shape={probs.shape}, labels.shape={labels.shape}."
+        )
+    if not np.isfinite(probs).all() or (probs < 0).any():
+        raise ValueError("Probabilities must be finite and not negative. Received others.")
+    return probs, as_labels(labels, "labels")

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from commands import ROOT
 
-from bach.calibration import reliability
 from bach.charts import best_mode, history_figure, kept_epoch, pixels, reliability_figure
 from bach.core.errors import InputError
+from bach.scores import reliability
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -150,6 +150,7 @@ def test_the_kept_epoch_is_the_last_or_the_best_by_the_monitor():
     assert kept_epoch(table, "best", "heldout_accuracy") == 1  # the first of equals
     assert kept_epoch(table, "best", "heldout_loss", "max") == 1
     assert kept_epoch(table.drop(columns="heldout_loss"), "best") == 5
+    assert kept_epoch(table[["epoch", "loss"]], "best", "loss") == 5  # nothing was held out
     assert kept_epoch(table[:0]) is None
 
 

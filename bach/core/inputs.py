@@ -130,7 +130,7 @@ def _said(path: str | os.PathLike, must: str, received: str, remedy: str) -> str
     return f"{os.fspath(path)} must {must}.\nReceived: {received}.\n{remedy}"
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What an error says, in a line of bearable length."""
     if isinstance(error, MemoryError):
         return "more than the memory holds"

@@ -274,6 +274,18 @@ class Training:
         "score too good",
         choices=("last", "best"),
     )
+    tensorboard: bool = option(
+        False,
+        "write scalars, the first batch and reliability for TensorBoard to fold_K/tensorboard",
+        where=True,
+    )
+    callback: tuple[str, ...] = option(
+        (),
+        "functions (folder, fold, options) that return Keras callbacks, which are told of every "
+        "epoch once it is saved: for any tracker; see docs/steps.md",
+        metavar="MODULE:FUNCTION",
+        where=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -484,10 +496,14 @@ def _add_one(parser: argparse._ArgumentGroup, field: dataclasses.Field, hint: An
 
 
 class _Tuple(argparse.Action):
-    """Stores several values as a tuple, as the dataclass has them."""
+    """Stores several values as a tuple, as the dataclass has them.
+
+    Any number of them may be given at once, or one by one.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, tuple(values))
+        before = getattr(namespace, self.dest) if self.nargs == "*" else ()
+        setattr(namespace, self.dest, (*before, *values))
 
 
 def whole(at_least: int, most: int = _MOST) -> Callable[[str], int]:

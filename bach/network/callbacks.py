@@ -106,7 +106,7 @@ class Checkpoint(keras.callbacks.Callback):
         file = self.folder / "state.npz"
         if not file.exists():
             return []
-        variables = _state_variables(model)
+        variables = state_variables(model)
         with open_input(
             file,
             "be the training state of this network",
@@ -150,7 +150,7 @@ class Checkpoint(keras.callbacks.Callback):
             return
         values = {
             f"v{index}": keras.ops.convert_to_numpy(variable)
-            for index, variable in enumerate(_state_variables(self.model))
+            for index, variable in enumerate(state_variables(self.model))
         }
         with atomic_path(self.folder / "state.npz") as temporary, temporary.open("wb") as stream:
             np.savez(stream, history=json.dumps(self.history), **values)
@@ -172,18 +172,28 @@ class EvaluateHeldOut(keras.callbacks.Callback):
 
     A callback and not `validation_data`, since it must follow `RefreshBatchNorm`
     and score images, not only patches.
+
+    Attributes:
+        labels: True class of every patch that is held out, `(n,)`.
+        probs: Their probabilities after the last epoch, `(n, 4)`; None before.
     """
 
     def __init__(self, network: keras.Model, heldout: Batches):
         super().__init__()
         self._network = network
         self._heldout = heldout
+        self.labels = heldout.labels
+        self.probs: np.ndarray | None = None
 
     def on_epoch_end(self, epoch, logs=None):
         if not math.isfinite(logs["loss"]):
             return  # `Checkpoint` says what to do
-        probs = predict_batches(self._network, self._heldout, len(self._heldout.labels))
-        logs.update(scores(self._heldout.labels, probs, self._heldout.images))
+        self.look_at(predict_batches(self._network, self._heldout, len(self.labels)), logs)
+
+    def look_at(self, probs: np.ndarray, logs: dict) -> None:
+        """Add the scores of the held-out patches' probabilities to the logs of an epoch."""
+        self.probs = probs
+        logs.update(scores(self.labels, probs, self._heldout.images))
 
 
 class StoppedLearning(keras.callbacks.Callback):
@@ -368,6 +378,6 @@ def swap_averages(model: keras.Model) -> None:
             average.assign(one)
 
 
-def _state_variables(model: keras.Model) -> list:
+def state_variables(model: keras.Model) -> list:
     """All variables that training changes: weights, statistics, random states, momenta."""
     return [*model.variables, *model.optimizer.variables]

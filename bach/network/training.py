@@ -34,7 +34,8 @@ from bach.core.options import Training, TrainingScript, decisive
 from bach.core.pictures import write_png
 from bach.core.tables import read_table, write_csv
 from bach.honest.seen import NOTHING, Seen
-from bach.network import backend, foundation, processes
+from bach.honest.splits import ALWAYS_TRAIN
+from bach.network import backend, foundation, processes, watch
 from bach.network.augment import Augmentation, with_augmentation
 from bach.network.batch_norm import RefreshBatchNorm, freeze_batch_norm
 from bach.network.batches import Batches, feed
@@ -107,10 +108,11 @@ def train(
     ours = [Progress(training, settings.epochs), UseAverages()]
     if settings.bn_patches and not settings.frozen_bn:
         ours.append(RefreshBatchNorm(model, training, settings.bn_patches, training.seed))
-    if heldout is not None:
-        ours.append(EvaluateHeldOut(model, heldout))
+    evaluate = None if heldout is None else EvaluateHeldOut(model, heldout)
+    ours += [] if evaluate is None else [evaluate]
     stopped = StoppedLearning(model, training, settings.label_smoothing, checkpoint)
     ours += [stopped, checkpoint, LogEpoch(settings.epochs)]
+    watching = watch.watchers(folder, checkpoint.history, settings, evaluate)
     with backend.enough_memory(f"--batch-size={training.batch_size}", backend.SMALLER_BATCH):
         if not done:
             _draw_batch(learner, training, folder / "batch.png")
@@ -119,13 +121,16 @@ def train(
                 feed(training),
                 initial_epoch=done,
                 epochs=settings.epochs,
-                callbacks=[*ours, *callbacks],
+                callbacks=[*ours, *watching, *callbacks],
                 verbose=0,
                 shuffle=False,  # Batches shuffles, by seed and epoch
             )
         else:
             # What `fit` does at its end: the averages, if kept, become the weights.
             learner.optimizer.finalize_variable_values(learner.trainable_variables)
+            for watcher in watching:  # what a kill kept from being written
+                watcher.on_train_begin()
+                watcher.on_train_end()
     return pd.DataFrame(checkpoint.history)
 
 
@@ -184,7 +189,9 @@ class Fold:
         return args.seed * 1000 + self.number + 1
 
 
-def train_fold(args: TrainingScript, fold: Fold) -> np.ndarray | None:
+def train_fold(
+    args: TrainingScript, fold: Fold, hooks: watch.Hooks | None = None
+) -> np.ndarray | None:
     """Build and train the model of one fold, or load what is there of it.
 
     Writes `fold.json` (fingerprint of what the model depends on), `model.keras` (the last or
@@ -195,6 +202,7 @@ def train_fold(args: TrainingScript, fold: Fold) -> np.ndarray | None:
     Args:
         args: Options of a training script.
         fold: What to train.
+        hooks: Who else watches the training.
 
     Returns:
         Probabilities of the held-out patches `(n, 4)`, or None without any.
@@ -222,10 +230,12 @@ def train_fold(args: TrainingScript, fold: Fold) -> np.ndarray | None:
             foundation.unfreeze(model)
         if args.frozen_bn and what != "top":
             freeze_batch_norm(model)
+    number = None if fold.number == ALWAYS_TRAIN else fold.number
+    trackers = [] if hooks is None else hooks.of(number, fold.folder)
     if what == "top":
-        return _train_top(args, fold, model)
+        return _train_top(args, fold, model, trackers)
     training, heldout = fold.batches(args)
-    train(model, training, heldout, args, fold.folder, seen=fold.seen)
+    train(model, training, heldout, args, fold.folder, trackers, fold.seen)
     return _finish_fold(fold.folder, "last" if heldout is None else args.keep, heldout)
 
 
@@ -235,7 +245,12 @@ def what_to_train(settings: Training) -> str:
     return settings.train or ("top" if frozen else "all")
 
 
-def _train_top(args: TrainingScript, fold: Fold, model: keras.Model) -> np.ndarray | None:
+def _train_top(
+    args: TrainingScript,
+    fold: Fold,
+    model: keras.Model,
+    trackers: Sequence[keras.callbacks.Callback],
+) -> np.ndarray | None:
     """Fit the last layer alone, see `frozen`."""
     parts = [
         (store, rows, groups_of(store.table.iloc[rows], fold.patients))
@@ -245,7 +260,21 @@ def _train_top(args: TrainingScript, fold: Fold, model: keras.Model) -> np.ndarr
     save_model(model, fold.folder / "last.keras", fold.seen)
     write_csv(history, fold.folder / "history.csv")
     heldout = fold.heldout_batches(args)
-    return _finish_fold(fold.folder, "last", heldout)
+
+    # Who watches is told of one epoch.
+    evaluate = None if heldout is None else EvaluateHeldOut(model, heldout)
+    row = history.to_dict("records")[0]
+    watching = [*watch.watchers(fold.folder, [row], args, evaluate), *trackers]
+    told = keras.callbacks.CallbackList(watching, model=model, epochs=1)
+    told.on_train_begin()
+    told.on_epoch_begin(0)
+    logs = {name: value for name, value in row.items() if name != "epoch"}
+    probs = _finish_fold(fold.folder, "last", heldout)
+    if evaluate is not None and probs is not None:
+        evaluate.look_at(probs, logs)
+    told.on_epoch_end(0, logs)
+    told.on_train_end()
+    return probs
 
 
 def _read_heldout(file: Path, count: int) -> np.ndarray:
@@ -321,7 +350,7 @@ def check_settings(settings: Training, view: View = PLAIN_VIEW) -> None:
 
     Raises:
         InputError: If the warm-up is not shorter than the training, or the backbone is
-            unknown or has no such weights or view.
+            unknown or has no such weights or view, or what is to watch cannot.
     """
     if settings.warmup_epochs and settings.warmup_epochs >= settings.epochs:
         raise InputError(
@@ -329,6 +358,8 @@ def check_settings(settings: Training, view: View = PLAIN_VIEW) -> None:
             f"Received: --warmup-epochs={settings.warmup_epochs}, --epochs={settings.epochs}."
         )
     check_backbone(settings.backbone, settings.weights)
+    if settings.tensorboard:
+        watch.check_tensorboard()
     if settings.frozen_bn and settings.weights == "none":
         raise InputError(
             "Batch normalisation can be kept as it is where a network was trained before.\n"
