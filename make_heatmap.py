@@ -24,6 +24,7 @@ import dataclasses
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from bach.core import options
 from bach.core.errors import InputError, exit_with
@@ -89,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         maker = HeatmapMaker(run.path, predictor, args)
         failures = check_slides(slides, args)
         records = []
-        for row in slides[~slides["image_id"].isin(failures)].itertuples():
+        usable = slides[~slides["image_id"].isin(failures)]
+        for row in tqdm(usable.itertuples(), "slides", len(usable), disable=None):
             try:
                 records.append(maker.make(row.path, row.part))
             except InputError as error:

@@ -19,6 +19,7 @@ Paper (Kwok 2018): 28,000 / 4,500 / 1,500 / 19,700 candidates, 5,900 hard exampl
 import dataclasses
 
 import pandas as pd
+from tqdm import tqdm
 
 from bach.classes import CLASSES
 from bach.core import options
@@ -147,7 +148,8 @@ def mine_slides(
     """
     failures = check_slides(slides, args)
     mined = {}
-    for row in slides[~slides["image_id"].isin(failures)].itertuples():
+    usable = slides[~slides["image_id"].isin(failures)]
+    for row in tqdm(usable.itertuples(), "slides", len(usable), disable=None):
         try:
             mined[row.image_id] = mine_slide(row.path, predictor, args, run.path / "slides")
         except InputError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from bach.classes import BENIGN, CLASSES, NORMAL
 from bach.core.errors import InputError, exit_with
@@ -106,7 +107,7 @@ def score_part_b_folders(predicted: str | os.PathLike, truth: str | os.PathLike)
     keys = _match(predicted_files, truth_files, "slides", predicted)
 
     def pairs() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        for key in keys:
+        for key in tqdm(keys, desc="class maps", unit="slide", disable=None):
             true_map = read_class_map(truth_files[key])
             class_map = read_class_map(predicted_files[key])
             class_map = _resize_to(class_map, true_map.shape, truth_files[key].stem)

@@ -247,7 +247,7 @@ def check_slides(slides: pd.DataFrame, args: SlideScript) -> dict[str, str]:
     """
     check_annotation_files(slides["path"].tolist(), args.class_map)
     failures = {}
-    for row in tqdm(slides.itertuples(), total=len(slides), desc="checking", disable=None):
+    for row in tqdm(slides.itertuples(), "checking", len(slides), leave=False, disable=None):
         try:
             with Slide(row.path, mpp=args.mpp) as slide:
                 slide.check()

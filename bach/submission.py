@@ -46,6 +46,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from bach import calibration
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
@@ -354,7 +355,8 @@ def maps_faults(
             faults.append("submission: holds no map")
     slides_by_key = {image_key(template.file(slide)): slide for slide in slides}
     found: dict[str, str] = {}
-    for member in sorted(members, key=lambda member: natural_key(member[0])):
+    in_order = sorted(members, key=lambda member: natural_key(member[0]))
+    for member in tqdm(in_order, desc="checking", unit="slide", disable=None):
         name, base = member[0], member[0].split("/")[-1]
         slide = slides_by_key.get(image_key(base))
         if slide is None:
@@ -597,7 +599,7 @@ def write_part_b(
             "Name another one, or delete it first."
         )
     files, faults = {}, []
-    for slide, path in class_maps.items():
+    for slide, path in tqdm(class_maps.items(), desc="class maps", unit="slide", disable=None):
         try:
             files[template.file(slide)] = _encoded(path, template, wanted.get(slide))
         except InputError as error:

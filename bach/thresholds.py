@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from bach.calibration import apply_temperature, fit_temperature
 from bach.classes import BENIGN, CLASSES, NORMAL
@@ -254,7 +255,8 @@ def leave_slides_out(
         ValueError: If nothing is left to fit on for some fold.
     """
     thresholds, counts = {}, {}
-    for fold in sorted({folds[slide] for slide in hists} - {ALWAYS_TRAIN}):
+    every = sorted({folds[slide] for slide in hists} - {ALWAYS_TRAIN})
+    for fold in tqdm(every, desc="thresholds", unit="fold", disable=None):
         others = [hist for slide, hist in hists.items() if folds[slide] != fold]
         if not others:
             raise ValueError(f"There must be slides of other folds. Received: fold {fold} only.")
@@ -314,7 +316,8 @@ def read_cells(run: str | os.PathLike, folds: str | os.PathLike | None = None) -
             "Name a run of make_heatmap.py whose models were trained in folds."
         )
     fold_of = _folds_of(records, folds)
-    return {name: _read_cells(run, name, one, fold_of[name]) for name, one in records.items()}
+    names = tqdm(records, desc="slides", unit="slide", disable=None)
+    return {name: _read_cells(run, name, records[name], fold_of[name]) for name in names}
 
 
 def _read_cells(run: Path, slide: str, record: SlideRecord, fold: int) -> Cells:
@@ -371,7 +374,8 @@ def apply_rules(slides: Mapping[str, Cells]) -> tuple[dict[str, dict[str, np.nda
         `temperature_of_fold`.
     """
     with step("histograms") as notes:
-        hists = {name: cell_histogram(one.values, one.counts) for name, one in slides.items()}
+        names = tqdm(slides, desc="histograms", unit="slide", disable=None)
+        hists = {name: cell_histogram(slides[name].values, slides[name].counts) for name in names}
         notes.append(f"{len(hists)} slides")
     folds = {name: one.fold for name, one in slides.items()}
     scored = {name: one for name, one in slides.items() if one.fold != ALWAYS_TRAIN}

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bach.core.errors import InputError
-from bach.core.files import writing
+from bach.core.files import checksum, writing
 from bach.core.inputs import MB
 from bach.core.log import log
 
@@ -65,7 +65,7 @@ def fetch(url: str, path: Path, size: int, md5: str) -> None:
     known = f"md5:{md5}"
     if path.exists():
         log.info("%s: is there, its checksum is computed", path.name)
-        if pooch.file_hash(str(path), "md5") == md5:
+        if checksum(path, "md5") == md5:
             return
         log.warning("%s: another file than its checksum says; downloaded anew", path)
     part = path.with_name(f"{path.name}.part")

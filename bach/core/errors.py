@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bach.core.log import log, setup_logging
+from bach.core.log import close_bars, log, setup_logging
 
 # Ctrl-C, a plain `kill`, and a terminal that is closed. (Windows has no SIGHUP.)
 _SIGNALS = [
@@ -54,7 +54,8 @@ def exit_with(main: Callable[..., int | None]) -> None:
         setup_logging()
     code: int | str | None
     try:
-        with ended_by_signals():
+        with ended_by_signals(), contextlib.ExitStack() as stack:
+            stack.callback(close_bars)
             code = main()
     except InputError as error:
         code = _refuse(str(error))

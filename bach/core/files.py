@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from tqdm import tqdm
 
 from bach.core.errors import InputError
 from bach.core.inputs import Limit, open_input, read_input, understood
@@ -281,18 +282,44 @@ def fingerprint(
         InputError: If a file cannot be read.
     """
     workers = min(8, os.cpu_count() or 1)
-    with concurrent.futures.ThreadPoolExecutor(max_workers=workers) as pool:
-        found = dict(zip(files, pool.map(_digest, files.values()), strict=True))
+    sizes = [os.path.getsize(path) for path in files.values() if path and os.path.isfile(path)]
+    with (
+        _bytes_bar("checksums", sum(sizes)) as bar,
+        concurrent.futures.ThreadPoolExecutor(max_workers=workers) as pool,
+    ):
+        digests = pool.map(lambda path: _digest(path, bar), files.values())
+        found = dict(zip(files, digests, strict=True))
     if settings is not None:
         found["settings"] = hashlib.sha256(_dump(settings, sort=True).encode()).hexdigest()
     return found
 
 
-def _digest(path: str | os.PathLike | None) -> str:
+def checksum(path: str | os.PathLike, kind: str) -> str:
+    """Checksum of a file, 32 hexadecimal digits for "md5".
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    with _bytes_bar(Path(path).name, os.path.getsize(path)) as bar:
+        return _digest(path, bar, kind)
+
+
+def _bytes_bar(name: str, total: int) -> tqdm:
+    # Most files take no time; only what does is shown.
+    return tqdm(
+        desc=name, total=total, unit="B", unit_scale=True, delay=2, leave=False, disable=None
+    )
+
+
+def _digest(path: str | os.PathLike | None, bar: tqdm, kind: str = "sha256") -> str:
     if path is None:
         return "none"
+    digest = hashlib.new(kind, usedforsecurity=False)
     with open_input(path, "be a readable file", "Check the name.") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
 
 
 def _prefix(name: str) -> str:

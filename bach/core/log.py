@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from tqdm import tqdm
+
 from bach.core.text import duration
 
 log = logging.getLogger("bach")
@@ -27,8 +29,22 @@ def setup_logging(file: str | os.PathLike | None = None) -> None:
         log.addHandler(handler)
 
 
+def close_bars() -> None:
+    """Take away the progress bars that an error has left open, before it is said."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.leave = False
+        bar.close()
+
+
 class _Stream(logging.StreamHandler):
-    """Says nothing where nobody listens any more."""
+    """Writes lines above progress bars; says nothing where nobody listens any more."""
+
+    def emit(self, record):
+        if self.stream.isatty():
+            with tqdm.external_write_mode(self.stream):
+                super().emit(record)
+        else:
+            super().emit(record)
 
     def handleError(self, record):  # noqa: N802 (logging's name)
         if not isinstance(sys.exc_info()[1], OSError):

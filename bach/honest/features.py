@@ -140,7 +140,9 @@ def read_features(
     with step("features") as notes:
         states = {
             image.image_id: f"{describer.version} {fingerprint({'photo': image.path})['photo']}"
-            for image in images.itertuples()
+            for image in tqdm(
+                images.itertuples(), "checksums", len(images), leave=False, disable=None
+            )
         }
         missing = [
             image

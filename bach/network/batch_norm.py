@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from bach.core.errors import InputError
 from bach.network import backend
 from bach.network.batches import Batches
+
+_BAR = "batch normalisation"
 
 
 class RefreshBatchNorm(keras.callbacks.Callback):
@@ -61,7 +64,7 @@ def training_pass(model: keras.Model) -> Callable[[Sequence[np.ndarray]], None]:
         forward = tf.function(lambda x: model(x, training=True), reduce_retracing=True)
 
         def run(batches: Sequence[np.ndarray]) -> None:
-            for batch in batches:
+            for batch in tqdm(batches, _BAR, unit="batch", leave=False, disable=None):
                 forward(tf.cast(batch, tf.float32))
 
         return run
@@ -72,7 +75,7 @@ def training_pass(model: keras.Model) -> Callable[[Sequence[np.ndarray]], None]:
     def run_stateless(batches: Sequence[np.ndarray]) -> None:
         trainable = [v.value for v in model.trainable_variables]
         state = [v.value for v in model.non_trainable_variables]
-        for batch in batches:
+        for batch in tqdm(batches, _BAR, unit="batch", leave=False, disable=None):
             state = step(trainable, state, batch.astype(np.float32))
         for variable, value in zip(model.non_trainable_variables, state, strict=True):
             variable.assign(value)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from bach.classes import CLASSES
 from bach.core.errors import InputError
@@ -137,6 +138,30 @@ class Batches(keras.utils.PyDataset):
             self.patches(order[start : start + size])
             for start in range(0, max(count - size, 0) + 1, size)
         ]
+
+
+class Bar(keras.callbacks.Callback):
+    """Shows on a terminal how far a prediction is.
+
+    Args:
+        name: What is predicted.
+        count: Batches.
+    """
+
+    def __init__(self, name: str, count: int):
+        super().__init__()
+        self._name, self._count = name, count
+
+    def on_predict_begin(self, logs=None):
+        self._bar = tqdm(
+            total=self._count, desc=self._name, unit="batch", leave=False, disable=None
+        )
+
+    def on_predict_batch_end(self, batch, logs=None):
+        self._bar.update()
+
+    def on_predict_end(self, logs=None):
+        self._bar.close()
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:

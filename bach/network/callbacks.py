@@ -272,16 +272,26 @@ class StoppedLearning(keras.callbacks.Callback):
 
 
 class Progress(keras.callbacks.Callback):
-    """Sets the epoch of the batches, keeps time, and shows a bar on a terminal."""
+    """Sets the epoch of the batches, keeps time, and shows bars on a terminal.
+
+    That of the epochs counts all that belongs to one, up to the start of the next.
+    """
 
     def __init__(self, training: Batches, epochs: int):
         super().__init__()
         self._training = training
         self._epochs = epochs
+        self._all: tqdm | None = None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._training.start_epoch(epoch)
         self._start = time.monotonic()
+        if self._all is None:
+            self._all = tqdm(
+                total=self._epochs, initial=epoch, desc="epochs", leave=False, disable=None
+            )
+        else:
+            self._all.update()
         name, count = f"epoch {epoch + 1}/{self._epochs}", len(self._training)
         self._bar = tqdm(total=count, desc=name, unit="batch", leave=False, disable=None)
 
@@ -295,6 +305,10 @@ class Progress(keras.callbacks.Callback):
         logs["patches_per_s"] = round(count / seconds, 2)
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         logs["learning_rate"] = float(rate)
+
+    def on_train_end(self, logs=None):
+        if self._all is not None:
+            self._all.close()
 
 
 class LogEpoch(keras.callbacks.Callback):

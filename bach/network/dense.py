@@ -269,7 +269,7 @@ class _Sweep:
         mosaics = [_Mosaic(before) for _ in self._models]
         release_memory()  # what finding tissue took
         name = self._slide.name
-        with tqdm(total=len(regions), desc=name, unit="region", disable=None) as bar:
+        with tqdm(total=len(regions), desc=name, unit="region", leave=False, disable=None) as bar:
             for region, seen in zip(regions, ahead, strict=True):
                 for model, mosaic in zip(self._models, mosaics, strict=True):
                     features = model.features(model.cut(seen, self._model.halo), orientation)

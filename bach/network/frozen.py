@@ -19,7 +19,7 @@ from bach.core.log import log, step
 from bach.honest.learners import fit_logistic
 from bach.network import backend, processes
 from bach.network.augment import ORIENTATIONS, orient
-from bach.network.batches import Batches, feed
+from bach.network.batches import Bar, Batches, feed
 from bach.network.fold_norms import fast_clone
 from bach.network.patch_network import is_linear
 from bach.network.stores import PatchStore
@@ -111,7 +111,8 @@ def features_of(
         turned = selection._replace(patches=orient(selection.patches, orientation))
         batches = Batches([turned], batch_size)
         with backend.enough_memory(f"--batch-size={batches.batch_size}", backend.SMALLER_BATCH):
-            found = np.asarray(network.predict(feed(batches), verbose=0))[:count]
+            bar = Bar("features", len(batches))
+            found = np.asarray(network.predict(feed(batches), verbose=0, callbacks=[bar]))[:count]
         if not np.isfinite(found).all():
             raise InputError(
                 "The features of a network must be finite.\n"

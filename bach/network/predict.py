@@ -23,7 +23,7 @@ from bach.core.text import duration, listed
 from bach.data import photo_mpp, photo_sizes, read_photo
 from bach.network import backend, processes
 from bach.network.augment import orient, orientations
-from bach.network.batches import Batches, feed, fill_up
+from bach.network.batches import Bar, Batches, feed, fill_up
 from bach.network.fold_norms import fast_clone
 from bach.network.image_network import field_shape, is_image_network, photo_input
 from bach.network.patch_network import is_field_network, load_model, source_of, view_of
@@ -68,7 +68,7 @@ def load_models(
         )
     log.info("models: %s", listed(files[fold] for fold in wanted))
     loaded = {}
-    for fold in wanted:
+    for fold in tqdm(wanted, desc="models", unit="model", leave=False, disable=None):
         model = load_model(files[fold])
         if not is_image_network(model):
             view_of(model)  # refuses what is no patch classifier before anything is read
@@ -172,7 +172,8 @@ def predict_batches(model: keras.Model, batches: Batches, count: int) -> np.ndar
     if processes.count() > 1:
         probs = processes.predict(model, batches)[:count]
     else:
-        probs = np.asarray(model.predict(feed(batches), verbose=0))[:count]
+        bar = Bar("held out", len(batches))
+        probs = np.asarray(model.predict(feed(batches), verbose=0, callbacks=[bar]))[:count]
     check_probabilities(probs, model, batches.images[:count])
     return probs
 
@@ -215,7 +216,7 @@ def predict_slide(
 
     workers = os.cpu_count() or 1
     batches = ReadAhead(read, range(0, len(rows), batch_size), workers, workers + 1)
-    bar = tqdm(total=len(table), desc=slide.name, unit="patch", disable=None)
+    bar = tqdm(total=len(table), desc=slide.name, unit="patch", leave=False, disable=None)
     with bar, backend.enough_memory(f"--batch-size={batch_size}", backend.SMALLER_BATCH):
         # Each patch is read once and shown to every model.
         for index, patches in enumerate(batches):

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from bach.core.files import first_process
 
@@ -70,7 +71,7 @@ def predict(
     trainable = [v.value for v in model.trainable_variables]
     state = [v.value for v in model.non_trainable_variables]
     found = []
-    for index in range(len(batches)):
+    for index in tqdm(range(len(batches)), "held out", unit="batch", leave=False, disable=None):
         patches = batches[index][0].astype(np.float32)
         layout = keras.distribution.distribution().get_data_layout(patches.shape)
         patches = jax.make_array_from_process_local_data(layout.backend_layout, patches)
