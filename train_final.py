@@ -5,7 +5,7 @@ The Part A patches are in every training part.
 
 Reads    --part-a-dir (patches of train_part_a.py), --hard-examples-dir, --folds
 Writes   runs/final/fold_K/            model.keras (which says what it has seen),
-                                       last.keras, best.keras, history.csv,
+                                       last.keras, best.keras, history.csv, history.png,
                                        fold.json (what it depends on)
          runs/final/predictions.csv    held-out hard examples (hard by choice: their
                                        accuracy is no estimate of anything)

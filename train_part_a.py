@@ -3,7 +3,7 @@
 Reads    --data-dir (photos), --folds
 Writes   runs/part_a/patches/              all patches, cut once (1.5 GB)
          runs/part_a/fold_K/               model.keras, best.keras, last.keras, history.csv,
-                                           batch.png (the first batch)
+                                           history.png, batch.png (the first batch)
          runs/part_a/predictions.csv       out-of-fold, one row per image
          runs/part_a/patch_predictions.csv out-of-fold, one row per patch
          runs/part_a/errors.png            the worst mistakes

@@ -193,7 +193,10 @@ def _scale(panel: "Axes", name: str, values: np.ndarray) -> None:
         panel.set_yscale("log")
         panel.set_ylabel("loss (logarithmic)")
     else:
-        panel.set_ylim(min(0, values.min()), 1.1 * max(0, values.max()) or 1)
+        # From 0, unless that would press the curves into a corner.
+        low, high = float(values.min()), float(values.max())
+        low = low - 0.2 * (high - low) if 0 < 0.5 * high < low < high else min(0.0, low)
+        panel.set_ylim(low, high + 0.1 * (high - low) or 1)
     if name == "rate":
         panel.yaxis.set_major_formatter("{x:g}")
 
