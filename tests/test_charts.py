@@ -110,6 +110,16 @@ def test_one_loss_far_above_all_others_does_not_flatten_them():
     assert history_figure(table).axes[0].get_yscale() == "log"
 
 
+def test_a_loss_that_hardly_moves_is_not_pressed_into_a_corner():
+    def low(*losses):
+        table = pd.DataFrame({"loss": losses, "accuracy": 0.5})
+        return history_figure(table).axes[0].get_ylim()[0]
+
+    assert low(1.4, 0.2) == 0
+    assert low(1.386, 1.38, 1.36) > 1.3
+    assert low(1.386) == 0
+
+
 def test_epochs_after_which_the_network_had_stopped_learning_are_marked_once_in_the_legend():
     figure = history_figure(history().assign(stopped_learning=[None, None, None, 1, 1]))
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]

@@ -50,6 +50,11 @@ def test_words_become_values_of_the_type_of_their_field():
     )
 
 
+def test_values_may_be_given_at_once_or_one_by_one():
+    assert _parse("--names", "a", "b", "--names", "c").names == ("a", "b", "c")
+    assert _parse("--three", "1", "2", "3", "--three", "4", "5", "6").three == (4.0, 5.0, 6.0)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_the_words_of_options_give_the_same_options(script):
     kind = script.Options

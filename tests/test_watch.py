@@ -269,6 +269,19 @@ def test_the_tracker_of_the_documentation_works(tmp_path, tracker):
     assert "'epochs': 25" in Path("run fold_0.params").read_text()
 
 
+def test_a_top_that_is_fitted_counts_as_one_epoch(tmp_path, tracker):
+    folder, model = tmp_path / "fold_0", tiny_model()  # not compiled, as a top is fitted
+    row = {"epoch": 1, "loss": 0.5, "accuracy": 0.75, "strength": 1.0}
+    told = [*watch.watchers(folder, [row], Training(), None), *named(f"{tracker}:track", folder)]
+    told = keras.callbacks.CallbackList(told, model=model, epochs=1)
+    told.on_train_begin()
+    told.on_epoch_begin(0)
+    told.on_epoch_end(0, {"loss": 0.5, "heldout_loss": 1.0})
+    told.on_train_end()
+    assert (folder / "history.png").exists()
+    assert (folder / "InceptionResNetV2 0.csv").read_text() == "1,0.5,1.0\n"
+
+
 def test_a_watched_training_is_the_same_training(tmp_path, tracker):
     plain = train(tmp_path / "plain")
     hooks = named(f"{tracker}:several", tmp_path / "watched")

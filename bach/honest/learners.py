@@ -7,6 +7,7 @@ patients, and return probabilities `(images, 4)` of other images.
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from bach.classes import CLASSES
 
@@ -106,7 +107,8 @@ def fit_logistic(known: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> L
         known = known @ axes
     loss = np.zeros(len(STRENGTHS))
     count = min(INNER_FOLDS, len(np.unique(groups)))
-    for train, held in GroupKFold(count).split(known, groups=groups) if count > 1 else ():
+    parts = list(GroupKFold(count).split(known, groups=groups)) if count > 1 else []
+    for train, held in tqdm(parts, "penalty", delay=2, leave=False, disable=None):
         for place, strength in enumerate(STRENGTHS):
             kernel, bias = _fit(known[train], labels[train], strength)
             true = _softmax(known[held] @ kernel + bias)[np.arange(len(held)), labels[held]]

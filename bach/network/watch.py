@@ -349,14 +349,14 @@ class Trackers(keras.callbacks.Callback):
             given = [dict(value) if isinstance(value, dict) else value for value in values]
             with _named(name, hook):
                 getattr(callback, hook)(*given)
-            if hook.startswith("on_") and self.model.stop_training:
+            if hook.startswith("on_") and getattr(self.model, "stop_training", False):
                 raise _only_watch([(name, callback)], "has stopped the training")
 
 
 def _digest(model: keras.Model) -> bytes:
     """Of all that training changes."""
     digest = hashlib.blake2b()
-    if model.optimizer is not None:
+    if getattr(model, "optimizer", None) is not None:  # none where a top is fitted
         for variable in state_variables(model):
             digest.update(keras.ops.convert_to_numpy(variable).tobytes())
     return digest.digest()
