@@ -6,6 +6,7 @@ the probabilities become an OME-TIFF, one channel per class, for tools that meas
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -37,10 +38,60 @@ def write_classes(path: Path, result: Result) -> None:
     Raises:
         InputError: If the place cannot be written.
     """
-    levels = _levels(result.class_map, _most_frequent)
-    mpp = result.record.mpp * result.record.downsample
     colors = np.array(COLORS, np.uint8)
-    size = sum(level.size for level in levels) * colors.shape[1]
+    _write_slide(
+        path,
+        _levels(result.class_map, _most_frequent),
+        result.record.mpp * result.record.downsample,
+        lambda tile: colors[tile],
+        photometric="rgb",
+    )
+
+
+def write_values(path: Path, values: np.ndarray, mpp: float) -> None:
+    """Write a map of one channel as a tiled pyramid, deflated, with the values as they are.
+
+    For tools that read the values: classes (uint8 0..3; a px of a smaller level as in
+    `write_classes`) with their range in the tags, which grand-challenge.org asks of a
+    segmentation, or a heatmap (float32 0..1; the mean).
+
+    Args:
+        path: File to write, ending in `.tif`.
+        values: Array `(rows, cols)`, uint8 or float32.
+        mpp: um per px.
+
+    Raises:
+        InputError: If the place cannot be written.
+    """
+    classes = values.dtype == np.uint8
+    levels = _levels(values, _most_frequent if classes else _mean)
+    # Both pairs of tags: a smallest value of 0 in the first is taken for none there
+    # (DIAGNijmegen/rse-panimg, image_builders/tiff.py).
+    most = len(CLASSES) - 1
+    tags = [(280, "H", 1, 0, False), (281, "H", 1, most, False)]
+    tags += [(340, "B", 1, 0, False), (341, "B", 1, most, False)]
+    extra = {"extratags": tags} if classes else {}
+    _write_slide(path, levels, mpp, lambda tile: tile, photometric="minisblack", **extra)
+
+
+def _write_slide(
+    path: Path,
+    levels: list[np.ndarray],
+    mpp: float,
+    shown: Callable[[np.ndarray], np.ndarray],
+    **how: Any,
+) -> None:
+    """Write levels as a scanner does: pages of tiles, the largest first, with their scale.
+
+    Args:
+        path: File to write.
+        levels: The map and its smaller ones.
+        mpp: um per px of the map.
+        shown: Makes of a tile of a level what is written.
+        how: More for `tifffile.TiffWriter.write`.
+    """
+    one = shown(levels[0][:1, :1])
+    size = sum(level.size for level in levels) * one.nbytes
     with (
         atomic_path(path) as temporary,
         tifffile.TiffWriter(temporary, bigtiff=size > _BIG) as writer,
@@ -48,17 +99,17 @@ def write_classes(path: Path, result: Result) -> None:
         for number, level in enumerate(levels):
             per_cm = _UM_PER_CM / (mpp * 2**number)
             writer.write(
-                (colors[tile] for tile in _tiles(level)),
-                shape=(*level.shape, colors.shape[1]),
-                dtype=np.uint8,
+                (shown(tile) for tile in _tiles(level)),
+                shape=(*level.shape, *one.shape[2:]),
+                dtype=one.dtype,
                 tile=(_TILE, _TILE),
-                photometric="rgb",
                 compression="zlib",
                 subfiletype=1 if number else 0,
                 resolution=(per_cm, per_cm),
                 resolutionunit="CENTIMETER",
                 metadata=None,
                 software=False,
+                **how,
             )
 
 
