@@ -19,6 +19,7 @@ How jobs look is told by the platform's own templates (DIAGNijmegen/rse-grand-ch
 partials/example-algorithm), and what it takes for an image by DIAGNijmegen/rse-panimg.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -102,7 +103,17 @@ class Job:
     outputs: Mapping[str, str | None]
 
 
-def main() -> None:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python container/inference.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parse_args(argv)
     inputs, outputs, model = (
         Path(os.environ.get(name) or usual)
         for name, usual in (
@@ -211,13 +222,13 @@ def find_image(inputs: Path, settings: Settings) -> tuple[str, Path]:
     try:
         sockets = [value["interface"] for value in values]
         # The key of an interface: the slugs of its inputs, in the order of the alphabet.
-        key = tuple(sorted(socket["slug"] for socket in sockets))
+        key = tuple(sorted(str(socket["slug"]) for socket in sockets))
     except (TypeError, KeyError) as error:
         raise InputError(
             f"{file} must be a list of values, each with its interface and that with its slug.\n"
             f"Received: {type(error).__name__}: {error}.\n{remedy}"
         ) from error
-    kind = {(slug,): kind for slug, kind in settings.inputs.items()}.get(key)
+    kind = settings.inputs.get(key[0]) if len(key) == 1 else None
     if kind is None:
         raise InputError(
             f"A job must have one input, of one of the sockets {listed(settings.inputs)}.\n"
@@ -399,7 +410,7 @@ def read_metaimage(path: Path) -> np.ndarray:
         end = len(head) + len(mark) + rest.index(b"\n") + 1
         width, height, *depth = map(int, about["DimSize"].split())
         size = width * height * 3
-        kind = about["ElementType"], about["ElementNumberOfChannels"]
+        kind = about["ElementType"], about.get("ElementNumberOfChannels", "1")
         local = rest.partition(b"\n")[0].strip(b" =\r") == b"LOCAL"
         if kind != ("MET_UCHAR", "3") or depth not in ([], [1]) or not local:
             raise ValueError(f"{' '.join(kind)} channels, DimSize {about['DimSize']}")
