@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package lies
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import read_json, read_object, write_json
-from bach.core.inputs import Limit, read_input, understood
+from bach.core.inputs import read_input, understood
 from bach.core.log import log, setup_logging
 from bach.core.text import duration, listed
 
@@ -402,7 +402,7 @@ def read_metaimage(path: Path) -> np.ndarray:
     Source: ITK's documentation of MetaIO.
     """
     must, remedy = "be a MetaImage of three channels of 8 bits", "Upload the photo again."
-    data = read_input(path, must, remedy, Limit.PICTURE)
+    data = read_input(path, must, remedy, _PHOTO_BYTES + _HEADER_BYTES)
     with understood(path, must, remedy):
         head, mark, rest = data[:_HEADER_BYTES].partition(b"ElementDataFile")
         keys = dict(line.split("=", 1) for line in head.decode().splitlines() if "=" in line)

