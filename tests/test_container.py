@@ -526,3 +526,15 @@ def test_openslide_opens_the_class_map_of_a_job_and_its_range_is_in_the_tags(tmp
         tags = file.pages[0].tags
         assert (tags["MinSampleValue"].value, tags["MaxSampleValue"].value) == (0, 3)
         assert (tags["SMinSampleValue"].value, tags["SMaxSampleValue"].value) == (b"\0", b"\3")
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 70), (130, 64)])
+def test_a_heatmap_of_any_size_keeps_its_values(tmp_path, rows, columns):
+    from bach.export.pyramids import write_values
+
+    values = np.random.default_rng(0).random((rows, columns), np.float32)
+    write_values(tmp_path / "a.tif", values, mpp=125.58)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert np.array_equal(file.pages[0].asarray(), values)
+        above, below = file.pages[0].tags["XResolution"].value
+        assert 10_000 * below / above == pytest.approx(125.58)
