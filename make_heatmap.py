@@ -23,21 +23,20 @@ Paper (Kwok 2018): score 0.6929 on the hidden test; 0.75 on A01-A10, in sample.
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from bach.core import options
 from bach.core.errors import InputError, exit_with
-from bach.core.files import write_json
-from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.run import Run
 from bach.core.tables import image_key, require_names
 from bach.core.text import listed
-from bach.data import find_data, list_images, slide_names
-from bach.heatmap import STEP_UM, HeatmapMaker, MapScript, summarise
-from bach.mining import check_slides
+from bach.data import find_data, list_images, list_slides, slide_names
+from bach.heatmap import STEP_UM, HeatmapMaker, MapScript, record_file, summarise
+from bach.honest.records import read_slides
 from bach.patches import DENSE_STEP_UM, PATCH_UM
+from bach.slide_by_slide import mpp_of, over_slides, share
 from bach.tissue import check_masks
 
 
@@ -51,7 +50,13 @@ class Options(MapScript):
         "which slides of --data-dir: annotated, test, or all",
         choices=("B", "B-test", "all"),
     )
-    slides: tuple[str, ...] = option((), "slides to use instead of those of --data-dir", path=True)
+    slides: tuple[str, ...] = option(
+        (),
+        "slides to use instead of those of --data-dir: files, folders, or tables (.csv) with the "
+        "columns path and, if wanted, image_id and mpp; with --resume more can be added",
+        path=True,
+        where=True,
+    )
     tta: bool = option(False, "mean over the eight orientations, at eight times the cost")
     step_um: float | None = option(
         None,
@@ -74,8 +79,8 @@ def step_um(args: Options) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    slides = list_slides(args)
-    run = Run(args)
+    slides = choose_slides(args)
+    run = Run(args, lambda metrics: made(slides, args))
     if run.finished:
         print(run.path)
         return 0
@@ -86,24 +91,22 @@ def main(argv: list[str] | None = None) -> int:
     device = backend.start(args.devices, args.seed, args.precision)
     predictor = Predictor(args, step_um(args), args.tta)
     with run.start(**device):
-        # 2. Slide by slide; one that fails does not stop the others.
+        # 2. Slide by slide; those that the run has from an earlier start stay.
         maker = HeatmapMaker(run.path, predictor, args)
-        failures = check_slides(slides, args)
-        records = []
-        usable = slides[~slides["image_id"].isin(failures)]
-        for row in tqdm(usable.itertuples(), "slides", len(usable), disable=None):
-            try:
-                records.append(maker.make(row.path, row.part))
-            except InputError as error:
-                log.error("%s failed: %s", row.image_id, error)
-                failures[row.image_id] = str(error)
-        write_json(run.path / "failures.json", failures)
-        if not records:
-            raise InputError("No slide could be used:\n" + "\n".join(failures.values()))
+        if run.shard is None:
+            slides = pd.concat([earlier(slides, run.path), slides], ignore_index=True)
+        records, failures = over_slides(
+            slides,
+            args,
+            run,
+            lambda row: maker.make(row.path, row.part, row.image_id, mpp_of(row, args)),
+        )
 
         # 3. Scores over slides.
         unsure = {"model_warnings": predictor.warnings} if predictor.warnings else {}
-        run.finish(summarise(records, failures, run.path) | unsure)
+        if run.shard is None:
+            unsure |= summarise(list(records.values()), failures, run.path)
+        run.finish({"slides": len(records), "failed": sorted(failures)} | unsure)
     if failures:
         print(f"complete but for {len(failures)} of {len(slides)} slides: {listed(failures)}")
         print("mend them and use --resume, or run them alone with what they need (--mpp)")
@@ -111,11 +114,10 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def list_slides(args: Options) -> pd.DataFrame:
+def choose_slides(args: Options) -> pd.DataFrame:
     """The slides to work on: image table with `image_id`, `path` and `part`."""
     if args.slides:
-        table = pd.DataFrame({"path": args.slides, "part": ""})
-        table.insert(0, "image_id", [Path(path).stem for path in args.slides])
+        table = list_slides(args.slides)
     elif args.part != "all":
         table = list_images(args.data_dir, args.part)
     else:
@@ -136,6 +138,23 @@ def list_slides(args: Options) -> pd.DataFrame:
         others = None if args.slides else slide_names(args.data_dir)
         check_masks(args.masks, table["image_id"], others)
     return table
+
+
+def made(slides: pd.DataFrame, args: Options) -> bool:
+    """Whether the run folder holds the heatmaps of all slides that are to be done."""
+    names = share(slides, args)["image_id"]
+    return all(record_file(Path(args.run_dir), name).exists() for name in names)
+
+
+def earlier(slides: pd.DataFrame, run: Path) -> pd.DataFrame:
+    """The slides that a run has already and that are not named now: they stay."""
+    now = set(slides["image_id"].map(image_key))
+    records = [one for name, one in read_slides(run).items() if image_key(name) not in now]
+    rows = [
+        (one.image_id, one.path, one.part, one.mpp if one.mpp_source == "given" else np.nan)
+        for one in records
+    ]
+    return pd.DataFrame(rows, columns=["image_id", "path", "part", "mpp"])
 
 
 if __name__ == "__main__":

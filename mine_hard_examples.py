@@ -19,13 +19,11 @@ Paper (Kwok 2018): 28,000 / 4,500 / 1,500 / 19,700 candidates, 5,900 hard exampl
 import dataclasses
 
 import pandas as pd
-from tqdm import tqdm
 
 from bach.classes import CLASSES
 from bach.core import options
 from bach.core.drawings import contact_sheet
 from bach.core.errors import InputError, exit_with
-from bach.core.files import write_json
 from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.pictures import write_png
@@ -39,7 +37,6 @@ from bach.mining import (
     HARDEST,
     MIN_TISSUE_HARD,
     add_difficulty,
-    check_slides,
     draw_hard_examples,
     hardest,
     mine_slide,
@@ -47,6 +44,7 @@ from bach.mining import (
     write_draws,
 )
 from bach.patches import DENSE_STEP_UM, SLIDE_STRIDE_UM
+from bach.slide_by_slide import over_slides
 from bach.tissue import check_masks
 
 
@@ -103,6 +101,10 @@ def main(argv: list[str] | None = None) -> int:
     with run.start(**device):
         # 2. Slide by slide: tissue, patches, labels, predictions.
         table, warnings, failures = mine_slides(slides, predictor, args, run)
+        if run.shard is not None:
+            run.finish({"patches": len(table), "failed": sorted(failures)})
+            print(run.path)
+            return 1 if failures else 0
 
         # 3. Difficulty, the hardest, an even draw: over all slides, and without each fold's.
         table = add_difficulty(table[table["tissue"] >= MIN_TISSUE_HARD].reset_index(drop=True))
@@ -141,24 +143,15 @@ def mine_slides(
 ) -> tuple[pd.DataFrame, dict[str, list[str]], dict[str, str]]:
     """The patches of all slides, what is odd about a slide, and why one failed.
 
-    A slide that fails does not stop the others.
-
     Raises:
         InputError: If no slide could be used.
     """
-    failures = check_slides(slides, args)
-    mined = {}
-    usable = slides[~slides["image_id"].isin(failures)]
-    for row in tqdm(usable.itertuples(), "slides", len(usable), disable=None):
-        try:
-            mined[row.image_id] = mine_slide(row.path, predictor, args, run.path / "slides")
-        except InputError as error:
-            log.error("%s failed: %s", row.image_id, error)
-            failures[row.image_id] = str(error)
-    write_json(run.path / "failures.json", failures)
-    if not mined:
-        raise InputError("No slide could be used:\n" + "\n".join(failures.values()))
-    table = pd.concat([slide.table for slide in mined.values()], ignore_index=True)
+    folder = run.path / "slides"
+    mined, failures = over_slides(
+        slides, args, run, lambda row: mine_slide(row.path, predictor, args, folder)
+    )
+    tables = [slide.table for slide in mined.values()]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     return (
         table,
         {k: list(slide.warnings) for k, slide in mined.items() if slide.warnings},

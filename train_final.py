@@ -30,6 +30,7 @@ from bach.core.errors import InputError, exit_with
 from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.run import Run, patch_folder, read_record
+from bach.core.shards import require_all, share_of_folds
 from bach.core.tables import write_csv
 from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
 from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds
@@ -109,11 +110,11 @@ def main(argv: list[str] | None = None) -> None:
                 table = table.assign(fold=fold, **dict(zip(PROB_COLUMNS, probs.T, strict=True)))
                 tables.append(table.assign(predicted=probs.argmax(axis=1)))
 
-        # 3. How the held-out hard examples fare.
+        # 3. How the held-out hard examples fare, once all parts are together.
         metrics: dict = {"folds": len(chosen), "hard_examples": len(hard.table)}
         metrics["per_fold"] = {name_of(fold): draw for fold, draw in draws.items()}
         metrics |= training.stopped_learning(run.path)
-        if tables:
+        if tables and run.shard is None:
             table = pd.concat(tables, ignore_index=True)
             write_csv(table, run.path / "predictions.csv")
             metrics |= part_a_metrics(table["label"], table["predicted"])
@@ -171,8 +172,13 @@ def started(args: Options, fold: int | None, folds: pd.DataFrame) -> tuple[Path 
 def choose_folds(args: Options, folds: pd.DataFrame) -> list[int | None]:
     """The folds to train: all, one, or [None] for a single model on all slides."""
     every = sorted(set(folds["fold"]) - {ALWAYS_TRAIN})
+    own = share_of_folds(args, every)
     if args.fold is None:
-        return every
+        if args.collect:
+            done = [(Path(args.run_dir) / f"fold_{fold}/heldout.npy").exists() for fold in own]
+            missing = [fold for fold, there in zip(own, done, strict=True) if not there]
+            require_all(Path(args.run_dir), missing, "fold")
+        return own
     if args.fold.lower() == "none":
         return [None]
     if args.fold.isdigit() and int(args.fold) in every:

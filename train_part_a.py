@@ -33,6 +33,7 @@ from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.pictures import write_png
 from bach.core.run import Run
+from bach.core.shards import require_all, share_of_folds
 from bach.core.tables import write_csv
 from bach.data import list_images, photo_sizes
 from bach.honest.intervals import accuracy_interval, format_interval
@@ -152,7 +153,11 @@ def main(argv: list[str] | None = None) -> None:
                 table = store.table.loc[held].reset_index(drop=True).assign(fold=fold)
                 tables.append(table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True))))
 
-        # 4. Scores: each image by the model that did not see it.
+        # 4. Scores: each image by the model that did not see it; of a part, none.
+        if run.shard is not None:
+            run.finish({"per_fold": {fold: {} for fold in folds}})
+            print(run.path)
+            return
         patches = pd.concat(tables, ignore_index=True)
         metrics, table = score(patches, images, run)
         metrics |= training.stopped_learning(run.path)
@@ -198,7 +203,8 @@ def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
         images = images[images["fold"] != ALWAYS_TRAIN]
     images = take(images, args.limit)
     every = sorted(set(folds["fold"]) - {ALWAYS_TRAIN})
-    chosen = every if args.fold is None else [args.fold]
+    own = share_of_folds(args, every)
+    chosen = own if args.fold is None else [args.fold]
     if not set(chosen) <= set(every):
         raise InputError(
             f"--fold must be one of {', '.join(map(str, every))}.\nReceived: --fold={args.fold}."
@@ -211,7 +217,10 @@ def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
             )
     check_classes(images, chosen)
     done = [fold for fold in every if (Path(args.run_dir) / f"fold_{fold}/heldout.npy").exists()]
-    return images, sorted({*chosen, *done}) if args.resume else chosen
+    if args.collect:
+        require_all(Path(args.run_dir), sorted(set(chosen) - set(done)), "fold")
+    more = args.resume and args.shard is None
+    return images, sorted({*chosen, *done}) if more else chosen
 
 
 def whole_photos(args: Options) -> bool:

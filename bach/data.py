@@ -11,6 +11,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import hashlib
+import math
 import os
 import re
 import sys
@@ -34,7 +35,7 @@ from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
 from bach.core.pictures import read_header, read_rgb, remarks
-from bach.core.tables import image_key, name_fault, read_table, require_names
+from bach.core.tables import as_numbers, image_key, name_fault, read_table, require_names
 from bach.core.text import columns, listed, number
 from bach.slides import PART_A_MPP, PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide, check_mpp
 from bach.tissue import map_downsample
@@ -174,6 +175,55 @@ def list_images(
     if limit is not None:
         table = table.groupby("label", sort=True).head(limit)
     return table.reset_index(drop=True)
+
+
+def list_slides(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
+    """The slides that are named one by one, by their folder, or in a table.
+
+    Args:
+        places: Slides; folders, whose slides are taken (not those of folders in them); and
+            tables, `.csv`, with the column `path` (relative ones from where the table lies)
+            and, if wanted, `image_id`, what the results are called, and `mpp`, the slide's um
+            per level-0 px.
+
+    Returns:
+        Table of `image_id`, `path`, `part` (empty) and `mpp` (nan where not said).
+
+    Raises:
+        InputError: If a folder has no slide, or a table cannot be read.
+    """
+    rows: list[tuple[str, str, float]] = []
+    for place in map(Path, places):
+        if place.suffix.lower() == ".csv":
+            rows += _slide_table(place)
+            continue
+        files = _files(place, SLIDE_SUFFIXES) if place.is_dir() else [place]
+        if not files:
+            raise InputError(
+                f"A folder of slides must hold slides ({', '.join(SLIDE_SUFFIXES)}).\n"
+                f"Received: {place}, which holds none.\nName the slides, or their folder."
+            )
+        rows += [(path.stem, str(path), math.nan) for path in files]
+    table = pd.DataFrame(rows, columns=["image_id", "path", "mpp"])
+    return table.assign(part="", mpp=table["mpp"].astype(float))
+
+
+def _slide_table(path: Path) -> list[tuple[str, str, float]]:
+    table = read_table(path, ["path"])
+    if table.empty:
+        raise InputError(
+            f"A table of slides must name slides.\nReceived: {path}, which has no row.\n"
+            "Name one slide in every row, in the column path."
+        )
+    files = [str(path.parent / name) for name in table["path"]]
+    given = table["image_id"] if "image_id" in table else pd.Series("", table.index)
+    names = [own.strip() or Path(file).stem for own, file in zip(given, files, strict=True)]
+    scales = [math.nan] * len(files)
+    if "mpp" in table:
+        stated = table["mpp"].str.strip()
+        numbers = as_numbers(table[stated != ""], ["mpp"], path)["mpp"].map(check_mpp)
+        scales = numbers.reindex(table.index).to_list()
+    return list(zip(names, files, scales, strict=True))
 
 
 def annotated(slides: Iterable[str | os.PathLike]) -> list[bool]:

@@ -52,6 +52,7 @@ from bach.labels import read_class_map, write_class_map
 from bach.mining import MIN_TISSUE
 from bach.patches import PATCH_UM, SlideMaps, cell_patches, grid_shape
 from bach.scores import always, dinkelbach, joint_counts, score_from_counts
+from bach.slide_by_slide import NotDone
 from bach.slides import Slide
 from bach.tissue import map_files, slide_maps
 
@@ -230,29 +231,38 @@ class HeatmapMaker:
     def __init__(self, folder: Path, predictor: "Predictor", args: MapScript):
         self._folder, self._predictor, self._args = folder, predictor, args
 
-    def make(self, path: str, part: str) -> SlideRecord:
+    def make(
+        self, path: str, part: str, name: str | None = None, mpp: float | None = None
+    ) -> SlideRecord:
         """Make and write everything of one slide, or read it if nothing has changed since.
 
         Args:
             path: The slide.
             part: Part of the challenge data that it belongs to, or "".
+            name: What its results are called; None for the name of the file.
+            mpp: um per level-0 px; None for `--mpp`, or what the file says.
 
         Raises:
             InputError: If slide, annotation or mask cannot be read.
+            NotDone: If it is to be read, with `--collect`, and is not there.
         """
-        name = Path(path).stem
-        unseen = self._predictor.unseen_by(name)
+        name, mpp = name or Path(path).stem, mpp or self._args.mpp
+        # By its file too: another name does not make a slide unseen.
+        heard = [self._predictor.unseen_by(known) for known in {name, Path(path).stem}]
+        unseen = [fold for fold in heard[0] if all(fold in folds for folds in heard)]
         folds = unseen or self._predictor.folds
         models = {str(fold): self._predictor.digests[str(fold)] for fold in folds}
-        settings = {**options.decisive(self._args), "models": models}
+        settings = {**options.decisive(self._args), "mpp": mpp, "models": models}
         args = self._args
         key = fingerprint(map_files(path, args.masks, args.class_map), settings)
         file = record_file(self._folder, name)
         before = finished_before(file, key)
         if before is not None:
             return before
+        if args.collect:
+            raise NotDone(name)
         start = time.monotonic()
-        with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
+        with step(name) as notes, Slide(path, mpp=mpp, name=name) as slide:
             maps = slide_maps(
                 slide,
                 args.masks,

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from bach.annotations.checks import slide_labels
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.drawings import (
     Panel,
@@ -26,11 +24,11 @@ from bach.core.options import SlideScript, decisive
 from bach.core.pictures import write_png
 from bach.core.tables import write_csv
 from bach.core.text import listed
-from bach.data import check_annotation_files
 from bach.honest.splits import ALWAYS_TRAIN, join_folds
 from bach.patches import SLIDE_STRIDE_UM, SlideMaps, cell_patches, read_patches, slide_patches
+from bach.slide_by_slide import NotDone
 from bach.slides import Slide
-from bach.tissue import check_pixels, map_downsample, map_files, slide_maps
+from bach.tissue import map_files, slide_maps
 
 if TYPE_CHECKING:  # it loads the framework
     from bach.network.predictor import Predictor
@@ -232,35 +230,6 @@ def _left_out(folds: pd.Series) -> dict[str, list[str]]:
     return {ALL: []} | {f"draw_{fold}": sorted(folds.index[folds == fold]) for fold in every}
 
 
-def check_slides(slides: pd.DataFrame, args: SlideScript) -> dict[str, str]:
-    """Open every slide and what belongs to it before the first is predicted.
-
-    Args:
-        slides: Table of `image_id` and `path`.
-        args: Options of the script.
-
-    Returns:
-        Why a slide cannot be used, by its name; all of them are logged.
-
-    Raises:
-        InputError: If the class map cannot be read.
-    """
-    check_annotation_files(slides["path"].tolist(), args.class_map)
-    failures = {}
-    for row in tqdm(slides.itertuples(), "checking", len(slides), leave=False, disable=None):
-        try:
-            with Slide(row.path, mpp=args.mpp) as slide:
-                slide.check()
-                check_pixels(slide, args.masks, args.not_brightfield)
-                annotation = map_files(row.path, args.masks, args.class_map)["annotation"]
-                if annotation is not None:
-                    slide_labels(annotation, slide, map_downsample(slide.mpp), args.class_map)
-        except InputError as error:
-            log.error("%s failed: %s", row.image_id, error)
-            failures[row.image_id] = str(error)
-    return failures
-
-
 class Mined(NamedTuple):
     """What the mining of a slide gives: its patch table, and what is odd about the slide."""
 
@@ -289,6 +258,7 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
 
     Raises:
         InputError: If slide, annotation or mask cannot be read.
+        NotDone: If it is to be read and is not there.
     """
     name = Path(path).stem
     file, key_file = folder / f"{name}.csv", folder / f"{name}.json"
@@ -303,8 +273,11 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
         if then == key | fingerprint({"table": file}):
             log.info("%s: finished before", name)
             return Mined(read_patches(file), warnings)
-        log.info("%s: the slide or what its patches depend on has changed; done again", name)
-        file.unlink()
+        if not args.collect:
+            log.info("%s: the slide or what its patches depend on has changed; done again", name)
+            file.unlink()
+    if args.collect:
+        raise NotDone(name)
     with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
         maps = slide_maps(
             slide,

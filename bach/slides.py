@@ -82,10 +82,11 @@ class Slide:
         path: Any slide OpenSlide reads, or a TIFF, PNG or JPEG image.
         mpp: um per level-0 pixel; overrides what the file says. Needed only where
             the file says nothing.
+        name: What it is called; None for the name of the file without its ending.
 
     Attributes:
         path: Path of the file.
-        name: File name without its ending.
+        name: What it is called.
         width, height: Size in level-0 pixels.
         mpp: um per level-0 pixel.
         mpp_source: Where `mpp` was found.
@@ -107,9 +108,9 @@ class Slide:
     mpp_source: str
     stated_mpp: float | None
 
-    def __init__(self, path: str | os.PathLike, mpp: float | None = None):
+    def __init__(self, path: str | os.PathLike, mpp: float | None = None, name: str | None = None):
         self.path = Path(path)
-        self.name = self.path.stem
+        self.name = name or self.path.stem
         if not os.path.isfile(self.path):  # no error, whatever is wrong with the path
             raise InputError(
                 f"No such slide: {self.path}.\nReceived: path={self.path}.\nCheck the name."

@@ -52,7 +52,7 @@ def done(folder):
     ran = []
     for program, *words in printed.commands(text):
         name = words[1] if words[0] == "-m" else words[0]
-        if program == "make" or name in LEFT_OUT:
+        if program == "make" or name in LEFT_OUT or "download" in words:
             continue
         words += APPENDED.get(name, "").split()
         result = subprocess.run(
@@ -71,7 +71,8 @@ def test_every_command_of_the_readme_runs_on_trial_data(done):
 
 def test_the_notebook_of_the_page_on_steps_runs(folder):
     text = (ROOT / "docs" / "steps.md").read_text(encoding="utf-8")
-    (cell,) = re.findall(r"^```python\n([\s\S]*?)^```", text, re.MULTILINE)
+    cells = re.findall(r"^```python\n([\s\S]*?)^```", text, re.MULTILINE)
+    (cell,) = [cell for cell in cells if "tissue_mask" in cell]
     subprocess.run(
         [sys.executable, "-c", f"{cell}\nassert mask.any()"],
         cwd=folder,

@@ -48,6 +48,23 @@ def final_words(toy, runs, run, *more):
     return [*words.split(), *NETWORK, *more]
 
 
+def files(run):
+    """What a run made, by name: without its record, times, and what it was made from."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if not path.is_file() or path.name in ("run.json", "log.txt", ".lock"):
+            continue
+        if name.startswith("shards/"):
+            continue
+        found[name] = path.read_bytes()
+        if path.parent.name == "slides" and path.suffix == ".json":
+            record = json.loads(path.read_text())
+            record = {k: v for k, v in record.items() if k not in ("seconds", "key")}
+            found[name] = json.dumps(record).encode()
+    return found
+
+
 @pytest.fixture(scope="module")
 def runs(toy, tmp_path_factory):
     """All four scripts, run once in order."""
@@ -111,17 +128,6 @@ def test_class_maps_made_anew_are_those_that_the_script_makes_with_these_options
     rule = "--thresholds 0.3 0.45 0.6 --clip-to-tissue"
     make_heatmap.main(f"{words} {rule}".split())
     bach_heatmap.main(f"{runs}/heatmaps {rule} --out {tmp_path}/anew".split())
-
-    def files(run):
-        found = {}
-        for path in sorted(run.rglob("*")):
-            if path.is_file() and path.name not in ("run.json", "log.txt", ".lock"):
-                found[str(path.relative_to(run))] = path.read_bytes()
-                if path.parent.name == "slides":
-                    record = json.loads(path.read_text())
-                    record = {k: v for k, v in record.items() if k not in ("seconds", "key")}
-                    found[str(path.relative_to(run))] = json.dumps(record).encode()
-        return found
 
     script, anew = files(tmp_path / "script"), files(tmp_path / "anew")
     assert len(script) == 3 + 3 * 6 + 2  # metrics, failures, table; per slide; two truths
@@ -221,6 +227,93 @@ def test_folds_trained_apart_are_brought_together(toy, runs, tmp_path):
     one, other = (pd.read_csv(run / "predictions.csv") for run in (together, runs / "part_a"))
     pd.testing.assert_frame_equal(one, other, atol=1e-6)
     assert len(json.loads((together / "metrics.json").read_text())["per_fold"]) == 3
+
+
+def in_parts(script, words, run, of=2):
+    """Run a script in parts, and bring them together; what each part and the whole returned."""
+    codes = [script.main([*words, "--shard", f"{k}/{of}"]) for k in range(1, of + 1)]
+    assert not (run / "metrics.json").exists()
+    return [*codes, script.main([*words, "--collect"])]
+
+
+def test_parts_of_all_four_scripts_brought_together_are_the_whole_run(toy, runs, tmp_path):
+    # Two processes at a time, as on two machines; they cut the patches once.
+    words = part_a_words(toy, tmp_path / "part_a", "--limit", "3")
+    parts = [start(["train_part_a.py", *words, "--shard", f"{k}/2"]) for k in (1, 2)]
+    for process in parts:
+        said = process.communicate()[0]
+        assert process.returncode == 0, said
+    assert not (tmp_path / "part_a/predictions.csv").exists()
+    train_part_a.main([*words, "--collect"])
+    for name in ("predictions.csv", "patch_predictions.csv", "metrics.json"):
+        one, other = ((run / "part_a" / name).read_bytes() for run in (tmp_path, runs))
+        assert one == other, name
+
+    in_parts(
+        mine_hard_examples, mine_words(toy, runs / "part_a", tmp_path / "hard"), tmp_path / "hard"
+    )
+    assert files(tmp_path / "hard") == files(runs / "hard")
+
+    in_parts(train_final, final_words(toy, runs, tmp_path / "final"), tmp_path / "final")
+    one, other = (
+        pd.read_csv(run / "predictions.csv") for run in (tmp_path / "final", runs / "final")
+    )
+    pd.testing.assert_frame_equal(one, other)
+
+    run = tmp_path / "heatmaps"
+    words = f"--data-dir {toy} --run-dir {run} --model-dir {runs}/final --step-um 300".split()
+    assert in_parts(make_heatmap, words, run, of=3) == [0, 0, 0, 0]
+    assert files(run) == files(runs / "heatmaps")
+    record = json.loads((run / "shards/2_of_3/run.json").read_text())
+    assert record["status"] == "finished"
+    assert " --shard 2/3 " in record["command"]
+
+
+def test_what_is_missing_is_named_and_parts_of_other_arguments_are_refused(toy, runs, tmp_path):
+    run = tmp_path / "heatmaps"
+    words = f"--data-dir {toy} --run-dir {run} --model-dir {runs}/final --step-um 300".split()
+    make_heatmap.main([*words, "--shard", "1/3"])
+    with pytest.raises(InputError, match="already holds parts of a run"):
+        make_heatmap.main(words)
+    with pytest.raises(InputError, match=r"2 missing: .*parts: 2/3 never begun, 3/3 never begun"):
+        make_heatmap.main([*words, "--collect"])
+    assert not (run / "metrics.json").exists()
+    with pytest.raises(InputError, match="started with other arguments"):
+        make_heatmap.main([*words, "--shard", "2/3", "--tta"])
+    with pytest.raises(InputError, match="Leave out --shard"):
+        make_heatmap.main([*words, "--collect", "--shard", "1/3"])
+    make_heatmap.main([*words, "--resume"])  # whole runs go on with what parts have done
+    assert files(run) == files(runs / "heatmaps")
+    with pytest.raises(InputError, match="as many parts at most"):
+        train_part_a.main(part_a_words(toy, tmp_path / "new", "--shard", "1/4"))
+    with pytest.raises(InputError, match="3 missing: 0, 1, 2"):
+        train_part_a.main(part_a_words(toy, tmp_path / "new", "--limit", "3", "--collect"))
+
+
+def test_slides_are_named_by_folder_or_table_and_more_are_added(runs, toy, tmp_path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    folder = toy / "ICIAR2018_BACH_Challenge/WSI"
+    for name, new in (("A01", "one"), ("A02", "two")):
+        shutil.copy(folder / f"{name}.svs", slides / f"{new}.svs")
+    words = f"--run-dir {tmp_path}/run --model-dir {runs}/final --step-um 300".split()
+    make_heatmap.main([*words, "--slides", str(slides)])
+    first = (tmp_path / "run/probs/one.npy").stat().st_mtime_ns
+    table = tmp_path / "more.csv"
+    table.write_text("path,image_id,mpp\nslides/one.svs,three,0.9\nslides/two.svs,,\n")
+    make_heatmap.main([*words, "--slides", str(table), "--resume"])
+    records = read_slides(tmp_path / "run")
+    assert sorted(records) == ["one", "three", "two"]
+    assert records["three"].mpp == 0.9
+    assert records["three"].mpp_source == "given"
+    assert records["one"].mpp != 0.9
+    assert (tmp_path / "run/probs/one.npy").stat().st_mtime_ns == first  # stayed as it was
+    assert len(pd.read_csv(tmp_path / "run/slides.csv")) == 3
+    # Another name does not make a slide unseen.
+    table.write_text(f"path,image_id\n{folder}/A01.svs,new\n")
+    make_heatmap.main([*words, "--slides", str(table), "--resume"])
+    known = read_slides(runs / "heatmaps")["A01"]
+    assert read_slides(tmp_path / "run")["new"].models == known.models
 
 
 def test_a_fold_that_was_trained_otherwise_is_not_taken_for_this_one(toy, runs, tmp_path):

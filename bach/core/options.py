@@ -88,6 +88,18 @@ class Shared:
         None, "use only so many images per class, or slides (for a quick trial)", at_least=1
     )
     resume: bool = option(False, "go on with an interrupted run", where=True)
+    shard: str | None = option(
+        None,
+        "do part I of N of the slides or folds, for example 2/8: each part in a process of its "
+        "own, on any machine, with the same --run-dir",
+        where=True,
+        metavar="I/N",
+    )
+    collect: bool = option(
+        False,
+        "bring the parts of --shard together; computes none of them and names what is missing",
+        where=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from bach.core.files import (
     writing,
 )
 from bach.core.log import log, setup_logging
+from bach.core.shards import FOLDER as SHARDS
+from bach.core.shards import shard_of
 from bach.core.text import duration, listed
 
 _VERSIONED = (
@@ -59,6 +61,9 @@ class Run:
 
     Attributes:
         path: The folder.
+        shard: The part of the run that is to be done, or None for all of it.
+        home: Where the record of this start lies: the folder, or that of the part in it.
+        collect: Whether parts are to be brought together.
         finished: Whether the folder holds a finished run with the same arguments (only
             with `--resume`); the script then has nothing to do.
 
@@ -73,11 +78,14 @@ class Run:
         self.path = Path(args.run_dir)
         field = next(field for field in dataclasses.fields(args) if field.name == "run_dir")
         self._option = options.flag(field)
-        require_place(self.path, f"Name another {self._option}.", folder=True)
+        self.shard = shard_of(args)
+        self.collect = bool(getattr(args, "collect", False))
+        self.home = self.path if self.shard is None else self.path / self.shard.folder
+        require_place(self.home, f"Name another {self._option}.", folder=True)
         self._args = args
         self._began = time.monotonic()
         self._starts: list[dict] = []
-        metrics = read_metrics(self.path)
+        metrics = read_metrics(self.home)
         has_metrics = metrics is not None
         whole = metrics is not None and not metrics.get("failed") and done(metrics)
         self.finished = False
@@ -85,38 +93,53 @@ class Run:
             # The first process checks and writes for all.
             self.finished = args.resume and whole
             return
-        record = read_record(self.path)
+        records = self._records()
+        record = records.get(self.home)
+        self._check_folder(records, "a finished run" if has_metrics else "an unfinished run")
+        if record is None:
+            return
+        self._starts = record.get("starts", [])
+        self.finished = whole and not self.collect
+        if self.finished:
+            log.info("finished already: %s (nothing to do)", self.home)
+            if self._starts and str(record.get("status")).startswith("interrupted"):
+                self._write_status("finished")  # the signal came when all was written
+
+    def _records(self) -> dict[Path, dict[str, Any]]:
+        """What the starts of the whole run and of its parts say, by where it lies."""
+        found = sorted(self.path.glob(f"{SHARDS}/*_of_*/run.json"))
+        homes = [self.path, *(file.parent for file in found)]
+        records = {home: read_record(home) for home in homes}
+        return {home: record for home, record in records.items() if record is not None}
+
+    def _check_folder(self, records: Mapping[Path, dict[str, Any]], state: str) -> None:
+        """Refuse a folder that holds something else, or what may not be gone on with."""
         # A run killed at its very start leaves its log, and hidden temporary files.
         others = list(self.path.iterdir()) if self.path.is_dir() else []
-        others = [p for p in others if p.name != "log.txt" and not p.name.startswith(".")]
-        if record is None and others:
+        others = [p for p in others if p.name not in ("log.txt", SHARDS) and p.name[0] != "."]
+        if not records and others:
             raise InputError(
                 f"The run folder {self.path} is not empty and holds no run.json.\n"
                 f"Received: {self._option}={self.path}.\n"
                 "Name a new folder, so that nothing is overwritten."
             )
-        if record is None:
-            return
-        if not args.resume:
-            state = "a finished run" if has_metrics else "an unfinished run"
+        # Its own start is gone on with by --resume; parts are by whoever brings them together.
+        begun = self.home in records or (self.shard is None and bool(records))
+        if begun and not self._args.resume and not self.collect:
+            held = state if self.home in records else "parts of a run"
             raise InputError(
-                f"The run folder {self.path} already holds {state}.\n"
+                f"The run folder {self.path} already holds {held}.\n"
                 f"Received: {self._option}={self.path}.\n"
                 "Add --resume to go on with it, or name another folder."
             )
-        changes = options.changed(record.get("arguments", {}), args, record.get("folder"))
-        if changes:
-            raise InputError(
-                f"Cannot resume {self.path}: it was started with other arguments.\n"
-                + "\n".join(changes)
-                + f"\nUse the same arguments, or name another {self._option}."
-            )
-        self._starts = record.get("starts", [])
-        self.finished = whole
-        if self.finished:
-            log.info("finished already: %s (nothing to do)", self.path)
-            if self._starts and str(record.get("status")).startswith("interrupted"):
-                self._write_status("finished")  # the signal came when all was written
+        for home, record in records.items():
+            changes = options.changed(record.get("arguments", {}), self._args, record.get("folder"))
+            if changes:
+                raise InputError(
+                    f"Cannot resume {home}: it was started with other arguments.\n"
+                    + "\n".join(changes)
+                    + f"\nUse the same arguments, or name another {self._option}."
+                )
 
     @contextlib.contextmanager
     def start(self, **about: object) -> Iterator[None]:
@@ -134,12 +157,12 @@ class Run:
             setup_logging()
             yield
             return
-        with locked(self.path, "the same command with --resume"):
+        with locked(self.home, "the same command with --resume"):
             self._check_unchanged()
-            with writing(self.path):
-                setup_logging(self.path / "log.txt")
+            with writing(self.home):
+                setup_logging(self.home / "log.txt")
             if self._starts:
-                log.info("resuming %s", self.path)
+                log.info("resuming %s", self.home)
             if "device" in about:
                 said = "devices: {devices} {device} ({backend}, {precision})"
                 log.info("%s", said.format(**about))
@@ -163,10 +186,10 @@ class Run:
 
     def _check_unchanged(self) -> None:
         """Refuse a folder that another process has worked in since this one looked at it."""
-        record = read_record(self.path)
+        record = read_record(self.home)
         if (record or {}).get("starts", []) != self._starts:
             raise InputError(
-                f"Another process must not have worked in {self.path} in the meantime.\n"
+                f"Another process must not have worked in {self.home} in the meantime.\n"
                 "Received: another start in its run.json.\n"
                 "Run the same command with --resume."
             )
@@ -180,7 +203,7 @@ class Run:
         """
         failed = metrics.get("failed")
         self._write_status(f"complete but for {listed(failed)}" if failed else "finished")
-        write_json(self.path / "metrics.json", metrics)
+        write_json(self.home / "metrics.json", metrics)
         log.info("finished in %s", duration(time.monotonic() - self._began))
 
     def _describe(self, about: dict) -> dict:
@@ -203,7 +226,7 @@ class Run:
     def _write_status(self, status: str) -> None:
         self._starts[-1] |= {"status": status, "time": _now()}
         # The last start once more at the top, where readers of one look for it.
-        write_json(self.path / "run.json", {**self._starts[-1], "starts": self._starts})
+        write_json(self.home / "run.json", {**self._starts[-1], "starts": self._starts})
 
 
 def read_record(run: str | os.PathLike) -> dict[str, Any] | None:
