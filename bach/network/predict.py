@@ -28,7 +28,7 @@ from bach.network.fold_norms import fast_clone
 from bach.network.image_network import field_shape, is_image_network, photo_input
 from bach.network.patch_network import is_field_network, load_model, source_of, view_of
 from bach.network.stores import photo_to_patches, read_patch
-from bach.patches import PATCH_SIZE, PLAIN_VIEW, View, photo_patches
+from bach.patches import PATCH_SIZE, View, photo_patches
 from bach.slides import Slide
 
 _FILL = 8  # patches of a photo go through the network in multiples of so many
@@ -262,20 +262,10 @@ def predict_photos(
     Source: Kwok 2018, section 4.3: no augmentation at inference.
     """
     rows = []
-    image_network, fields = is_image_network(models[0]), is_field_network(models[0])
-    whole = image_network or fields
-    view = PLAIN_VIEW if image_network else common_view(models)
-    photo_sizes(images, 0 if whole else PATCH_SIZE)  # all are looked at before the first
+    photo_sizes(images, least_photo(models))  # all are looked at before the first
     mpp = photo_mpp(images)
     for image in tqdm(images.itertuples(), total=len(images), desc="photos", disable=None):
-        photo = read_photo(image.path, mpp)
-        if whole:
-            shape = models[0].input_shape[1:3]
-            shape = field_shape(photo.shape[1], photo.shape[0], view) if fields else shape
-            patches = photo_input(photo, shape, view.zoom)[None]
-        else:
-            table = photo_patches(image.image_id, photo.shape[1], photo.shape[0], None)
-            patches = photo_to_patches(photo, table, view)
+        patches = photo_inputs(models, read_photo(image.path, mpp))
         # Filled up, for photos of other sizes have other numbers of patches, and the network
         # is compiled anew for each.
         filled = fill_up(patches, math.ceil(len(patches) / _FILL) * _FILL)
@@ -285,6 +275,34 @@ def predict_photos(
         )
         rows.append((image.image_id, *probs))
     return pd.DataFrame(rows, columns=["image_id", *PROB_COLUMNS])
+
+
+def least_photo(models: Sequence[keras.Model]) -> int:
+    """Width and height that a photo must have, in px at 0.42 um/px; 0 for one judged whole."""
+    whole = is_image_network(models[0]) or is_field_network(models[0])
+    return 0 if whole else PATCH_SIZE
+
+
+def photo_inputs(models: Sequence[keras.Model], photo: np.ndarray) -> np.ndarray:
+    """What networks are given of a photo: its patches, or the photo whole.
+
+    Args:
+        models: One or more models of one input size.
+        photo: uint8 `(height, width, 3)`, 0.42 um/px.
+
+    Returns:
+        uint8 `(n, rows, cols, 3)`; n is 1 for a photo that is judged whole.
+
+    Raises:
+        InputError: If the photo is too large for an image network.
+    """
+    height, width = photo.shape[:2]
+    if is_image_network(models[0]):
+        return photo_input(photo, models[0].input_shape[1:3])[None]
+    view = common_view(models)
+    if is_field_network(models[0]):
+        return photo_input(photo, field_shape(width, height, view), view.zoom)[None]
+    return photo_to_patches(photo, photo_patches("", width, height, None), view)
 
 
 def image_means(patches: pd.DataFrame) -> pd.DataFrame:

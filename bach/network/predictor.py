@@ -1,6 +1,6 @@
 """The models of a run, ready to predict patches of slides, one by one or densely."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Predictor:
             `batch_size` are used.
         step_um: Step between the patches in um.
         tta: Mean over the eight orientations too.
+        models: The models by fold, where they are loaded and made ready already.
 
     Attributes:
         step_um: Step between the patches in um.
@@ -40,18 +41,24 @@ class Predictor:
             prediction can make.
     """
 
-    def __init__(self, args: SlideScript, step_um: float, tta: bool = False):
+    def __init__(
+        self,
+        args: SlideScript,
+        step_um: float,
+        tta: bool = False,
+        models: Mapping[int, Any] | None = None,
+    ):
         self._dense = args.mode == "dense"
         self.step_um, self._model_dir = step_um, args.model_dir
         self._batch_size, self._tta = args.batch_size, tta
         make = DenseModel if self._dense else prepare
-        self._models: dict[int, Any] = load_models(
+        self._models: Mapping[int, Any] = models or load_models(
             args.model_dir, ready=lambda model: make(model, args.precision)
         )
-        models = list(self._models.values())
+        loaded = list(self._models.values())
         self.folds = list(self._models)
-        self.view: View = models[0].view if self._dense else common_view(models)
-        self._every = dense_step_um(models[0], step_um) if self._dense else 0
+        self.view: View = loaded[0].view if self._dense else common_view(loaded)
+        self._every = dense_step_um(loaded[0], step_um) if self._dense else 0
         files = {fold: model_file(args.model_dir, fold) for fold in self.folds}
         seen = {fold: read_seen(file) for fold, file in files.items()}
         self._seen = {fold: one.slides for fold, one in seen.items()}
