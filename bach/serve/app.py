@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, parse_qsl
 
 import jinja2
 from fastapi import FastAPI, HTTPException, Request
@@ -364,8 +364,8 @@ def _add_slides(app: FastAPI, service: Service) -> None:
         """Queue a slide: `path` below the folder of slides, or the file itself in `slide`."""
         service.require_slides()
         kind = request.headers.get("content-type", "")
-        if kind.startswith("application/json"):
-            path, mpp = _named(await read_body(request, _SMALL))
+        if not kind.startswith("multipart/"):
+            path, mpp = _named(await read_body(request, _SMALL), "json" in kind)
             return told(await asyncio.to_thread(service.add_below, path, mpp), 202)
         stated = request.headers.get("content-length", "")
         if stated.isdigit() and int(stated) <= limit:
@@ -420,16 +420,16 @@ def _add_slides(app: FastAPI, service: Service) -> None:
         )
 
 
-def _named(body: bytes) -> tuple[str, str]:
-    """Path and scale of a slide from JSON."""
+def _named(body: bytes, as_json: bool) -> tuple[str, str]:
+    """Path and scale of a slide, from JSON or a plain form."""
     try:
-        value = json.loads(body)
+        value = json.loads(body) if as_json else dict(parse_qsl(body.decode()))
         path, mpp = value["path"], value.get("mpp")
         if not isinstance(path, str) or not isinstance(mpp, str | int | float | None):
             raise TypeError("path must be text, mpp a number")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            'A slide must be named by a JSON object: {"path": "A01.svs", "mpp": 0.5}.\n'
+            'A slide must be named: {"path": "A01.svs", "mpp": 0.5} as JSON, say.\n'
             f"Received: {type(error).__name__}: {error!s:.100}.\nOr send the file: -F slide=@FILE."
         ) from error
     return path, "" if mpp is None else str(mpp)

@@ -106,7 +106,8 @@ class Service:
         self._worker = PhotoWorker(self.models, options.batch_size, self.figures)
         self._predictor = self.models.predictor(options.cell_um, self._worker.turns.slide)
         rows, cols = (side or 512 for side in self.models.input_shape)
-        self.models.predict(np.zeros((2, rows, cols, 3), np.uint8))  # compiled before it is asked
+        for count in (2, 16):  # compiled before it is asked, and by TensorFlow for any number
+            self.models.predict(np.zeros((count, rows, cols, 3), np.uint8))
         self._slides = SlideWorker(self.jobs, self._worker.turns, self._make, self._remove)
         self._worker.start()
         if self._predictor is not None:
