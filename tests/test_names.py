@@ -18,6 +18,7 @@ COMMANDS = [
     "report",
     "reproduce",
     "runs",
+    "serve",
     "submission",
     "thresholds",
     "toy",

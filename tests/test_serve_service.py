@@ -414,6 +414,8 @@ def test_figures_tell_of_requests_the_network_and_jobs(served, folder):
 def test_unknown_addresses_and_methods_are_told_in_the_same_form(served):
     assert served.get("/nothing").json()["status"] == "error"
     assert served.get("/model/predict").status_code == 405
+    for limit in ("0", "x", "-1", "1" + "0" * 30):
+        assert served.get(f"/jobs?limit={limit}").json()["status"] == "error"
     assert served.get("/assets/../service.py").status_code == 404
     assert served.get("/assets/serve.py").status_code == 404
 
@@ -443,6 +445,16 @@ def test_more_photos_than_may_wait_are_told_when_to_come_again(folder, tmp_path)
         while service.photo(folder / "photo.png").status_code != 200:
             assert time.monotonic() < end
             time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_photo_that_comes_too_slowly_loses_its_place(folder, tmp_path):
+    with serving(folder, "--time-limit-s", "2", "--jobs-dir", str(tmp_path)) as service:
+        held = service.held_place()
+        with held:
+            held.settimeout(60)
+            assert held.recv(100).startswith(b"HTTP/1.1 503 ")
+        assert "bach_photos_waiting 0" in service.get("/metrics").text
 
 
 @pytest.mark.slow

@@ -5,11 +5,12 @@ import importlib.resources
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs, parse_qsl
 
 import jinja2
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -223,7 +224,7 @@ def _add_photos(app: FastAPI, service: Service) -> None:
     )
     async def predict(request: Request) -> dict[str, Any]:
         """The class of a photo: the mean over its patches and over the models."""
-        with service.admitted():
+        async with service.admitted():
             async with received(request, "image", service.incoming, limit) as (form, path):
                 if form.filename is None:
                     raise InputError(
@@ -312,7 +313,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
     async def infer(name: str, request: Request) -> dict[str, Any]:
         """Probabilities of each patch: the mean over the models."""
         check(name)
-        with service.admitted():
+        async with service.admitted():
             inputs, id = await service.tensor_inputs(await read_body(request, limit))
             probs = (await _unless_gone(request, service.predict(inputs))).mean(axis=0)
         output = {
@@ -379,9 +380,10 @@ def _add_slides(app: FastAPI, service: Service) -> None:
             return told(await work, 202)
 
     @app.get("/jobs", tags=["slides"], response_model=list[JobStatus])
-    async def jobs() -> Response:
-        """Every slide job, the newest first."""
-        return JSONResponse([service.about(job) for job in service.jobs.all()])
+    async def jobs(limit: Annotated[int, Query(ge=1, le=100_000)] = 200) -> Response:
+        """Slide jobs, the newest first."""
+        found = await asyncio.to_thread(service.jobs.newest, limit)
+        return JSONResponse(await asyncio.to_thread(lambda: [service.about(one) for one in found]))
 
     @app.get("/jobs/{id}", tags=["slides"], response_model=JobStatus)
     async def job(id: str) -> Response:
@@ -462,6 +464,11 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> Response:
         return answer(request, 503, "The answer took too long.", {"Retry-After": "10"})
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(request: Request, error: RequestValidationError) -> Response:
+        told = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
+        return answer(request, 400, told)
 
     @app.exception_handler(AnyHTTPException)
     async def known(request: Request, error: AnyHTTPException) -> Response:

@@ -122,9 +122,9 @@ class Jobs:
         found = self._select("WHERE id = ?", id)
         return found[0] if found else None
 
-    def all(self) -> list[Job]:
-        """Every job, the newest first."""
-        return self._select("ORDER BY number DESC")
+    def newest(self, most: int) -> list[Job]:
+        """The newest jobs, the last first."""
+        return self._select("ORDER BY number DESC LIMIT ?", most)
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,13 @@ class Service:
 
     # Photos
 
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """A place among the photos.
+    @contextlib.asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        """A place among the photos, for a limited time.
 
         Raises:
             BusyError: If there is none, or the answer would take too long.
+            TimeoutError: If the body takes too long.
         """
         each = self.figures.photo_s
         wait_s = self._photos * each
@@ -144,7 +145,8 @@ class Service:
             raise BusyError(f"{self._photos} photos wait already; ask again later.", retry_s)
         self._photos += 1
         try:
-            yield
+            async with asyncio.timeout(self.options.time_limit_s):
+                yield
         finally:
             self._photos -= 1
 
@@ -182,10 +184,8 @@ class Service:
 
         Raises:
             InputError: If the network returns something else.
-            TimeoutError: If that takes too long.
         """
-        async with asyncio.timeout(self.options.time_limit_s):
-            return await asyncio.wrap_future(self._worker.submit(inputs))
+        return await asyncio.wrap_future(self._worker.submit(inputs))
 
     def _read_photo(self, path: Path, given: float | None) -> np.ndarray:
         width, height, _ = read_header(path, _PHOTO)  # before it is decoded
