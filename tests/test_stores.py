@@ -39,6 +39,28 @@ def test_each_patch_pixel_is_the_mean_of_5x5(photo):
     assert np.abs(patches[9] - square).max() <= 0.51
 
 
+@pytest.mark.parametrize("view", [View(), View(32), View(0, 2)])
+def test_patches_are_those_that_opencv_shrinks_one_by_one(view):
+    """To the byte, for the means of a photo are taken once for all of its patches."""
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (1540, 2051, 3), np.uint8)
+    # Every sum of 25 px, and with it every rounding.
+    sums = np.arange(6376)
+    blocks = (sums[:, None] // 25 + (np.arange(25) < sums[:, None] % 25)).astype(np.uint8)
+    tiles = blocks[: 300 * 21].reshape(300, 21, 5, 5).transpose(0, 2, 1, 3).reshape(1500, 105)
+    photo[:1500, :105] = tiles[..., None]
+    photo[:380, 105:110] = blocks[300 * 21 :].reshape(-1, 5)[:380, :, None]
+    table = photo_patches("n001", 2051, 1540, None)
+    around = 5 * view.margin
+    wide = cv2.copyMakeBorder(photo, *[around] * 4, borderType=cv2.BORDER_REFLECT_101)
+    patches = photo_to_patches(photo, table, view)
+    for patch, row in zip(patches, table.itertuples(), strict=True):
+        end = row.size + 2 * around
+        whole = wide[row.y : row.y + end, row.x : row.x + end]
+        right = cv2.resize(whole, (view.side, view.side), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(patch, right)
+
+
 def test_a_margin_shows_the_surroundings_and_mirrors_beyond_the_edge(photo):
     table = photo_patches("n001", 2048, 1536, 0)
     plain, wide = photo_to_patches(photo, table), photo_to_patches(photo, table, View(32))

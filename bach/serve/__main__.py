@@ -96,7 +96,9 @@ def listening(args: Options) -> socket.socket:
         InputError: If it cannot be had.
     """
     host = "127.0.0.1" if args.host == "localhost" else args.host
-    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # asyncio sends without delay (TCP_NODELAY) only where it is told that this is TCP.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    place = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # elsewhere it would let two listen at one port
             place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -218,8 +218,7 @@ class Service:
         if self._predictor is None:
             raise InputError(
                 "Slides are predicted by patch networks; the one of this service judges photos.\n"
-                f"Received: {self.models.sources[0]}.\nStart a service with the networks that it "
-                "was made from."
+                "Received: a slide.\nStart a service with the networks that it was made from."
             )
         waiting = self.jobs.counts()[QUEUED]
         if waiting >= self.options.slide_queue:
