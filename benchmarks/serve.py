@@ -2,12 +2,13 @@
 
 64 clients send photos of the challenge's size and kind (2048x1536 px, TIFF without compression,
 and JPEG) as fast as they are answered; they, the service and its network share the cores. The
-bare network predicts batches of the same size that lie in memory, in a process of its own,
-before and after, since the machine may have other work. One row per kind of photo:
+bare network predicts batches of the same size that lie in memory, in a process of its own, by
+turns with the clients, since the machine may have other work. One row per kind of photo:
 
-    photos_s      answered per second
-    bare_s        photos per second of the bare network, mean of before and after
-    ratio         of the two
+    photos_s      answered per second, from the first byte to the last answer; mean of rounds
+    bare_s        photos per second of the bare network, mean
+    ratio         of the two, median of rounds: each with what the bare network did around it
+    cpu_ratio     CPU seconds per photo of the bare network over those of the service
     p50_s, p99_s  seconds from the first byte to the answer
     busy          answers 429; the client then waits as it is told
     errors        any other answer but 200, and connections that broke
@@ -19,12 +20,13 @@ waited for.
 Writes:  --dir: a model of random weights, photos, slides, jobs.
 Command: python benchmarks/serve.py
          python benchmarks/serve.py --quick       the small network, 8 clients, seconds
-Time:    six minutes.
+Time:    ten minutes.
 """
 
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -51,7 +53,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZE = (2048, 1536)
 PATCHES = 14  # of a photo of this size
 KINDS = {"tiff": {"format": "TIFF"}, "jpeg": {"format": "JPEG", "quality": 95}}
-COLUMNS = ("photos_s", "bare_s", "ratio", "p50_s", "p99_s", "busy", "errors", "mb")
+COLUMNS = ("photos_s", "bare_s", "ratio", "cpu_ratio", "p50_s", "p99_s", "busy", "errors", "mb")
 SLIDES = 6
 
 
@@ -78,16 +80,26 @@ def make_photos(folder: Path) -> None:
         Image.fromarray(whole).save(folder / f"photo.{kind}", **how)
 
 
-def bare(folder: Path, batch_size: int, seconds: float) -> float:
-    """Photos per second of the bare network."""
-    words = ["--bare", "--dir", folder, "--batch-size", batch_size, "--seconds", seconds]
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, check=True, text=True
-    )
-    return float(done.stdout.split()[-1])
+class Bare:
+    """The bare network, in a process that waits until it is asked."""
+
+    def __init__(self, folder: Path, batch_size: int):
+        words = [sys.executable, __file__, "--bare", "--dir", folder, "--batch-size", batch_size]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(list(map(str, words)), **pipes)
+
+    def measure(self, seconds: float) -> tuple[float, float]:
+        """Photos per second, and CPU seconds per photo."""
+        print(seconds, file=self._process.stdin, flush=True)
+        rate, cpu = self._process.stdout.readline().split()
+        return float(rate), float(cpu)
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def run_bare(folder: Path, batch_size: int, seconds: float) -> None:
+def run_bare(folder: Path, batch_size: int) -> None:
     from bach.network import backend
     from bach.network.predict import load_models
 
@@ -96,11 +108,12 @@ def run_bare(folder: Path, batch_size: int, seconds: float) -> None:
     batch = np.random.default_rng(0).integers(0, 256, (batch_size, 299, 299, 3), np.uint8)
     for _ in range(3):
         model.predict_on_batch(batch)
-    start, count = time.monotonic(), 0
-    while (taken := time.monotonic() - start) < seconds:
-        model.predict_on_batch(batch)
-        count += batch_size
-    print(count / PATCHES / taken)
+    for line in sys.stdin:
+        start, used, photos = time.monotonic(), time.process_time(), 0.0
+        while (taken := time.monotonic() - start) < float(line):
+            model.predict_on_batch(batch)
+            photos += batch_size / PATCHES
+        print(photos / taken, (time.process_time() - used) / photos, flush=True)
 
 
 @contextlib.contextmanager
@@ -170,26 +183,46 @@ class Clients:
                 self.errors.append(f"{answer.status} {text[:200]!r}")
 
 
+def cpu_s(process: subprocess.Popen) -> float:
+    """CPU seconds that a process has used."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(args: argparse.Namespace, kind: str) -> dict[str, object]:
     """A row of the table."""
-    before = bare(args.dir, args.batch_size, args.seconds / 2)
+    alone, rates, used, clients = Bare(args.dir, args.batch_size), [], [], []
+    bare = [alone.measure(args.seconds / 2)]
     with served(args.dir, "--batch-size", args.batch_size) as (process, port):
-        clients = Clients(port, args.dir / f"photo.{kind}", args.clients)
-        time.sleep(args.seconds / 4)  # until the queue is full
-        begin = time.monotonic()
-        time.sleep(args.seconds)
-        end = time.monotonic()
-        clients.end()
+        for _ in range(args.rounds):
+            start, before = time.monotonic(), cpu_s(process)
+            clients.append(Clients(port, args.dir / f"photo.{kind}", args.clients))
+            time.sleep(args.seconds)
+            clients[-1].end()
+            count = len(clients[-1].times)
+            rates.append(count / (time.monotonic() - start))
+            used.append((cpu_s(process) - before) / count)
+            bare.append(alone.measure(args.seconds / 2))
         status = Path(f"/proc/{process.pid}/status").read_text()
-    after = bare(args.dir, args.batch_size, args.seconds / 2)
-    inside = [seconds for moment, seconds in clients.times if begin < moment <= end]
-    for error in sorted(set(clients.errors))[:5]:
+    alone.end()
+    errors = [error for one in clients for error in one.errors]
+    for error in sorted(set(errors))[:5]:
         print(error, file=sys.stderr)
-    rate, alone = len(inside) / (end - begin), (before + after) / 2
-    resident = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
-    p50, p99 = np.percentile(inside, [50, 99])
-    values = (rate, alone, rate / alone, p50, p99, clients.busy, len(clients.errors), resident)
-    return {"photo": kind} | dict(zip(COLUMNS, (round(value, 2) for value in values), strict=True))
+    around = [(one[0] + next_[0]) / 2 for one, next_ in itertools.pairwise(bare)]
+    ratios = [rate / bare_rate for rate, bare_rate in zip(rates, around, strict=True)]
+    print(f"{kind}: {rates=}, {bare=}, {used=}", file=sys.stderr)
+    values = (
+        np.mean(rates),
+        np.mean(around),
+        np.median(ratios),
+        np.mean([cpu for _, cpu in bare]) / np.mean(used),
+        *np.percentile([seconds for one in clients for _, seconds in one.times], [50, 99]),
+        sum(one.busy for one in clients),
+        len(errors),
+        int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024,
+    )
+    shown = (round(float(value), 2) for value in values)
+    return {"photo": kind} | dict(zip(COLUMNS, shown, strict=True))
 
 
 def ask(port: int, method: str, path: str, body: dict | None = None) -> dict:
@@ -226,14 +259,15 @@ def main() -> None:
     parser.add_argument("--backbone", default="EfficientNetLite0")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=4 * PATCHES)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=30, help="of a round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.bare:
-        run_bare(args.dir, args.batch_size, args.seconds)
+        run_bare(args.dir, args.batch_size)
         return
     if args.quick:
-        args.backbone, args.clients, args.seconds = "small", 8, 5
+        args.backbone, args.clients, args.seconds, args.rounds = "small", 8, 5, 1
     shutil.rmtree(args.dir, ignore_errors=True)
     (args.dir / "slides").mkdir(parents=True)
     make_model(args.dir, args.backbone)

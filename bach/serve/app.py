@@ -115,8 +115,11 @@ def make_app(service: Service, token: str | None) -> Guard:
     guard = Guard(app, token, service.options.loopback, service.figures)
     _add_pages(app, service, guard)
     _add_photos(app, service)
+    _add_protocol(app, service)
     _add_inference(app, service)
     _add_slides(app, service)
+    _add_jobs(app, service)
+    _add_results(app, service)
     _add_errors(app)
     return guard
 
@@ -261,13 +264,12 @@ async def _unless_gone(request: Request, work: Awaitable) -> Any:
 # The Open Inference Protocol, version 2
 
 
-def _add_inference(app: FastAPI, service: Service) -> None:
-    limit = int(service.options.photo_mb * _MB)
+def _check_name(service: Service, name: str) -> None:
+    if name != service.options.name:
+        raise HTTPException(404, f"There is no model {name!r:.100}.")
 
-    def check(name: str) -> None:
-        if name != service.options.name:
-            raise HTTPException(404, f"There is no model {name!r:.100}.")
 
+def _add_protocol(app: FastAPI, service: Service) -> None:
     @app.get("/v2", tags=["inference protocol"])
     async def server() -> dict[str, Any]:
         """What the server is."""
@@ -286,7 +288,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
     @app.get("/v2/models/{name}", tags=["inference protocol"])
     async def model(name: str) -> dict[str, Any]:
         """What the model takes and gives."""
-        check(name)
+        _check_name(service, name)
         sides = [side or -1 for side in service.models.input_shape]
         shapes = {INPUT: ("UINT8", [-1, *sides, 3]), OUTPUT: ("FP32", [-1, len(CLASSES)])}
         told = {
@@ -303,16 +305,19 @@ def _add_inference(app: FastAPI, service: Service) -> None:
     @app.get("/v2/models/{name}/ready", tags=["inference protocol"])
     async def model_ready(name: str) -> Response:
         """Whether this model can be asked."""
-        check(name)
+        _check_name(service, name)
         told = {"name": name, "ready": service.ready}
         return JSONResponse(told, 200 if service.ready else 503)
 
+
+def _add_inference(app: FastAPI, service: Service) -> None:
+    limit = int(service.options.photo_mb * _MB)
     body = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
     @app.post("/v2/models/{name}/infer", tags=["inference protocol"], openapi_extra=body)
     async def infer(name: str, request: Request) -> dict[str, Any]:
         """Probabilities of each patch: the mean over the models."""
-        check(name)
+        _check_name(service, name)
         async with service.admitted():
             inputs, id = await service.tensor_inputs(await read_body(request, limit))
             probs = (await _unless_gone(request, service.predict(inputs))).mean(axis=0)
@@ -329,24 +334,27 @@ def _add_inference(app: FastAPI, service: Service) -> None:
 # Slides
 
 
+def _find(service: Service, id: str) -> Job:
+    job = service.jobs.get(id)
+    if job is None:
+        raise HTTPException(404, "There is no such job.")
+    return job
+
+
+def _finished(service: Service, id: str) -> Job:
+    job = _find(service, id)
+    if job.state != FINISHED:
+        raise HTTPException(409, f"This job is {job.state}, and has no results.")
+    return job
+
+
+def _told(service: Service, job: Job, status: int = 200) -> JSONResponse:
+    headers = {"Location": f"/jobs/{job.id}"} if status == 202 else None
+    return JSONResponse(service.about(job), status, headers)
+
+
 def _add_slides(app: FastAPI, service: Service) -> None:
     limit = int(service.options.slide_gb * _GB)
-
-    def find(id: str) -> Job:
-        job = service.jobs.get(id)
-        if job is None:
-            raise HTTPException(404, "There is no such job.")
-        return job
-
-    def finished(id: str) -> Job:
-        job = find(id)
-        if job.state != FINISHED:
-            raise HTTPException(409, f"This job is {job.state}, and has no results.")
-        return job
-
-    def told(job: Job, status: int) -> JSONResponse:
-        headers = {"Location": f"/jobs/{job.id}"} if status == 202 else None
-        return JSONResponse(service.about(job), status, headers)
 
     @app.get("/slides", tags=["slides"])
     async def slides() -> dict[str, list[str]]:
@@ -367,7 +375,8 @@ def _add_slides(app: FastAPI, service: Service) -> None:
         kind = request.headers.get("content-type", "")
         if not kind.startswith("multipart/"):
             path, mpp = _named(await read_body(request, _SMALL), "json" in kind)
-            return told(await asyncio.to_thread(service.add_below, path, mpp), 202)
+            job = await asyncio.to_thread(service.add_below, path, mpp)
+            return _told(service, job, 202)
         stated = request.headers.get("content-length", "")
         if stated.isdigit() and int(stated) <= limit:
             service.require_room(int(stated))
@@ -377,8 +386,10 @@ def _add_slides(app: FastAPI, service: Service) -> None:
                 work = asyncio.to_thread(service.add_upload, file, form.filename, mpp)
             else:
                 work = asyncio.to_thread(service.add_below, path, mpp)
-            return told(await work, 202)
+            return _told(service, await work, 202)
 
+
+def _add_jobs(app: FastAPI, service: Service) -> None:
     @app.get("/jobs", tags=["slides"], response_model=list[JobStatus])
     async def jobs(limit: Annotated[int, Query(ge=1, le=100_000)] = 200) -> Response:
         """Slide jobs, the newest first."""
@@ -388,22 +399,24 @@ def _add_slides(app: FastAPI, service: Service) -> None:
     @app.get("/jobs/{id}", tags=["slides"], response_model=JobStatus)
     async def job(id: str) -> Response:
         """A slide job."""
-        return told(find(id), 200)
+        return _told(service, _find(service, id))
 
     @app.delete("/jobs/{id}", tags=["slides"])
     async def delete(id: str) -> Response:
         """Cancel a job. Of one that has ended, all files are removed, and what is known of it."""
-        left = await asyncio.to_thread(service.delete, find(id))
-        return Response(status_code=204) if left is None else told(left, 200)
+        left = await asyncio.to_thread(service.delete, _find(service, id))
+        return Response(status_code=204) if left is None else _told(service, left)
 
+
+def _add_results(app: FastAPI, service: Service) -> None:
     @app.get("/jobs/{id}/report", include_in_schema=False)
     async def report(id: str) -> Response:
-        return RedirectResponse(f"/jobs/{find(id).id}/report/")
+        return RedirectResponse(f"/jobs/{_find(service, id).id}/report/")
 
     @app.get("/jobs/{id}/report/{below:path}", tags=["slides"])
     async def page(id: str, below: str = "") -> Response:
         """The pages of a finished job, with the viewer of the slide."""
-        path = service.page(finished(id), below)
+        path = service.page(_finished(service, id), below)
         if path is None:
             raise HTTPException(404, "The report has no such page.")
         return FileResponse(path, headers={"Cache-Control": "private, no-cache"})
@@ -411,7 +424,7 @@ def _add_slides(app: FastAPI, service: Service) -> None:
     @app.get("/jobs/{id}/{what}", tags=["slides"])
     async def result(id: str, what: str) -> Response:
         """A result of a finished job: heatmap.png, class_map.png, probs.npy and others."""
-        path: Path | None = service.result(finished(id), what)
+        path: Path | None = service.result(_finished(service, id), what)
         if path is None or not path.is_file():
             raise HTTPException(404, "A job has no such result.")
         return FileResponse(
