@@ -24,8 +24,8 @@ from bach.core.tables import require_names
 from bach.export import pyramids, qupath
 from bach.export.results import list_results, read_result
 from bach.heatmap import HeatmapMaker, MapScript, summarise
-from bach.mining import check_slides
 from bach.report.pages import Request, write_report
+from bach.slide_by_slide import check_slides
 from bach.slides import SLIDE_SUFFIXES
 
 if TYPE_CHECKING:  # it loads the framework
