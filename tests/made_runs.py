@@ -108,6 +108,7 @@ def heatmap_run(
             key={},
         )
         write_slide(run / "slides" / f"{name}.json", about)
+    pd.DataFrame({"image_id": names, "score": 0.5}).to_csv(run / "slides.csv", index=False)
     write_json(run / "failures.json", {})
     metrics = {"slides": len(names), "failed": [], "warnings": {}, "score": 0.5}
     record(run, "make_heatmap.py", metrics)

@@ -19,7 +19,7 @@ from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.files import atomic_path, read_array, read_object
 from bach.core.run import patch_folder, read_metrics, read_record
-from bach.core.tables import read_table
+from bach.core.tables import read_table, require_columns
 from bach.core.text import duration, listed, number
 from bach.data import list_images, read_photo
 from bach.honest.comparison import TITLES, compare
@@ -562,6 +562,13 @@ def hard_examples(run: Path) -> pd.DataFrame:
             ]
         )
     table = read_patches(file)
+    require_columns(table, PROB_COLUMNS, file)
+    if table[list(PROB_COLUMNS)].isna().any(axis=None):
+        raise InputError(
+            f"Every hard example in {file} must have its probabilities.\n"
+            f"Received: none in {listed(np.flatnonzero(table[PROB_COLUMNS[0]].isna()) + 1)}.\n"
+            "Run mine_hard_examples.py again."
+        )
     table = add_difficulty(table.drop(columns=["predicted", "difficulty"], errors="ignore"))
     return table.sort_values("difficulty", ascending=False, kind="stable")
 

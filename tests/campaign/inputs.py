@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -187,17 +188,34 @@ def _temperature(folder: Path) -> object:
 
 
 def _report(folder: Path) -> object:
-    from bach import report
+    from bach.report import mistakes
 
-    images, patches = report.read_run(folder)
-    wrong = report.mistakes(images, patches)
-    return wrong, report.format_counts(images)
+    images, patches = mistakes.read_run(folder)
+    return mistakes.mistakes(images, patches), mistakes.format_counts(images)
+
+
+def _pages(folder: Path) -> object:
+    from bach.report.pages import Request, write_report
+
+    page = write_report(Request([folder / "runs"], folder / "report"))
+    pages = [page, *sorted(page.parent.glob("slides/*/*.*"))]
+    texts = [one.read_text(encoding="utf-8") for one in pages]
+    return re.sub("<p>Made [^<]*</p>", "", "\n".join(texts))
+
+
+def _decided_anew(folder: Path) -> object:
+    from bach.heatmap import main
+
+    out = folder / "anew"
+    words = (folder / "runs/heatmaps", "--out", out, "--thresholds", 0.2, 0.4, 0.6)
+    printed(main, *words)
+    return [(path.name, path.read_bytes()) for path in sorted(out.glob("class_maps/*.png"))]
 
 
 def _ticks(folder: Path) -> object:
-    from bach import report
+    from bach.report.__main__ import main
 
-    return printed(report.main, "errors", folder / "errors.csv")
+    return printed(main, "errors", folder / "errors.csv")
 
 
 def _compare(folder: Path) -> object:
@@ -343,6 +361,8 @@ KINDS = (
     Kind("calibration", "predictions.csv", _calibration),
     Kind("temperature", "calibration.json", _temperature, weight=0.5, whole=True),
     Kind("report", "*.csv", _report),
+    Kind("pages", "runs/**/*.*", _pages, weight=2),
+    Kind("anew", "runs/heatmaps/*/A01.*", _decided_anew),
     Kind("ticks", "errors.csv", _ticks),
     Kind("compare", "good/*", _compare, weight=2),
     Kind("reproduction", "m*.json", _reproduction, weight=0.5, whole=True),
@@ -520,6 +540,7 @@ def _make_tables(folder: Path) -> None:
 
 
 def _make_runs(folder: Path) -> None:
+    from made_runs import heatmap_run, mined_run, part_a_run
     from made_up import slide_record, two_runs
 
     from bach.core.run import Run
@@ -531,6 +552,12 @@ def _make_runs(folder: Path) -> None:
 
     for place in _new(folder, "compare"):
         two_runs(place)
+    for name in ("pages", "anew"):
+        for place in _new(folder, name):
+            heatmap_run(place / "runs/heatmaps", size=(1500, 1300))
+            if name == "pages":
+                part_a_run(place / "runs/part_a")
+                mined_run(place / "runs/hard_examples")
     for place in _new(folder, "reproduction"):
         _predictions().to_csv(place / "predictions.csv", index=False)
         (place / "patches").mkdir()
