@@ -47,7 +47,7 @@ from bach.core.run import Run, read_metrics, read_record
 from bach.core.tables import read_table, write_csv
 from bach.core.text import listed, number
 from bach.honest.intervals import format_interval, score_interval
-from bach.honest.records import SlideRecord, read_slide, read_slides, write_slide
+from bach.honest.records import SlideRecord, read_slide, read_slides, slide_file, write_slide
 from bach.labels import read_class_map, write_class_map
 from bach.mining import MIN_TISSUE
 from bach.patches import PATCH_UM, SlideMaps, cell_patches, grid_shape
@@ -643,14 +643,6 @@ def read_maps(run: Path, record: SlideRecord) -> tuple[np.ndarray, SlideMaps]:
     return probs, maps
 
 
-def find_slide(source: Source, record: SlideRecord, slides_dir: str | None) -> Path | None:
-    """Where a slide lies now: in the folder that is named, or where it was; None if nowhere."""
-    places = [Path(source.record.get("folder") or ".", record.path)]
-    if slides_dir is not None:
-        places.insert(0, Path(slides_dir, Path(record.path).name))
-    return next((place for place in places if place.exists()), None)
-
-
 def with_background(maps: SlideMaps, slide: Path | None) -> SlideMaps:
     """The maps of a slide with its thumbnail, or with tissue in gray and a note why.
 
@@ -686,7 +678,7 @@ def make_anew(source: Source, record: SlideRecord, args: Options) -> SlideRecord
         args: Options of the command.
     """
     start, name, folder = time.monotonic(), record.image_id, Path(args.run_dir)
-    slide = find_slide(source, record, args.slides_dir)
+    slide = slide_file(source.run, record, args.slides_dir)
     files = {
         "record": record_file(source.run, name),
         "probs": source.run / "probs" / f"{name}.npy",

@@ -31,7 +31,7 @@ from bach.core.tables import image_key
 from bach.core.text import listed, number
 from bach.data import find_data
 from bach.honest.comparison import parts_of
-from bach.honest.records import SlideRecord
+from bach.honest.records import SlideRecord, slide_file
 from bach.report.gather import Cell, Source, Table, areas_in_words, gather, hard_examples, heatmaps
 from bach.report.viewer import Found, write_slide
 
@@ -203,23 +203,15 @@ def _find_slides(runs: Sequence[Path], request: Request) -> dict[str, Found]:
     for name in sorted(predicted.keys() | examples.keys()):
         where, record = predicted.get(name, (None, None))
         rows = examples.get(name, pd.DataFrame({"difficulty": []}))
-        file = _stated(where, record) if record is not None else None
-        file = known.get(image_key(name)) if file is None or request.slides_dir else file
+        file = known.get(image_key(name))
+        if where is not None and record is not None:
+            file = slide_file(where, record, request.slides_dir) or file
         mpp = record.mpp if record is not None else None
         if file is None:
             log.warning("%s: the slide is not at hand, its page shows the maps alone", name)
         if file is not None or record is not None:
             found[name] = Found(name, file, mpp, where, record, rows)
     return found
-
-
-def _stated(run: Path | None, record: SlideRecord) -> Path | None:
-    """Where a run says its slide lies, if it is still there."""
-    begun_in = (read_record(run or "") or {}).get("folder", ".")
-    for path in (Path(begun_in, record.path), Path(record.path)):
-        if path.is_file():
-            return path
-    return None
 
 
 def _known_slides(runs: Sequence[Path], request: Request) -> dict[str, Path]:
