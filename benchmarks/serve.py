@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4 * PATCHES)
     parser.add_argument("--seconds", type=float, default=30, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.bare:
@@ -276,7 +277,7 @@ def main() -> None:
         tissue = slide.read(0, 0, 2000, 2000)
         for number in range(SLIDES):
             aperio.write_slide(args.dir / f"slides/{number}.svs", tissue, slide.mpp)
-    rows = [measure(args, kind) for kind in KINDS]
+    rows = [measure(args, kind) for kind in args.kinds]
     print(f"{args.clients} clients, {args.backbone}, {args.batch_size} patches per batch,", end=" ")
     print(f"{len(os.sched_getaffinity(0))} cores")
     print(markdown(list(rows[0]), [list(row.values()) for row in rows]))

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,8 @@ from bach.slides import PART_A_MPP, SLIDE_SUFFIXES, Slide, check_mpp
 INPUT, OUTPUT = "patches", "probabilities"  # tensors of the Open Inference Protocol
 
 _PHOTO = "Send a TIFF, PNG or JPEG of 8-bit RGB."
+_TYPICAL = 14  # patches of a photo
+_SURE = 0.75  # share of the time limit up to which a wait that is foreseen will do
 _STOP_S = 20.0  # for which the end waits for a slide between two batches
 _ROOM = 2**30  # bytes of the disk that an upload must leave
 
@@ -106,8 +109,11 @@ class Service:
         self._worker = PhotoWorker(self.models, options.batch_size, self.figures)
         self._predictor = self.models.predictor(options.cell_um, self._worker.turns.slide)
         rows, cols = (side or 512 for side in self.models.input_shape)
-        for count in (2, 16):  # compiled before it is asked, and by TensorFlow for any number
+        # Compiled before it is asked, by TensorFlow for any number; the last tells the time.
+        for count in (2, _TYPICAL, _TYPICAL):
+            begun = time.monotonic()
             self.models.predict(np.zeros((count, rows, cols, 3), np.uint8))
+            self.figures.photo_s = time.monotonic() - begun
         self._slides = SlideWorker(self.jobs, self._worker.turns, self._make, self._remove)
         self._worker.start()
         if self._predictor is not None:
@@ -140,7 +146,7 @@ class Service:
         """
         each = self.figures.photo_s
         wait_s = self._photos * each
-        if self._photos >= self.options.queue or wait_s > self.options.time_limit_s:
+        if self._photos >= self.options.queue or wait_s > _SURE * self.options.time_limit_s:
             retry_s = min(60, max(1, math.ceil(wait_s / 2)))
             raise BusyError(f"{self._photos} photos wait already; ask again later.", retry_s)
         self._photos += 1

@@ -55,7 +55,9 @@ class Service:
         above=0,
     )
     time_limit_s: float = option(
-        120.0, "seconds that a photo may wait for its answer; longer is refused", above=0
+        120.0,
+        "seconds that a photo may take, waiting included; where longer is foreseen, 429",
+        above=0,
     )
 
 
