@@ -250,7 +250,7 @@ def kill_and_go_on(folder: Path) -> str:
     return f"killed at slide 2 of {SLIDES}: {states.count('finished')} finished after the restart"
 
 
-def main() -> None:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -263,12 +263,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.backbone, args.clients, args.seconds, args.rounds = "small", 8, 5, 1
+    return args
+
+
+def main() -> None:
+    args = parse_args()
     if args.bare:
         run_bare(args.dir, args.batch_size)
         return
-    if args.quick:
-        args.backbone, args.clients, args.seconds, args.rounds = "small", 8, 5, 1
     shutil.rmtree(args.dir, ignore_errors=True)
     (args.dir / "slides").mkdir(parents=True)
     make_model(args.dir, args.backbone)
