@@ -28,6 +28,7 @@ from bach import calibration, heatmap  # noqa: E402
 from bach.charts import reliability_figure  # noqa: E402
 from bach.core.pictures import read_rgb  # noqa: E402
 from bach.core.tables import read_table  # noqa: E402
+from bach.honest.records import slide_file  # noqa: E402
 from bach.mining import MIN_TISSUE_HARD, draw_grid  # noqa: E402
 from bach.patches import read_patches  # noqa: E402
 
@@ -318,7 +319,7 @@ def of_runs(runs: Path, work: Path) -> dict[str, np.ndarray]:
     source = heatmap.read_source(runs / "heatmaps")
     record = source.slides[SHOWN]
     maps = heatmap.read_maps(source.run, record)[1]
-    maps = heatmap.with_background(maps, heatmap.find_slide(source, record, None))
+    maps = heatmap.with_background(maps, slide_file(source.run, record))
     patches = read_patches(runs / "hard_examples/slides" / f"{SHOWN}.csv")
     used = patches[patches["tissue"] >= MIN_TISSUE_HARD]
     return pictures | {"mask_and_grid.png": draw_grid(maps, used)}
