@@ -21,11 +21,14 @@ Paper (Kwok 2018): score 0.6929 on the hidden test; 0.75 on A01-A10, in sample.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bach import engine
 from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.options import again, option
@@ -34,7 +37,7 @@ from bach.core.tables import image_key, require_names
 from bach.core.text import listed
 from bach.data import find_data, list_images, list_slides, slide_names
 from bach.heatmap import STEP_UM, HeatmapMaker, MapScript, record_file, summarise
-from bach.honest.records import read_slides
+from bach.honest.records import SlideRecord, read_slides
 from bach.patches import DENSE_STEP_UM, PATCH_UM
 from bach.slide_by_slide import mpp_of, over_slides, share
 from bach.tissue import check_masks
@@ -84,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     if run.finished:
         print(run.path)
         return 0
+    if engine.spreads(args):
+        return engine.spread(slides, args, main)
     from bach.network import backend  # loads the framework, which --help must not
     from bach.network.predictor import Predictor
 
@@ -112,6 +117,16 @@ def main(argv: list[str] | None = None) -> int:
         print("mend them and use --resume, or run them alone with what they need (--mpp)")
     print(run.path)
     return 1 if failures else 0
+
+
+def worker(args: Options) -> Callable[[Any], SlideRecord]:
+    """Load the models; what is returned makes the heatmap of the slide of a row."""
+    from bach.network import backend
+    from bach.network.predictor import Predictor
+
+    backend.start(args.devices, args.seed, args.precision)
+    maker = HeatmapMaker(Path(args.run_dir), Predictor(args, step_um(args), args.tta), args)
+    return lambda row: maker.make(row.path, row.part, row.image_id, mpp_of(row, args))
 
 
 def choose_slides(args: Options) -> pd.DataFrame:

@@ -17,9 +17,13 @@ Paper (Kwok 2018): 28,000 / 4,500 / 1,500 / 19,700 candidates, 5,900 hard exampl
 """
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from bach import engine
 from bach.classes import CLASSES
 from bach.core import options
 from bach.core.drawings import contact_sheet
@@ -36,6 +40,7 @@ from bach.mining import (
     HARD_EXAMPLES,
     HARDEST,
     MIN_TISSUE_HARD,
+    Mined,
     add_difficulty,
     draw_hard_examples,
     hardest,
@@ -90,6 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     if run.finished:
         print(run.path)
         return 0
+    if engine.spreads(args):
+        return engine.spread(slides, args, main)
     from bach.network import backend  # loads the framework, which --help must not
     from bach.network.predictor import Predictor
     from bach.network.stores import cut_slides
@@ -157,6 +164,21 @@ def mine_slides(
         {k: list(slide.warnings) for k, slide in mined.items() if slide.warnings},
         failures,
     )
+
+
+def worker(args: Options) -> Callable[[Any], Mined]:
+    """Load the models; what is returned mines the slide of a row."""
+    from bach.network import backend
+    from bach.network.predictor import Predictor
+
+    backend.start(args.devices, args.seed, args.precision)
+    predictor = Predictor(args, stride_um(args))
+
+    def work(row: Any) -> Mined:
+        predictor.refuse_seen([row.image_id])
+        return mine_slide(row.path, predictor, args, Path(args.run_dir) / "slides")
+
+    return work
 
 
 def draw_hardest(store, run: Run, count: int = 48) -> None:

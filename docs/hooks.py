@@ -33,6 +33,7 @@ GROUPS = {
         options.Devices,
         options.Photos,
         options.Slides,
+        options.Workers,
     )
 }
 

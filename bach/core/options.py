@@ -306,7 +306,33 @@ class TrainingScript(Shared, Training, Devices):
 
 
 @dataclasses.dataclass(frozen=True)
-class SlideScript(Shared, Devices, Slides):
+class Workers:
+    """Options of who does the slides."""
+
+    engine: str = option(
+        "plain",
+        "plain: this process, or --workers on this machine; ray: the actors of a Ray cluster",
+        choices=("plain", "ray"),
+        where=True,
+    )
+    workers: int | None = option(
+        None,
+        "how many share the slides, each with the models in its memory; 0: one per GPU, or per CPU "
+        "core where there is none (default: 1; with ray 0)",
+        at_least=0,
+        most=10_000,
+        where=True,
+    )
+    address: str | None = option(
+        None,
+        "a running Ray cluster, HOST:PORT or auto (default: one on this machine, for as long as "
+        "the command runs)",
+        where=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideScript(Shared, Devices, Slides, Workers):
     """Options of the two scripts that predict slides."""
 
     model_dir: str = option("runs/final", "run folder of the models, or a .keras file", path=True)
