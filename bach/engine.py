@@ -15,7 +15,9 @@ import dataclasses
 import importlib
 import os
 import platform
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +43,8 @@ from bach.tissue import find_tissue
 _RESTARTS = 100  # of one worker; a slide costs two at most
 _TRIES = 2  # of a slide that ends its worker, or comes to an error that is none of ours
 _LOOK_S = 1.0  # how long Ctrl-C may have to wait
+_CONNECT_S = 10.0  # for a cluster to answer
+_COLOR = re.compile(r"\x1b\[\d+m")  # in Ray's tracebacks
 _SILENT_S = 60.0  # after which it is said that there is no worker
 
 
@@ -247,8 +251,11 @@ def cluster(ray: Any, address: str | None, workers: int | None = None) -> Iterat
         how["num_cpus"] = max(_cores(), workers or 0)
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        host, _, port = (address or "auto").rpartition(":")
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host.rpartition("/")[2], int(port)), _CONNECT_S).close()
         ray.init(**how, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise InputError(
             f"There must be a Ray cluster to work with.\nReceived: --address={address}: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
@@ -345,6 +352,7 @@ class Pool:
         self._ray = ray
         self._free: list[Any] = []
         self._starting: dict[Any, Any] = {}
+        self._lost: Exception = RuntimeError("no worker")
         for number in range(count):
             self._wait_for(make(number))
 
@@ -368,6 +376,8 @@ class Pool:
         failures: dict[str, str] = {}
         heard = time.monotonic()
         while todo or busy:
+            if not busy and not self._free and not self._starting:
+                raise self._lost
             while todo and self._free:
                 actor, row = self._free.pop(), todo.popleft()
                 busy[getattr(actor, method).remote(row)] = actor, row
@@ -407,10 +417,11 @@ class Pool:
             result = self._ray.get(answer)
         except errors.RayTaskError as error:  # raised by the method: the actor lives
             self._free.append(actor)
-            return {}, str(error)
+            return {}, _COLOR.sub("", str(error))
         except errors.RayError as error:
             self._wait_for(actor)
-            return {}, f"{type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {error}".split("\n")[0]
+            return {}, f"Its worker ended: no memory, or a library that crashed.\n{why}"
         self._free.append(actor)
         return result, None
 
@@ -429,8 +440,7 @@ class Pool:
             return
         except errors.RayError as error:  # it will not come again
             log.error("a worker is lost: %s", error)
-            if not self._starting and not self._free:
-                raise
+            self._lost = error
             return
         if refused is not None:
             raise InputError(refused)

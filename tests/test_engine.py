@@ -173,6 +173,16 @@ class Actor:
         return {"failed": "damaged"} if row["image_id"] == "bad" else {}
 
 
+class Unable:
+    """Has no models."""
+
+    def __init__(self):
+        raise ZeroDivisionError("no models")
+
+    def ready(self):
+        return None
+
+
 def test_what_kills_its_worker_twice_has_failed_and_the_others_go_on():
     ray = pytest.importorskip("ray")
     ray.cloudpickle.register_pickle_by_value(__import__(__name__))
@@ -182,12 +192,15 @@ def test_what_kills_its_worker_twice_has_failed_and_the_others_go_on():
         names = ["kills", "a", "bug", "b", "bad", "kills too", "c"]
         rows = [{"image_id": name} for name in names]
         done, failures = pool.each("do", rows, engine.Progress(dict.fromkeys(names, 1.0)))
+        pool = engine.Pool(ray, lambda number: ray.remote(Unable).remote(), 2)
+        with pytest.raises(ray.exceptions.RayError, match="no models"):
+            pool.each("do", rows)
     assert sorted(done) == ["a", "b", "c"]
     assert sorted(failures) == ["bad", "bug", "kills", "kills too"]
     assert failures["bad"] == "damaged"
-    assert "Traceback" in failures["bug"]
-    assert "in do" in failures["bug"]
-    assert "Error: " in failures["kills"]
+    assert "in do\n" in failures["bug"]
+    assert "\x1b" not in failures["bug"]
+    assert failures["kills"].startswith("Its worker ended")
 
 
 def test_the_largest_go_first_and_the_time_left_goes_by_tissue(caplog):
@@ -242,7 +255,8 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cluster_that_is_not_there_is_an_input_error():
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "nonsense", "no host:1"])
+def test_a_cluster_that_is_not_there_is_an_input_error(address):
     ray = pytest.importorskip("ray")
-    with pytest.raises(InputError, match="ray start --head"), engine.cluster(ray, "127.0.0.1:9"):
+    with pytest.raises(InputError, match="ray start --head"), engine.cluster(ray, address):
         pass
