@@ -15,7 +15,7 @@ readers together --disk-mb-s: each slide is read twice (checksum, pixels), and o
 are brought together, by one process. Where the readers want more, all of them slow down alike.
 
     hours           from start to end, and of these `collect` to bring together
-    efficiency      hours of one worker / (workers * hours)
+    efficiency      hours of one worker / (hours * what the speeds of the workers add up to)
     disk            most that was read at a time, share of what the disk gives
 
 Reads:   docs/slides (its tissue).
