@@ -332,7 +332,7 @@ class Workers:
 
 
 @dataclasses.dataclass(frozen=True)
-class SlideScript(Shared, Devices, Slides, Workers):
+class SlideScript(Workers, Shared, Devices, Slides):
     """Options of the two scripts that predict slides."""
 
     model_dir: str = option("runs/final", "run folder of the models, or a .keras file", path=True)
