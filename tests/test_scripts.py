@@ -223,7 +223,7 @@ def test_folds_trained_apart_are_brought_together(toy, runs, tmp_path):
     together = tmp_path / "machine_0"
     for fold in "12":
         shutil.copytree(tmp_path / f"machine_{fold}/fold_{fold}", together / f"fold_{fold}")
-    train_part_a.main(part_a_words(toy, together, "--limit", "3", "--resume"))
+    train_part_a.main(part_a_words(toy, together, "--limit", "3", "--collect"))
     one, other = (pd.read_csv(run / "predictions.csv") for run in (together, runs / "part_a"))
     pd.testing.assert_frame_equal(one, other, atol=1e-6)
     assert len(json.loads((together / "metrics.json").read_text())["per_fold"]) == 3
