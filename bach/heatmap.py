@@ -254,7 +254,7 @@ class HeatmapMaker:
         models = {str(fold): self._predictor.digests[str(fold)] for fold in folds}
         settings = {**options.decisive(self._args), "mpp": mpp, "models": models}
         args = self._args
-        key = fingerprint(map_files(path, args.masks, args.class_map), settings)
+        key = fingerprint(map_files(path, args.masks, args.class_map, name), settings)
         file = record_file(self._folder, name)
         before = finished_before(file, key)
         if before is not None:

@@ -110,7 +110,7 @@ def check_slides(slides: pd.DataFrame, args: SlideScript) -> dict[str, str]:
     failures = {}
     for row in tqdm(slides.itertuples(), "checking", len(slides), leave=False, disable=None):
         try:
-            with Slide(row.path, mpp=mpp_of(row, args)) as slide:
+            with Slide(row.path, mpp_of(row, args), row.image_id) as slide:
                 slide.check()
                 check_pixels(slide, args.masks, args.not_brightfield)
                 annotation = map_files(row.path, args.masks, args.class_map)["annotation"]

@@ -421,12 +421,14 @@ def map_files(
     path: str | os.PathLike,
     masks: str | os.PathLike | None,
     class_map: str | os.PathLike | None = None,
+    name: str | None = None,
 ) -> dict[str, Path | None]:
     """The files that the maps of a slide are made from, for a fingerprint.
 
     Args:
         path: The slide. Of one in several files (.mrxs, .vms) only the named one counts.
         masks, class_map: As in `slide_maps`.
+        name: What the slide is called, as its mask is; None for the name of the file.
 
     Raises:
         InputError: If the slide has several annotations, or one that is no file.
@@ -435,7 +437,7 @@ def map_files(
     files = {
         "slide": path,
         "annotation": annotation_path(path),
-        "mask": _mask_path(path.stem, masks),
+        "mask": _mask_path(name or path.stem, masks),
     }
     # Without one there is no such part, so that what was made before there were any stays true.
     return files if class_map is None else {**files, "class_map": Path(class_map)}

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import NETWORK, ROOT, kill_when, part_a_words, start
+from PIL import Image
 
 import make_heatmap
 import mine_hard_examples
@@ -309,6 +310,21 @@ def test_slides_are_named_by_folder_or_table_and_more_are_added(runs, toy, tmp_p
     assert records["one"].mpp != 0.9
     assert (tmp_path / "run/probs/one.npy").stat().st_mtime_ns == first  # stayed as it was
     assert len(pd.read_csv(tmp_path / "run/slides.csv")) == 3
+    # A mask goes by the slide's name, and counts when it changes.
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    table.write_text("path,image_id\nslides/one.svs,four\n")
+    masked = f"--run-dir {tmp_path}/masked --model-dir {runs}/final --step-um 300 --masks {masks}"
+    shares = []
+    for height in (20, 10):
+        mask = np.zeros((20, 30), np.uint8)
+        mask[:height] = 255
+        write_gray(masks / "four.png", mask)
+        make_heatmap.main([*masked.split(), "--slides", str(table), "--resume"])
+        tissue = np.asarray(Image.open(tmp_path / "masked/tissue/four.png"))
+        shares.append((tissue > 0).mean())
+        (tmp_path / "masked/metrics.json").unlink()
+    assert shares == [1, pytest.approx(0.5, abs=0.01)]
     # Another name does not make a slide unseen.
     table.write_text(f"path,image_id\n{folder}/A01.svs,new\n")
     make_heatmap.main([*words, "--slides", str(table), "--resume"])

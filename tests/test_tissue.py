@@ -344,6 +344,10 @@ def test_a_mask_is_found_by_the_slides_name_whatever_case_and_ending(tmp_path, s
     with Slide(tmp_path / "one.svs") as slide:
         assert slide_maps(slide, tmp_path / "masks").tissue.all()
     assert map_files(tmp_path / "one.svs", tmp_path / "masks")["mask"].name == f"ONE{suffix}"
+    # A slide that goes by another name has the mask of that name.
+    assert (
+        map_files(tmp_path / "1.svs", tmp_path / "masks", name="one")["mask"].name == f"ONE{suffix}"
+    )
     Image.new("L", (60, 40), 255).save(tmp_path / "masks/one.tiff")
     if suffix != ".TIFF":
         with (
