@@ -232,7 +232,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--faster", type=float, default=1.0, help="workers that are so many times as fast as here"
     )
-    return parser.parse_args(argv)
+    parser.add_argument("--quick", action="store_true", help="a small network, one turn")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.backbone, args.turns = "small", 1
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
