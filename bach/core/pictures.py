@@ -348,6 +348,12 @@ def _write(path: str | os.PathLike, values: np.ndarray) -> None:
         temporary.write_bytes(content.tobytes())
 
 
+def jpeg(rgb: np.ndarray, quality: int = 95) -> bytes:
+    """A uint8 `(height, width, 3)` RGB picture as the content of a JPEG file."""
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
 def write_indexed(path: str | os.PathLike, values: np.ndarray, colors: Sequence[Color]) -> None:
     """Write a palette PNG, whole or not at all: viewers show colours, readers get numbers.
 

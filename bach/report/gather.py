@@ -18,6 +18,7 @@ from bach.calibration import expected_calibration_error, reliability
 from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.files import atomic_path, read_array, read_object
+from bach.core.pictures import jpeg, read_rgb
 from bach.core.run import patch_folder, read_metrics, read_record
 from bach.core.tables import read_table, require_columns
 from bach.core.text import duration, listed, number
@@ -473,9 +474,8 @@ def _with_patches(photo: np.ndarray, patches: pd.DataFrame) -> np.ndarray:
 
 
 def _write_jpeg(path: Path, rgb: np.ndarray) -> None:
-    content = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(jpeg(rgb))
 
 
 # Slides
@@ -534,12 +534,10 @@ def areas_in_words(record: SlideRecord) -> str:
 
 
 def _small(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path))
-    if picture is None:
-        raise InputError(f"{path} must be a picture.\nReceived: a file that is none.\n{_AGAIN}")
+    picture = read_rgb(path, _AGAIN)
     scale = min(1.0, 600 / picture.shape[1])
     size = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])
-    return cv2.cvtColor(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 # Hard examples

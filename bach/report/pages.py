@@ -193,22 +193,24 @@ def _compared(runs: Sequence[Path], previous: Path | None) -> list[Path]:
 def _find_slides(runs: Sequence[Path], request: Request) -> dict[str, Found]:
     """Every slide that a run has a heatmap or hard examples of; the last heatmap counts."""
     predicted: dict[str, tuple[Path | None, SlideRecord | None]] = {}
-    examples: dict[str, pd.DataFrame] = {}
+    examples: dict[str, tuple[pd.DataFrame, float | None]] = {}
     for run in runs:
         predicted |= {name: (run, record) for name, record in heatmaps(run).items()}
         table = hard_examples(run)
-        examples |= {str(name): rows for name, rows in table.groupby("image_id")}
+        given = (read_record(run) or {}).get("arguments", {}).get("mpp")
+        examples |= {str(name): (rows, given) for name, rows in table.groupby("image_id")}
     known = _known_slides(runs, request)
     found = {}
     for name in sorted(predicted.keys() | examples.keys()):
         where, record = predicted.get(name, (None, None))
-        rows = examples.get(name, pd.DataFrame({"difficulty": []}))
+        rows, given = examples.get(name, (pd.DataFrame({"difficulty": []}), None))
         file = known.get(image_key(name))
         if where is not None and record is not None:
             file = slide_file(where, record, request.slides_dir) or file
-        mpp = record.mpp if record is not None else None
+        mpp = record.mpp if record is not None else given
         if file is None:
-            log.warning("%s: the slide is not at hand, its page shows the maps alone", name)
+            shown = "has no page" if record is None else "its page shows the maps alone"
+            log.warning("%s: the slide is not at hand, %s", name, shown)
         if file is not None or record is not None:
             found[name] = Found(name, file, mpp, where, record, rows)
     return found

@@ -27,7 +27,7 @@ from bach.classes import CLASSES, COLORS, NORMAL, PROB_COLUMNS
 from bach.core.drawings import heat_colors
 from bach.core.errors import InputError
 from bach.core.files import fingerprint, read_array
-from bach.core.pictures import read_mask
+from bach.core.pictures import jpeg, read_mask
 from bach.core.text import number
 from bach.heatmap import cells_to_map, to_heatmap
 from bach.honest.records import SlideRecord
@@ -191,9 +191,8 @@ def write_tiles(
     return {**about, "tile": _TILE, "suffix": suffix}
 
 
-def _jpeg(rgb: np.ndarray, quality: int = _QUALITY) -> bytes:
-    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+def _jpeg(rgb: np.ndarray) -> bytes:
+    return jpeg(rgb, _QUALITY)
 
 
 def _png(rgba: np.ndarray) -> bytes:
@@ -384,7 +383,7 @@ def _write_places(folder: Path, slide: Slide, places: Sequence[dict[str, Any]]) 
             max(1, min(round(place[name] + place["size"]), side) - start)
             for name, start, side in (("x", left, slide.width), ("y", top, slide.height))
         )
-        content = _jpeg(slide.read(left, top, across, down), _PLACE_QUALITY)
+        content = jpeg(slide.read(left, top, across, down), _PLACE_QUALITY)
         (folder / "places" / f"{index}.jpg").write_bytes(content)
         place |= {"picture": f"places/{index}.jpg", "left": left, "top": top}
         place |= {"across": across, "down": down}
