@@ -29,6 +29,9 @@ _NO_AREAS = {"3": "arrow", "4": "ruler", "5": "polyline"}
 _NO_AREAS |= {"measurement": "ruler", "dot": "point", "pointset": "points", "pin": "point"}
 _NO_AREAS |= {word: word for word in ("arrow", "ruler", "line", "polyline", "point", "points")}
 
+# Why shapes that are points have no area.
+POINTS = ("point", "points")
+
 _EMPTY = "empty polygon"
 
 _NUMBER = re.compile(
@@ -56,6 +59,7 @@ class Shape(NamedTuple):
         is_hole: Whether it is a hole itself.
         by_layer: The class that its layer stands for, for one that names none.
         no_area: Why it has no area, or "".
+        marks: Of points, their x, y as they stand in the file.
         unclassed: What it is if it names no class: "" for an error, else why it is left out.
     """
 
@@ -68,15 +72,17 @@ class Shape(NamedTuple):
     by_layer: int | None = None
     no_area: str = ""
     unclassed: str = ""
+    marks: Sequence = ()
 
 
 class Content(NamedTuple):
-    """What an annotation file holds: its shapes, the scale that it states (um per px), and how
-    a class is named in its tool, for messages."""
+    """What an annotation file holds: its shapes, the scale that it states (um per px), how
+    a class is named in its tool, for messages, and what is to be added to marks (level-0 px)."""
 
     shapes: list[Shape]
     mpp: float | None
     remedy: str
+    offset: np.ndarray = np.zeros((1, 2))
 
 
 def read_shapes(path: str | Path) -> Content:
@@ -97,8 +103,9 @@ def read_shapes(path: str | Path) -> Content:
         remedy = "Name the class in the region's text in ImageScope, or put the region into the "
         return Content(list(_aperio(path, root)), mpp, remedy + f"layer of its class ({LAYERS})")
     if first in ("{", "["):
-        shapes = list(_geojson(path, _parse_json(path, text)))
-        return Content(shapes, None, "Set the class in QuPath and export again")
+        content = _parse_json(path, text)
+        shapes, offset = list(_geojson(path, content)), _offset(path, content)
+        return Content(shapes, None, "Set the class in QuPath and export again", offset)
     raise InputError(
         f"{path} must be {FORMATS}.\n"
         f"Received: neither XML nor JSON; it begins with {text.lstrip()[:20]!r}.\n"
@@ -232,6 +239,7 @@ def _aperio(path: Path, root: ET.Element) -> Iterator[Shape]:
                 hole in ("1", "true"),
                 None if texts else _LAYER_LABELS.get(layer.get("Id", "").strip()),
                 no_area,
+                marks=_marks(no_area, rows),
             )
 
 
@@ -250,7 +258,12 @@ def _asap(path: Path, root: ET.Element) -> Iterator[Shape]:
             ) from error
         rows = [(one.get("X"), one.get("Y")) for one in vertices]
         rings, no_area = _outline(where, item.get("Type", ""), rows)
-        yield Shape(name, [group], f"PartOfGroup={group!r}", rings, number, no_area=no_area)
+        received, marks = f"PartOfGroup={group!r}", _marks(no_area, rows)
+        yield Shape(name, [group], received, rings, number, no_area=no_area, marks=marks)
+
+
+def _marks(no_area: str, rows: Sequence[Sequence]) -> Sequence:
+    return rows if no_area in POINTS else ()
 
 
 def _outline(where: str, kind: str, rows: Sequence[Sequence]) -> tuple[list[np.ndarray], str]:
@@ -264,7 +277,7 @@ def _outline(where: str, kind: str, rows: Sequence[Sequence]) -> tuple[list[np.n
             f"2 ellipse, 3 arrow, 4 ruler, 5 polyline, or a word.\nReceived: Type={kind!r}.\n"
             'If it is a polygon, write Type="0"; if it has no area, take it away.'
         )
-    points = _points(where, rows)
+    points = points_of(where, rows)
     if _AREAS[word] != "polygon" and len(points) >= 2:
         points = _box_or_ellipse(points, _AREAS[word] == "ellipse")
     return [points], "" if len(points) >= 3 else "outline of fewer than 3 vertices"
@@ -334,15 +347,16 @@ def _geojson(path: Path, content: object) -> Iterator[Shape]:
         where = f"{name} in {path}"
         classes, received, unclassed = _classification(where, feature)
         for rings, no_area, is_ellipse in _polygons(where, feature.get("geometry")):
-            outlines = [_points(where, _rows(where, ring)) + offset for ring in rings]
+            marks = rings if no_area in POINTS else ()  # looked at by who asks for points only
+            rings = [] if no_area in POINTS else rings
+            outlines = [points_of(where, _rows(where, ring)) + offset for ring in rings]
             if is_ellipse:
                 outlines = [_box_or_ellipse(ring, True) for ring in outlines if len(ring) >= 2]
             if outlines and len(outlines[0]) < 3:
                 no_area = "outline of fewer than 3 vertices"
             layer = next(layers)
-            yield Shape(
-                name, classes, received, outlines, layer, no_area=no_area, unclassed=unclassed
-            )
+            why = (no_area, unclassed, marks)
+            yield Shape(name, classes, received, outlines, layer, False, None, *why)
 
 
 def _offset(path: Path, content: object) -> np.ndarray:
@@ -352,7 +366,7 @@ def _offset(path: Path, content: object) -> np.ndarray:
         InputError: If it is no pair of numbers.
     """
     said = content.get("bach_offset", [0, 0]) if isinstance(content, dict) else [0, 0]
-    return _points(f"bach_offset in {path}", _rows(f"bach_offset in {path}", [said]))
+    return points_of(f"bach_offset in {path}", _rows(f"bach_offset in {path}", [said]))
 
 
 def _polygons(where: str, geometry: object) -> Iterator[tuple[list, str, bool]]:
@@ -362,8 +376,13 @@ def _polygons(where: str, geometry: object) -> Iterator[tuple[list, str, bool]]:
         shape = waiting.pop()
         shape = shape if isinstance(shape, dict) else {}
         kind = shape.get("type")
-        if kind in ("Point", "MultiPoint", "LineString", "MultiLineString"):
-            yield [], "line" if "Line" in kind else "point", False
+        if kind in ("LineString", "MultiLineString"):
+            yield [], "line", False
+            continue
+        if kind in ("Point", "MultiPoint"):
+            rows = shape.get("coordinates")
+            several = kind == "MultiPoint" and isinstance(rows, list)
+            yield rows if several else [rows], "point", False  # type: ignore[misc]
             continue
         parts = shape.get("geometries" if kind == "GeometryCollection" else "coordinates")
         known = isinstance(parts, list) and kind in ("GeometryCollection", "Polygon")
@@ -443,7 +462,7 @@ def _is_list_of(kind: type, value: object) -> bool:
 # Numbers
 
 
-def _points(where: str, rows: Iterable[Sequence]) -> np.ndarray:
+def points_of(where: str, rows: Iterable[Sequence]) -> np.ndarray:
     """Vertices as float64 (n, 2); QuPath may add a z after x and y."""
     rows = list(rows)
     try:
