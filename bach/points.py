@@ -83,6 +83,31 @@ def _apart(rows: np.ndarray, cols: np.ndarray, shape: tuple[int, int], radius: f
     return np.array(kept, np.int64)
 
 
+def apart(points: pd.DataFrame, radius_um: float) -> pd.DataFrame:
+    """Remove all points within a radius of a better one that is kept, as `maxima` does.
+
+    Args:
+        points: Points of one slide, with `x_um`, `y_um` and `score`.
+        radius_um: Distance, um.
+
+    Returns:
+        The points that are left, highest score first; of equal ones the first of the table.
+    """
+    from scipy import spatial  # not at the top, which takes its time
+
+    points = points.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    if points.empty:
+        return points
+    tree = spatial.cKDTree(points[["x_um", "y_um"]].to_numpy(np.float64))
+    pairs = tree.query_pairs(radius_um * _SLACK, output_type="ndarray")
+    kept = np.ones(len(points), bool)
+    # By the better one of each pair, and it comes first: whether it is kept is known by then.
+    for better, worse in pairs[np.lexsort(pairs.T[::-1])].tolist():
+        if kept[better]:
+            kept[worse] = False
+    return points[kept].reset_index(drop=True)
+
+
 def of_cells(cells: pd.DataFrame, image_id: str, step: float, mpp: float) -> pd.DataFrame:
     """Points in the middle of the cells of a map.
 

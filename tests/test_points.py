@@ -331,3 +331,16 @@ def test_files_of_no_points_are_whole(tmp_path):
         len(read_marks(tmp_path / "p.geojson")) == len(points.read_points(tmp_path / "p.csv")) == 0
     )
     assert json.loads((tmp_path / "p.json").read_text())["points"] == []
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3.5, 20])
+def test_points_apart_are_those_that_a_map_of_them_gives(radius):
+    rng = np.random.default_rng(7)
+    values = np.where(rng.random((40, 50)) < 0.2, rng.integers(1, 9, (40, 50)) / 9, 0)
+    rows, cols = np.nonzero(values)
+    every = table(*np.column_stack([cols, rows, values[rows, cols]]))
+    left = points.apart(every, radius)
+    expected = maxima(values, 0.1, radius)
+    assert left["x_um"].tolist() == expected["col"].tolist()
+    assert left["score"].tolist() == expected["score"].tolist()
+    assert points.apart(every.iloc[:0], radius).empty
