@@ -1,11 +1,11 @@
-"""Charts: the course of a training, and reliability.
+"""Charts: the course of a training, lesions that are found, and reliability.
 
 Each is a Matplotlib figure without pyplot, which keeps figures, asks for a screen and is one
 for all threads. `pixels` turns it into a picture; `figure.savefig` writes it as SVG.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -218,6 +218,43 @@ def _numbers(values: pd.Series) -> np.ndarray:
     """float64, nan for what is no finite number."""
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     return np.where(np.abs(numbers) < _MOST, numbers, np.nan)
+
+
+# Lesions
+
+
+def froc_figure(curve: pd.DataFrame, marked: Sequence[float]) -> "Figure":
+    """Draw the share of lesions found against the false positives per slide.
+
+    Args:
+        curve: Table of `false_positives` and `sensitivity`, ascending from 0, 0.
+        marked: False positives per slide, ascending, that the score is the mean at.
+
+    Returns:
+        The figure, 6 inches wide; its axis is logarithmic, from half of the first mark on.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    x, y = _numbers(curve["false_positives"]), _numbers(curve["sensitivity"])
+    low, high = marked[0] / 2, marked[-1] * 1.25
+    if np.isfinite(y).any():
+        # Beyond the last detection nothing more is found.
+        axes.plot([*x, max(high, x[-1])], [*y, y[-1]], color=_BLUE, linewidth=1.6)
+        at = np.interp(marked, x, y)
+        axes.plot(marked, at, "o", color=_VERMILLION, label=f"mean {at.mean():.3f}")
+        axes.legend(loc="lower right", frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no lesion", transform=axes.transAxes, ha="center", color="0.4")
+    axes.set_xscale("log", base=2)
+    axes.set(xlim=(low, high), ylim=(0, 1.02))
+    axes.set_xticks(marked, [f"{value:g}" for value in marked])
+    axes.set(xlabel="false positives per slide", ylabel="share of lesions found")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 # Reliability

@@ -13,6 +13,7 @@ COMMANDS = [
     "demo",
     "export",
     "folds",
+    "froc",
     "heatmap",
     "metrics",
     "report",

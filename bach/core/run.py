@@ -213,8 +213,9 @@ class Run:
         script = Path(getattr(module, "__file__", None) or sys.argv[0]).name
         if spec is not None and "." in spec.name:
             script = f"-m {spec.name}"
+        tool = [self._args.tool] if hasattr(self._args, "tool") else []  # of a command with several
         return {
-            "command": " ".join([script, *options.words(self._args)]),
+            "command": " ".join([script, *tool, *options.words(self._args)]),
             "arguments": dataclasses.asdict(self._args),
             "folder": os.getcwd(),
             **git_state(),

@@ -288,15 +288,20 @@ def as_probs(table: pd.DataFrame, names: Sequence[str], path: object) -> pd.Data
     return numbers
 
 
-def write_csv(table: pd.DataFrame, path: str | os.PathLike) -> None:
+def write_csv(table: pd.DataFrame, path: str | os.PathLike, header: bool = True) -> None:
     """Write a pandas table without its index, whole or not at all.
+
+    Args:
+        table: The table.
+        path: File to write.
+        header: Whether the first line names the columns.
 
     Raises:
         InputError: If it cannot be written, or holds a file name that is no text.
     """
     try:
         with atomic_path(path) as temporary:
-            table.to_csv(temporary, index=False)
+            table.to_csv(temporary, index=False, header=header)
     except UnicodeEncodeError as error:
         raise InputError(
             f"Names must be text that UTF-8 can write, for {path}.\nReceived: {error}.\n"
