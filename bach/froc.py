@@ -642,17 +642,17 @@ def parse_args(argv: Sequence[str] | None = None) -> Lesions | Score:
             "The truth must be a folder of annotations or of masks.\n"
             f"Received: {'both' if args.masks else 'none'}.\nName --annotations or --masks."
         )
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     for path in (args.source, *(vars(args).get(name) for name in ("annotations", "masks"))):
         if path is not None and not Path(path).is_dir():
             raise InputError(
                 f"There must be a folder of that name.\nReceived: {path}, which is none.\n"
                 "Check the name."
             )
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
     run = Run(args)
     if run.finished:
         print(run.path)
