@@ -398,38 +398,33 @@ def write_multiple_points(table: pd.DataFrame, path: str | Path, name: str) -> N
 def write_qupath(
     table: pd.DataFrame,
     path: str | Path,
-    name: str,
-    color: tuple[int, int, int],
+    colors: Mapping[str, tuple[int, int, int]],
     offset: tuple[int, int] = (0, 0),
 ) -> None:
     """Write points of a slide as annotations of QuPath, with their scores as measurements.
 
     Args:
-        table: Points with `x`, `y` (level-0 px) and `score`.
+        table: Points with `x`, `y` (level-0 px), perhaps `score`, and perhaps `name`, the class.
         path: File to write, ending in `.geojson`.
-        name: Class of the points.
-        color: RGB of the class, 0..255.
-        offset: x, y in level-0 px of the pixel that QuPath calls 0, 0; what reads the file here
-            adds it again.
+        colors: RGB of the classes, 0..255; without `name` all points are of the first one.
+        offset: x, y in level-0 px of the pixel that QuPath calls 0, 0; who reads the file here
+            has it added again.
     """
-    space = uuid.uuid5(uuid.NAMESPACE_URL, f"bach points {name}")
-    classification = {"name": name, "color": list(color)}
-    places = (table[["x", "y"]].to_numpy(np.float64) - offset).round(2)
-    features = [
-        {
-            "type": "Feature",
-            "id": str(uuid.uuid5(space, str(number))),
-            "geometry": {"type": "Point", "coordinates": place},
-            "properties": {
-                "objectType": "annotation",
-                "classification": classification,
-                "measurements": {"score": score},
-            },
+    space = uuid.uuid5(uuid.NAMESPACE_URL, f"bach points {' '.join(colors)}")
+    names = table["name"] if "name" in table.columns else [next(iter(colors))] * len(table)
+    scores = table["score"].round(6) if "score" in table.columns else [None] * len(table)
+    places = (table[["x", "y"]].to_numpy(np.float64) - offset).round(2).tolist()
+    features = []
+    for number, (place, name, score) in enumerate(zip(places, names, scores, strict=True)):
+        properties: dict[str, object] = {
+            "objectType": "annotation",
+            "classification": {"name": name, "color": list(colors[name])},
         }
-        for number, (place, score) in enumerate(
-            zip(places.tolist(), table["score"].round(6).tolist(), strict=True)
-        )
-    ]
+        if score is not None:
+            properties["measurements"] = {"score": score}
+        feature: dict[str, object] = {"type": "Feature", "id": str(uuid.uuid5(space, str(number)))}
+        feature |= {"geometry": {"type": "Point", "coordinates": place}}
+        features.append(feature | {"properties": properties})
     content: dict[str, object] = {"type": "FeatureCollection", "features": features}
     if any(offset):
         content["bach_offset"] = list(offset)

@@ -310,7 +310,7 @@ def test_the_platform_gets_points_in_mm(tmp_path):
 @pytest.mark.parametrize("offset", [(0, 0), (100, 7)])
 def test_qupath_gets_annotations_that_are_read_back(tmp_path, offset):
     path = tmp_path / "p.geojson"
-    points.write_qupath(of_slide(), path, "mitotic figure", (255, 0, 0), offset)
+    points.write_qupath(of_slide(), path, {"mitotic figure": (255, 0, 0)}, offset)
     feature = json.loads(path.read_text())["features"][0]
     assert feature["properties"]["objectType"] == "annotation"
     assert feature["geometry"] == {
@@ -324,7 +324,7 @@ def test_qupath_gets_annotations_that_are_read_back(tmp_path, offset):
 
 def test_files_of_no_points_are_whole(tmp_path):
     none = of_slide().iloc[:0]
-    points.write_qupath(none, tmp_path / "p.geojson", "mf", (255, 0, 0))
+    points.write_qupath(none, tmp_path / "p.geojson", {"mf": (255, 0, 0)})
     points.write_multiple_points(none, tmp_path / "p.json", "mf")
     points.write_points(none, tmp_path / "p.csv")
     assert (
