@@ -98,6 +98,27 @@ def test_what_is_no_map_no_threshold_or_no_radius_is_refused(values, threshold, 
         maxima(values, threshold, radius)
 
 
+# Smoothing
+
+
+def test_a_map_is_smoothed_over_a_disc_of_what_is_known():
+    values = np.array([[0, 0, 0, 0], [0, 0.9, 0, np.nan], [0, 0, 0, 0.3]], np.float32)
+    smooth = points.smooth(values, 1)
+    assert smooth[1, 1] == pytest.approx(0.9 / 5)
+    assert smooth[0, 1] == pytest.approx(0.9 / 4)  # beyond the edge is nothing
+    assert smooth[1, 2] == pytest.approx(0.9 / 4)
+    assert smooth[2, 3] == pytest.approx(0.3 / 2)
+    assert np.isnan(smooth[1, 3])
+    assert np.isnan(smooth).sum() == 1
+
+
+def test_a_radius_below_a_cell_smooths_nothing():
+    values = np.random.default_rng(0).random((3, 4)).astype(np.float32)
+    assert (points.smooth(values, 0.9) == values).all()
+    assert points.smooth(np.zeros((0, 3)), 2).shape == (0, 3)
+    assert points.smooth(np.full((1, 1), 0.5), 9)[0, 0] == pytest.approx(0.5)
+
+
 # Places
 
 
