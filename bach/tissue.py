@@ -25,6 +25,8 @@ from bach.slides import Slide
 # measurement 0% to 5% and 0% to 55% where it works, above 80% where it does not.
 _MUCH_GLASS, _MUCH_MISSED, _LITTLE = 0.3, 0.7, 0.002
 
+_GRAY = 0.8
+
 # Of an annotated area, which is drawn around tissue but has fat and gaps in it.
 _ON_TISSUE = 0.1
 
@@ -118,7 +120,8 @@ def find_tissue(
 
     Args:
         rgb: Thumbnail of a whole slide, uint8 `(height, width, 3)`.
-        rule: "paper", see `tissue_mask`; or "robust", see `bach.glass.stained`.
+        rule: "paper", see `tissue_mask`; "robust", see `bach.glass.stained`; or "gray": what is
+            no brighter than 0.8, as in Liu et al. 2017.
         exclude_pen: Do not take pen marks for tissue.
 
     Returns:
@@ -127,6 +130,8 @@ def find_tissue(
     if rule == "robust":
         mask = stained(rgb, pen_mask(rgb) if exclude_pen else None)
         return mask, [] if mask.any() else ["no tissue is found"]
+    if rule == "gray":
+        return _darker(rgb, exclude_pen)
     mask, mean = _by_the_mean(rgb, exclude_pen=exclude_pen)
     if mean <= 0:
         reason = f"the mean a* of the slide is {mean:.2f}, not pink, and no tissue is found"
@@ -137,8 +142,22 @@ def find_tissue(
     return mask, [f"{reason}: the paper's rule cannot work here; see --tissue robust or --masks"]
 
 
+def _darker(rgb: np.ndarray, exclude_pen: bool) -> tuple[np.ndarray, list[str]]:
+    """What is no brighter than `_GRAY`, and a sentence where that cannot work.
+
+    Source: Liu et al. 2017, section 3: patches of a gray value above 0.8 are background.
+    """
+    mask: np.ndarray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) <= _GRAY * 255
+    if exclude_pen:
+        mask &= ~pen_mask(rgb)
+    reason = _against(mask, rgb, exclude_pen)
+    if reason:
+        return mask, [f"{reason}: gray {_GRAY} cannot tell them; see --tissue robust or --masks"]
+    return mask, [] if mask.any() else ["no tissue is found"]
+
+
 def _against(mask: np.ndarray, rgb: np.ndarray, exclude_pen: bool) -> str:
-    """What speaks against a mask of the paper's rule, a phrase, or "" if nothing does."""
+    """What speaks against a mask, a phrase, or "" if nothing does."""
     shrink = max(1.0, np.sqrt(mask.size / _STRIP_PX))
     if not mask.any():
         return ""

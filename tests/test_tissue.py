@@ -213,7 +213,25 @@ def test_where_the_papers_rule_works_nothing_is_said_and_the_mask_is_its_own():
         assert np.array_equal(mask, tissue_mask(rgb))
 
 
-@pytest.mark.parametrize("rule", ["paper", "robust"])
+def test_the_gray_rule_takes_what_is_no_brighter_than_four_fifths():
+    rgb = stained()
+    rgb[0, :3] = ((204, 204, 204), (205, 205, 205), PALE)
+    mask, doubts = find_tissue(rgb, "gray")
+    assert doubts == []
+    assert mask[0].nonzero()[0].tolist() == [0]
+    assert np.array_equal(mask[1:], (rgb[1:] != GLASS).any(axis=2))
+    rgb[1, :5] = GREEN_INK
+    assert find_tissue(rgb, "gray")[0][1, :5].all()
+    assert not find_tissue(rgb, "gray", exclude_pen=True)[0][1, :5].any()
+
+
+def test_where_the_gray_rule_takes_dim_glass_it_says_so():
+    _, doubts = find_tissue(little((198, 197, 199)), "gray")
+    assert "has the colour of glass" in doubts[0]
+    assert "--tissue robust" in doubts[0]
+
+
+@pytest.mark.parametrize("rule", ["paper", "robust", "gray"])
 def test_that_nothing_is_found_is_said(rule):
     mask, doubts = find_tissue(picture((244, 242, 243)), rule)
     assert not mask.any()

@@ -145,9 +145,10 @@ class Slides:
     )
     tissue: str = option(
         "paper",
-        "how tissue is found: pinker than the mean of the slide, or than its glass, which also "
-        "works with little tissue and on glass with a tinge",
-        choices=("paper", "robust"),
+        "how tissue is found: pinker than the mean of the slide; or than its glass, which also "
+        "works with little tissue and on glass with a tinge; or darker than gray 0.8 (Liu et al. "
+        "2017)",
+        choices=("paper", "robust", "gray"),
     )
     not_brightfield: bool = option(
         False,

@@ -258,7 +258,7 @@ def write_asap_xml(path: str | os.PathLike, regions: Sequence[Region], first: in
         element = ET.SubElement(box, "Annotation", {**about, "Color": "#F4FA58"})
         vertices = ET.SubElement(element, "Coordinates")
         for order, (x, y) in enumerate(region.points.tolist()):
-            at = {"Order": str(order), "X": f"{x:g}", "Y": f"{y:g}"}
+            at = {"Order": str(order), "X": str(x), "Y": str(y)}
             ET.SubElement(vertices, "Coordinate", at)
     names = ET.SubElement(root, "AnnotationGroups")
     for group in dict.fromkeys(one for groups in _GROUPS.values() for one in groups):

@@ -508,7 +508,7 @@ def _draw_nests(rng: Generator, canvas: _Canvas) -> np.ndarray:
 def _draw_lymphoid(rng: Generator, canvas: _Canvas) -> np.ndarray:
     """What a lymph node is of, inside its capsule. Returns the nuclei."""
     h, w = canvas.coarse_shape
-    tissue = np.ones((h, w), np.float32)
+    tissue: np.ndarray = np.ones((h, w), np.float32)
     if canvas.tissue is not None:
         tissue = cv2.resize(canvas.tissue, (w, h), interpolation=cv2.INTER_AREA)
     inner = cv2.GaussianBlur(tissue, (0, 0), 22 / canvas.coarse)
