@@ -2,6 +2,7 @@
 
 python -m bach.toy DIR
 python -m bach.toy nodes DIR      painted lymph nodes with metastases, as in CAMELYON16
+python -m bach.toy figures DIR    painted slides with mitotic figures, as in TUPAC16
 """
 
 import argparse
@@ -12,39 +13,45 @@ from collections.abc import Sequence
 from bach.core import options
 from bach.core.errors import exit_with
 from bach.toy.dataset import Recipe, make_data_set
+from bach.toy.figures import Figures, make_figures
 from bach.toy.nodes import Nodes, make_nodes
 
-_NODES = "nodes"
+# What is written by the name that may stand before the folder.
+_KINDS = {
+    "nodes": (Nodes, make_nodes, "Write painted lymph nodes with metastases."),
+    "figures": (Figures, make_figures, "Write painted slides with mitotic figures."),
+}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
-    # A folder may have that name: then no other follows.
-    named = words[:1] == [_NODES] and len(words) > 1
-    nodes = named and (words[1] in ("-h", "--help") or not words[1].startswith("-"))
+    # A folder may have such a name: then no other follows.
+    follows = len(words) > 1 and (words[1] in ("-h", "--help") or not words[1].startswith("-"))
+    name = words[0] if follows and words[0] in _KINDS else None
+    recipe, make, about = _KINDS[name] if name else (Recipe, None, __doc__)
     parser = argparse.ArgumentParser(
-        prog=f"python -m bach.toy {_NODES}" if nodes else "python -m bach.toy",
-        description="Write painted lymph nodes with metastases." if nodes else __doc__,
+        prog=f"python -m bach.toy {name}" if name else "python -m bach.toy",
+        description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(kind=Nodes if nodes else Recipe)
+    parser.set_defaults(kind=recipe, make=make)
     parser.add_argument("dir", metavar="DIR", help="new or empty folder to write to")
-    if not nodes:
+    if not name:
         parser.add_argument(
             "--workers",
             type=options.whole(1, 1024),
             default=min(2, os.cpu_count() or 1),
             help="processes; the data do not depend on it (default: %(default)s)",
         )
-    options.add(parser, Nodes if nodes else Recipe)
-    return parser.parse_args(words[1:] if nodes else words)
+    options.add(parser, recipe)
+    return parser.parse_args(words[1:] if name else words)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     values = vars(parse_args(argv))
-    directory, kind = values.pop("dir"), values.pop("kind")
-    if kind is Nodes:
-        print(make_nodes(directory, Nodes(**values)))
+    directory, recipe, make = (values.pop(name) for name in ("dir", "kind", "make"))
+    if make:
+        print(make(directory, recipe(**values)))
     else:
         workers = values.pop("workers")
         print(make_data_set(directory, Recipe(**values), workers))

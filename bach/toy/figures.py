@@ -1,4 +1,4 @@
-"""Painted slides with mitotic figures, and with what is easily taken for one.
+"""Write trial slides with mitotic figures, and with what is easily taken for one.
 
 Tissue of invasive carcinoma as `bach.toy.painter` has it, at 0.25 um/px. Into it are painted
 
@@ -6,9 +6,20 @@ Tissue of invasive carcinoma as `bach.toy.painter` has it, at 0.25 um/px. Into i
                 membrane, of uneven outline, in a cleared round cell
     imposters   pyknotic and apoptotic cells (round, smooth, shrunken, pink around), and dark nuclei
 
-each at a place of its own, so that the truth is known by its points.
+each at a place of its own, so that the truth is known by its points. Every slide has a patient of
+its own; photos are of other patients.
+
+Reads:   nothing.
+Writes:  DIR/photos/NAME.png           64 px around a figure, an imposter or another nucleus
+         DIR/images.csv                path, label, patient, mpp of the photos
+         DIR/slides/NAME.svs, NAME.geojson    points of two classes, as QuPath has them
+         DIR/test_slides/NAME.svs
+         DIR/truth/points.csv          image_id, x_um, y_um, x, y, name of all slides
+Command: python -m bach.toy figures data/figures
+Time:    1 min on one core.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +29,24 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.random import Generator
+from tqdm import tqdm
 
 from bach.classes import INVASIVE
 from bach.core.errors import InputError
 from bach.core.log import step
+from bach.core.options import MOST_SEED, option
+from bach.core.pictures import write_png
 from bach.core.tables import write_csv
-from bach.points import write_qupath
+from bach.nuclei import blobs
+from bach.points import apart, of_cells, write_qupath
 from bach.toy import painter
 from bach.toy.aperio import write_slide
 
 MPP = 0.25
-SIZE = (3072, 2560)
+SIZE = (2048, 1536)
 
-FIGURE, IMPOSTER = "Mitotic figure", "Imposter"
+FIGURE, IMPOSTER, OTHER = "Mitotic figure", "Imposter", "Other"
+PHOTO = 64  # px of a photo
 
 # The painter's blur is that of a scanner at low power: chromosomes would be lost in it.
 _BLUR_SHARE = 0.3
@@ -53,24 +69,31 @@ class Painted(NamedTuple):
     points: pd.DataFrame
 
 
-def make_figures(
-    directory: str | os.PathLike,
-    slides: int = 4,
-    test_slides: int = 2,
-    seed: int = 0,
-    size: tuple[int, int] = SIZE,
-) -> Path:
-    """Write trial slides with mitotic figures, each of a patient of its own.
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What the trial slides hold."""
 
-    Writes `slides/NAME.svs` with `NAME.geojson`, points of two classes as QuPath has them;
-    `test_slides/NAME.svs`; and `truth/points.csv` of all: `image_id, x, y, x_um, y_um, name`.
-    The same arguments give the same bytes.
+    seed: int = option(0, "seed of every random choice", at_least=0, most=MOST_SEED)
+    patients: int = option(12, "patients of the photos", at_least=0, most=999)
+    slides: int = option(6, "annotated slides", at_least=0, most=999)
+    test_slides: int = option(4, "slides of the test set", at_least=0, most=999)
+    figures: int = option(12, "figures per slide, as far as they find room", at_least=0)
+    imposters: int = option(12, "imposters per slide", at_least=0)
+    stain_shift: float = option(
+        1.0,
+        "how far the patients' stains, light and focus differ; 0: not at all",
+        at_least=0,
+        most=10,
+    )
+    slide_size: tuple[int, int] = SIZE
+
+
+def make_figures(directory: str | os.PathLike, recipe: Figures | None = None) -> Path:
+    """Write the trial slides.
 
     Args:
         directory: Folder to write to; must be empty or not there yet.
-        slides, test_slides: Number of slides, annotated and not.
-        seed: Of every random choice.
-        size: (width, height) of a slide in px.
+        recipe: What they hold. The same recipe gives the same bytes.
 
     Returns:
         The folder.
@@ -78,33 +101,72 @@ def make_figures(
     Raises:
         InputError: If the folder is not empty.
     """
+    recipe = recipe or Figures()
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(
-            "The trial data set needs a new or empty folder.\n"
+            "The trial slides need a new or empty folder.\n"
             f"Received: {directory}, which is not empty.\n"
             "Name another folder, or delete this one."
         )
-    tables = []
+    for name in ("photos", "slides", "test_slides", "truth"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    plan = [
+        *((f"P{n + 1:02d}", n) for n in range(recipe.patients)),
+        *((f"M{n + 1:02d}", 1000 + n) for n in range(recipe.slides)),
+        *((f"T{n + 1:02d}", 2000 + n) for n in range(recipe.test_slides)),
+    ]
+    tables: list[pd.DataFrame] = []
+    photos: list[tuple] = []
     with step("toy") as notes:
-        for number in range(slides + test_slides):
-            test = number >= slides
-            name = f"test{number - slides:02}" if test else f"M{number + 1:02}"
-            folder = directory / ("test_slides" if test else "slides")
-            folder.mkdir(parents=True, exist_ok=True)
-            look = painter.make_look(np.random.default_rng([seed, number, 0]))
-            painted = paint_figures(np.random.default_rng([seed, number, 1]), look, size=size)
+        for name, number in tqdm(plan, desc="toy", unit="slide", disable=None):
+            look = painter.make_look(
+                np.random.default_rng([recipe.seed, number, 0]), recipe.stain_shift
+            )
+            rng = np.random.default_rng([recipe.seed, number, 1])
+            painted = paint_figures(rng, look, recipe.figures, recipe.imposters, recipe.slide_size)
+            if number < 1000:
+                photos += _write_photos(directory, name, painted, rng)
+                continue
+            folder = directory / ("slides" if number < 2000 else "test_slides")
             write_slide(folder / f"{name}.svs", painted.rgb, MPP)
-            if not test:
+            if number < 2000:
                 write_qupath(painted.points, folder / f"{name}.geojson", _COLORS)
-            table = painted.points.assign(image_id=name, x_um=painted.points["x"] * MPP)
-            tables.append(table.assign(y_um=painted.points["y"] * MPP))
-        table = pd.concat(tables, ignore_index=True).round(3)
+            um = painted.points[["x", "y"]].set_axis(["x_um", "y_um"], axis=1) * MPP
+            tables.append(pd.concat([painted.points, um], axis=1).assign(image_id=name))
         columns = ["image_id", "x_um", "y_um", "x", "y", "name"]
+        table = pd.concat([pd.DataFrame(columns=columns), *tables], ignore_index=True)
+        for name in columns[1:5]:
+            table[name] = table[name].astype(float).round(3)
         write_csv(table[columns], directory / "truth" / "points.csv")
-        counts = ", ".join(f"{n} x {name}" for name, n in table["name"].value_counts().items())
-        notes.append(f"{slides} slides, {test_slides} test slides, {counts}")
+        header = ["path", "label", "patient", "mpp"]
+        write_csv(pd.DataFrame(photos, columns=header), directory / "images.csv")
+        notes.append(
+            f"{len(photos)} photos of {recipe.patients} patients, {recipe.slides} slides, "
+            f"{recipe.test_slides} test slides, {(table['name'] == FIGURE).sum()} figures on them"
+        )
     return directory
+
+
+def _write_photos(
+    directory: Path, patient: str, painted: Painted, rng: Generator
+) -> list[tuple[str, str, str, float]]:
+    """Write a photo of every figure and imposter, and as many of other nuclei; their rows."""
+    half = PHOTO // 2
+    truth = painted.points[["x", "y"]].to_numpy()
+    cells = of_cells(blobs(cv2.resize(painted.rgb, None, fx=0.5, fy=0.5)), "", 2.0, MPP)
+    places = rng.permutation(apart(cells, 8.0)[["x", "y"]].to_numpy())
+    away = np.hypot(*(places[:, None] - truth[None]).transpose(2, 0, 1)).min(axis=1, initial=np.inf)
+    inside = ((places > half) & (places < np.array(painted.rgb.shape[1::-1]) - half)).all(axis=1)
+    others = places[(away > 2 * half) & inside][: len(truth)]
+    rows = []
+    names = [*painted.points["name"], *(OTHER for _ in others)]
+    for number, ((x, y), name) in enumerate(zip([*truth, *others], names, strict=True)):
+        left, top = round(float(x)) - half, round(float(y)) - half
+        path = Path("photos", f"{patient}_{number:03d}.png")
+        write_png(directory / path, painted.rgb[top : top + PHOTO, left : left + PHOTO])
+        rows.append((path.as_posix(), name, patient, MPP))
+    return rows
 
 
 def paint_figures(
