@@ -21,7 +21,7 @@ from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.export.__main__ import main
 from bach.export.outlines import outlines
-from bach.export.qupath import first_shown
+from bach.honest.records import first_shown
 from bach.slides import Slide
 
 # One-px regions, holes in holes, corners that touch, all four edges of the map.

@@ -28,6 +28,7 @@ from bach.core.files import require_place
 from bach.export import qupath
 from bach.export.card import Facts, model_card
 from bach.export.results import Result, export_each, list_results
+from bach.honest.records import bounds_offset
 from bach.honest.seen import read_seen
 
 FORMATS = ("onnx", "savedmodel", "litert", "openvino")
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _to_qupath(args: argparse.Namespace, out: Path, result: Result) -> list[Path]:
     path = out / (result.name + qupath.ENDING)
-    offset = tuple(args.offset or qupath.bounds_offset(args.run, result.record, args.slides_dir))
+    offset = tuple(args.offset or bounds_offset(args.run, result.record, args.slides_dir))
     qupath.write_qupath(path, result, offset)
     return [path]
 

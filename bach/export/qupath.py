@@ -12,26 +12,21 @@ import io
 import json
 import math
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
-from bach.core.errors import InputError
 from bach.core.files import atomic_path
-from bach.core.log import log
 from bach.export.outlines import outlines
 from bach.export.results import Result
-from bach.honest.records import SlideRecord, slide_file
-from bach.slides import Slide
 
 ENDING = ".geojson.gz"
 # Beside the features, where QuPath does not look: what was taken off level-0 px.
 OFFSET = "bach_offset"
 
-_BOUNDS = tuple(f"openslide.bounds-{side}" for side in ("x", "y", "width", "height"))
 _DECIMALS = 2
 
 
@@ -45,7 +40,7 @@ def write_qupath(path: Path, result: Result, offset: tuple[int, int] = (0, 0)) -
     Args:
         path: File to write, ending in `.geojson.gz`.
         result: The slide's maps.
-        offset: x, y in level-0 px of the pixel that QuPath calls 0, 0; see `bounds_offset`.
+        offset: x, y in level-0 px of the pixel that QuPath calls 0, 0; see `bach.honest.records.bounds_offset`.
 
     Raises:
         InputError: If the place cannot be written.
@@ -142,60 +137,3 @@ def _lines(count: int, step: float, side: int, offset: int, centres: bool = Fals
     # A cell of less than a hundredth px is still one.
     lines[-1] = max(min(lines[-1], last), lines[-2] + 1 / unit)
     return [f"{line:.{_DECIMALS}f}".rstrip("0").rstrip(".") for line in lines - offset]
-
-
-# Where QuPath begins to count
-
-
-def bounds_offset(
-    run: Path, record: SlideRecord, slides_dir: Path | None = None
-) -> tuple[int, int]:
-    """x, y of the level-0 px that QuPath calls 0, 0.
-
-    QuPath shows of a slide what OpenSlide says was scanned, if it says all four bounds as
-    whole numbers (`OpenslideImageServer`, e7662d8); MIRAX and Leica slides have them.
-
-    Args:
-        run: Run folder.
-        record: The slide's record.
-        slides_dir: Folder of the slides, if they do not lie where they were.
-
-    Raises:
-        InputError: If the slide is not there any more or is another one.
-    """
-    file = slide_file(run, record, slides_dir)
-    if file is None:
-        raise InputError(
-            f"The slide {record.path} must be there: it says whether QuPath shows a part of it "
-            "alone, from where coordinates then count.\nReceived: no such file.\n"
-            "Name its folder with --slides-dir; or --offset 0 0 if QuPath shows the whole slide "
-            "(SVS, TIFF, NDPI), else --offset with the openslide.bounds-x and -y that it lists."
-        )
-    with Slide(file, mpp=record.mpp) as slide:
-        size, properties = (slide.width, slide.height), slide.properties
-    if size != (record.width, record.height):
-        raise InputError(
-            f"{file} must be the slide that the heatmap was made of.\n"
-            f"Received: {size[0]}x{size[1]} px, not {record.width}x{record.height}.\n"
-            "Name the right folder with --slides-dir, or say with --offset X Y where QuPath begins "
-            "to count in the slide."
-        )
-    x, y = first_shown(properties)
-    if x or y:
-        log.info("%s: QuPath shows it from x=%d, y=%d on", record.image_id, x, y)
-    return x, y
-
-
-def first_shown(properties: Mapping[str, str]) -> tuple[int, int]:
-    """The first px of a slide that QuPath shows, by OpenSlide's properties.
-
-    Example:
-        >>> names = ("x", "y", "width", "height")
-        >>> first_shown({f"openslide.bounds-{n}": "7" for n in names}), first_shown({})
-        ((7, 7), (0, 0))
-    """
-    try:
-        x, y, *_ = (int(properties[name]) for name in _BOUNDS)
-    except (KeyError, ValueError):
-        return 0, 0
-    return x, y

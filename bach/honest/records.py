@@ -42,8 +42,10 @@ from bach.core.tables import patient_key
 from bach.core.text import listed
 from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_labels
+from bach.slides import Slide
 
 _SCORES = ("score", "score_tissue", "baseline", "baseline_tissue", "counts", "annotation")
+_BOUNDS = tuple(f"openslide.bounds-{side}" for side in ("x", "y", "width", "height"))
 _NUMBERS = ("width", "height", "mpp", "step", "downsample", "patches")
 
 
@@ -164,6 +166,60 @@ def slide_file(
         places.append(Path(str(told.get("folder") or "."), path))
         told = told.get("made_from")
     return next((place for place in places if place.is_file()), None)
+
+
+def bounds_offset(
+    run: str | os.PathLike, record: SlideRecord, slides_dir: str | os.PathLike | None = None
+) -> tuple[int, int]:
+    """x, y of the level-0 px that QuPath calls 0, 0.
+
+    QuPath shows of a slide what OpenSlide says was scanned, if it says all four bounds as
+    whole numbers (`OpenslideImageServer`, e7662d8); MIRAX and Leica slides have them.
+
+    Args:
+        run: Run folder.
+        record: The slide's record.
+        slides_dir: Folder of the slides, if they do not lie where they were.
+
+    Raises:
+        InputError: If the slide is not there any more or is another one.
+    """
+    file = slide_file(run, record, slides_dir)
+    if file is None:
+        raise InputError(
+            f"The slide {record.path} must be there: it says whether QuPath shows a part of it "
+            "alone, from where coordinates then count.\nReceived: no such file.\n"
+            "Name its folder with --slides-dir; or --offset 0 0 if QuPath shows the whole slide "
+            "(SVS, TIFF, NDPI), else --offset with the openslide.bounds-x and -y that it lists."
+        )
+    with Slide(file, mpp=record.mpp) as slide:
+        size, properties = (slide.width, slide.height), slide.properties
+    if size != (record.width, record.height):
+        raise InputError(
+            f"{file} must be the slide that the heatmap was made of.\n"
+            f"Received: {size[0]}x{size[1]} px, not {record.width}x{record.height}.\n"
+            "Name the right folder with --slides-dir, or say with --offset X Y where QuPath begins "
+            "to count in the slide."
+        )
+    x, y = first_shown(properties)
+    if x or y:
+        log.info("%s: QuPath shows it from x=%d, y=%d on", record.image_id, x, y)
+    return x, y
+
+
+def first_shown(properties: Mapping[str, str]) -> tuple[int, int]:
+    """The first px of a slide that QuPath shows, by OpenSlide's properties.
+
+    Example:
+        >>> names = ("x", "y", "width", "height")
+        >>> first_shown({f"openslide.bounds-{n}": "7" for n in names}), first_shown({})
+        ((7, 7), (0, 0))
+    """
+    try:
+        x, y, *_ = (int(properties[name]) for name in _BOUNDS)
+    except (KeyError, ValueError):
+        return 0, 0
+    return x, y
 
 
 def counts_of(slides: Mapping[str, SlideRecord]) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from bach.core.tables import require_names
 from bach.export import pyramids, qupath
 from bach.export.results import list_results, read_result
 from bach.heatmap import HeatmapMaker, MapScript, summarise
+from bach.honest.records import bounds_offset
 from bach.report.pages import Request, write_report
 from bach.slide_by_slide import check_slides
 from bach.slides import SLIDE_SUFFIXES
@@ -79,7 +80,7 @@ def make_job(
     check()
     files = job_files(run.path, name)
     result = read_result(run.path, name, list_results(run.path, [name])[name])
-    offset = qupath.bounds_offset(run.path, result.record)
+    offset = bounds_offset(run.path, result.record)
     qupath.write_qupath(files["qupath.geojson.gz"], result, (offset[0], offset[1]))
     check()
     pyramids.write_classes(files["classes.tif"], result)
