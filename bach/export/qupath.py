@@ -40,7 +40,8 @@ def write_qupath(path: Path, result: Result, offset: tuple[int, int] = (0, 0)) -
     Args:
         path: File to write, ending in `.geojson.gz`.
         result: The slide's maps.
-        offset: x, y in level-0 px of the pixel that QuPath calls 0, 0; see `bach.honest.records.bounds_offset`.
+        offset: x, y in level-0 px of the pixel that QuPath calls 0, 0; see
+            `bach.honest.records.bounds_offset`.
 
     Raises:
         InputError: If the place cannot be written.
