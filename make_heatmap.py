@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bach import engine
+from bach import engine, tasks
 from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.options import again, option
@@ -36,10 +36,10 @@ from bach.core.run import Run
 from bach.core.tables import image_key, require_names
 from bach.core.text import listed
 from bach.data import find_data, list_images, list_slides, slide_names
-from bach.heatmap import STEP_UM, HeatmapMaker, MapScript, record_file, summarise
+from bach.heatmap import HeatmapMaker, MapScript, record_file, summarise
 from bach.honest.records import SlideRecord, read_slides
-from bach.patches import DENSE_STEP_UM, PATCH_UM
 from bach.slide_by_slide import mpp_of, over_slides, share
+from bach.tasks import task
 from bach.tissue import check_masks
 
 
@@ -66,18 +66,18 @@ class Options(MapScript):
         "side of a cell in um (default: 125.58; dense: 67.2, or multiples); at most that of a "
         "patch, or parts of the slide would be seen by none",
         above=0,
-        most=PATCH_UM,
+        most=task().patch_um,
     )
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
-    args = options.parse(Options, argv, __doc__)
+    args = tasks.parse(Options, argv, __doc__)
     return dataclasses.replace(args, step_um=step_um(args))
 
 
 def step_um(args: Options) -> float:
     """Side of a cell in um."""
-    return args.step_um or (DENSE_STEP_UM if args.mode == "dense" else STEP_UM)
+    return args.step_um or (task().dense_step_um if args.mode == "dense" else task().step_um)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     # 1. The models; each slide is predicted by those that have not seen it.
     device = backend.start(args.devices, args.seed, args.precision)
     predictor = Predictor(args, step_um(args), args.tta)
-    with run.start(**device):
+    with run.start(**device, **task().record):
         # 2. Slide by slide; those that the run has from an earlier start stay.
         maker = HeatmapMaker(run.path, predictor, args)
         if run.shard is None:

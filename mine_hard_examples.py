@@ -23,8 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from bach import engine
-from bach.classes import CLASSES
+from bach import engine, tasks
 from bach.core import options
 from bach.core.drawings import contact_sheet
 from bach.core.errors import InputError, exit_with
@@ -48,8 +47,8 @@ from bach.mining import (
     one_per_place,
     write_draws,
 )
-from bach.patches import DENSE_STEP_UM, SLIDE_STRIDE_UM
 from bach.slide_by_slide import over_slides
+from bach.tasks import task
 from bach.tissue import check_masks
 
 
@@ -75,13 +74,13 @@ class Options(options.SlideScript):
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
-    args = options.parse(Options, argv, __doc__)
+    args = tasks.parse(Options, argv, __doc__)
     return dataclasses.replace(args, stride_um=stride_um(args))
 
 
 def stride_um(args: Options) -> float:
     """Step between patches in um."""
-    return args.stride_um or (2 * DENSE_STEP_UM if args.mode == "dense" else SLIDE_STRIDE_UM)
+    return args.stride_um or (2 * task().dense_step_um if args.mode == "dense" else task().step_um)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     device = backend.start(args.devices, args.seed, args.precision)
     predictor = Predictor(args, stride_um(args))
     predictor.refuse_seen(slides["image_id"])
-    with run.start(**device):
+    with run.start(**device, **task().record):
         # 2. Slide by slide: tissue, patches, labels, predictions.
         table, warnings, failures = mine_slides(slides, predictor, args, run)
         if run.shard is not None:
@@ -185,15 +184,15 @@ def draw_hardest(store, run: Run, count: int = 48) -> None:
     """Write a sheet of the hardest patches, one per place, with true and predicted class."""
     worst = one_per_place(store.table.sort_values("difficulty", ascending=False), count)
     texts = [
-        f"{row.image_id} at {row.x:.0f}, {row.y:.0f}\ntrue: {CLASSES[row.label]}\n"
-        f"predicted: {CLASSES[row.predicted]}\ndifficulty {row.difficulty:.2f}"
+        f"{row.image_id} at {row.x:.0f}, {row.y:.0f}\ntrue: {task().classes[row.label]}\n"
+        f"predicted: {task().classes[row.predicted]}\ndifficulty {row.difficulty:.2f}"
         for row in worst.itertuples()
     ]
     write_png(run.path / "hardest.png", contact_sheet(store.patches[worst.index], texts))
 
 
 def class_counts(table: pd.DataFrame) -> dict[str, int]:
-    return {name: int((table["label"] == label).sum()) for label, name in enumerate(CLASSES)}
+    return {name: int((table["label"] == label).sum()) for label, name in enumerate(task().classes)}
 
 
 def listed(counts: dict[str, int]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bach.classes import PROB_COLUMNS
+from bach import tasks
 from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
@@ -37,6 +37,7 @@ from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds
 from bach.mining import ALL, find_draw
 from bach.patches import COLUMNS
 from bach.scores import part_a_metrics
+from bach.tasks import task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Options(options.TrainingScript):
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
-    return options.parse(Options, argv, __doc__)
+    return tasks.parse(Options, argv, __doc__)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     hooks = watch.Hooks(args)
-    with run.start(**device):
+    with run.start(**device, **task().record):
         hooks.begin({fold: run.path / f"fold_{name_of(fold)}" for fold in chosen})
 
         # 2. A model per fold.
@@ -107,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
             probs = training.train_fold(args, job, hooks)
             if probs is not None:
                 table = hard.table.iloc[held][[*COLUMNS]]
-                table = table.assign(fold=fold, **dict(zip(PROB_COLUMNS, probs.T, strict=True)))
+                table = table.assign(fold=fold, **dict(zip(task().columns, probs.T, strict=True)))
                 tables.append(table.assign(predicted=probs.argmax(axis=1)))
 
         # 3. How the held-out hard examples fare, once all parts are together.

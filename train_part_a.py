@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES, PROB_COLUMNS
+from bach import tasks
 from bach.core import options
 from bach.core.drawings import contact_sheet
 from bach.core.errors import InputError, exit_with
@@ -49,8 +49,9 @@ from bach.honest.splits import (
     take,
 )
 from bach.mining import add_difficulty
-from bach.patches import PATCH_SIZE, View
+from bach.patches import View
 from bach.scores import part_a_metrics
+from bach.tasks import task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Options(options.TrainingScript, options.Photos):
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
-    return options.parse(Options, argv, __doc__)
+    return tasks.parse(Options, argv, __doc__)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         print(run.path)
         return
     check_whole_photos(args)
-    photo_sizes(images, 0 if whole_photos(args) else PATCH_SIZE)
+    photo_sizes(images, 0 if whole_photos(args) else task().patch_px)
     from bach.network import backend, training, watch  # load the framework, which --help must not
     from bach.network.processes import first_process_first
 
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args, view_of(args))
     hooks = watch.Hooks(args)
-    with run.start(**device):
+    with run.start(**device, **task().record):
         hooks.begin({fold: run.path / f"fold_{fold}" for fold in jobs})
 
         # 2. Patches, once for all folds.
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
             probs = training.train_fold(args, job, hooks)
             if probs is not None:
                 table = store.table.loc[held].reset_index(drop=True).assign(fold=fold)
-                tables.append(table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True))))
+                tables.append(table.assign(**dict(zip(task().columns, probs.T, strict=True))))
 
         # 4. Scores: each image by the model that did not see it; of a part, none.
         if run.shard is not None:
@@ -292,11 +293,11 @@ def score(patches: pd.DataFrame, images: pd.DataFrame, run: Run) -> tuple[dict, 
     for fold, group in table.groupby("fold"):
         rows[int(fold)] = part_a_metrics(group["label"], group["predicted"])
         print(
-            f"fold {fold}: four-class {rows[fold]['accuracy']:.3f}, "
+            f"fold {fold}: {task().in_words}-class {rows[fold]['accuracy']:.3f}, "
             f"binary {rows[fold]['binary_accuracy']:.3f} ({len(group)} images)"
         )
     metrics = part_a_metrics(table["label"], table["predicted"])
-    for metric, name in (("accuracy", "four-class"), ("binary_accuracy", "binary")):
+    for metric, name in (("accuracy", f"{task().in_words}-class"), ("binary_accuracy", "binary")):
         values = [row[metric] for row in rows.values()]
         metrics[f"mean_{metric}"], metrics[f"sd_{metric}"] = np.mean(values), np.std(values)
         metrics[f"{metric}_interval"] = interval = accuracy_interval(table, metric)
@@ -304,7 +305,7 @@ def score(patches: pd.DataFrame, images: pd.DataFrame, run: Run) -> tuple[dict, 
             f"{name}: mean over folds {np.mean(values):.3f} (sd {np.std(values):.3f}), "
             f"all images {format_interval(interval, 3)}"
         )
-    predicted = patches[list(PROB_COLUMNS)].to_numpy().argmax(axis=1)
+    predicted = patches[list(task().columns)].to_numpy().argmax(axis=1)
     metrics["patch_accuracy"] = (predicted == patches["label"]).mean()
     metrics["per_fold"] = rows
     return metrics, table
@@ -320,8 +321,8 @@ def draw_errors(
     keys = ["image_id", "x", "y"]
     rows = worst[keys].merge(store.table[keys].reset_index(), on=keys)["index"]
     texts = [
-        f"{row.image_id} at {row.x}, {row.y}\ntrue: {CLASSES[row.label]}\n"
-        f"predicted: {CLASSES[row.predicted]}\ndifficulty {row.difficulty:.2f}"
+        f"{row.image_id} at {row.x}, {row.y}\ntrue: {task().classes[row.label]}\n"
+        f"predicted: {task().classes[row.predicted]}\ndifficulty {row.difficulty:.2f}"
         for row in worst.itertuples()
     ]
     write_png(Path(run.path) / "errors.png", contact_sheet([store.patches[i] for i in rows], texts))

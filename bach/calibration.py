@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 
 from bach.charts import pixels, reliability_figure
-from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import read_object, to_json, write_json
 from bach.core.log import log
@@ -32,6 +31,7 @@ from bach.core.text import columns, number
 from bach.honest.splits import ALWAYS_TRAIN, read_folds
 from bach.labels import read_labels
 from bach.scores import BINS, checked_probs, expected_calibration_error, reliability
+from bach.tasks import task, use
 
 # Beyond these the fit has run away: all answers are right (the best temperature is
 # 0), or they are no better than chance (it is infinite).
@@ -126,7 +126,7 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
         probs, _ = checked_probs(probs, np.zeros(len(labels), int))
     else:
         probs, labels = checked_probs(probs, labels)
-        counts = np.eye(len(CLASSES))[labels]
+        counts = np.eye(task().count)[labels]
     weights = counts.sum(axis=1)
     if not weights.sum():
         return 1.0
@@ -200,7 +200,7 @@ def read_predictions(
     """
     path = Path(run) / "predictions.csv"
     labels = read_labels(path, "truth").set_index("key")["label"]
-    table = read_table(path, ("image_id", *PROB_COLUMNS))
+    table = read_table(path, ("image_id", *task().columns))
     keys = table["image_id"].map(image_key)
     if folds is not None:
         known = read_folds(folds)
@@ -224,7 +224,7 @@ def read_predictions(
         )
     if not held_out.all():
         log.warning("left out, of no fold: %d images", int((~held_out).sum()))
-    probs = as_probs(table, PROB_COLUMNS, path)[held_out].to_numpy()
+    probs = as_probs(table, task().columns, path)[held_out].to_numpy()
     return probs, labels[keys[held_out]].to_numpy(), fold_of[held_out]
 
 
@@ -239,7 +239,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--bins", type=whole(1, 1000), default=BINS, help="bins of the reliability table"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    use(None, args.run_dir)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

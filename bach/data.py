@@ -30,21 +30,19 @@ from bach.annotations.checks import AnnotationSummary, slide_labels
 from bach.annotations.files import ENDINGS, Folder, folders_of
 from bach.annotations.regions import read_annotation, read_class_map_file, reasons
 from bach.brightfield import judge, one_color
-from bach.classes import CLASSES, PREFIXES, parse_label
 from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
 from bach.core.pictures import read_header, read_rgb, remarks
 from bach.core.tables import as_numbers, image_key, name_fault, read_table, require_names
 from bach.core.text import columns, listed, number
-from bach.slides import PART_A_MPP, PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide, check_mpp
+from bach.slides import PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide, check_mpp
+from bach.tasks import task, use
 from bach.tissue import map_downsample
 
 TRAIN_FOLDER = "ICIAR2018_BACH_Challenge"
 TEST_FOLDER = "ICIAR2018_BACH_Challenge_TestDataset"
 GROUND_TRUTH = "microscopy_ground_truth.csv"
-
-PHOTO_WIDTH, PHOTO_HEIGHT = 2048, 1536
 
 COLUMNS = ["image_id", "path", "part", "label", "patient", "width", "height", "mpp"]
 
@@ -53,6 +51,7 @@ COLUMNS = ["image_id", "path", "part", "label", "patient", "width", "height", "m
 class Options:
     """Options of bach.data."""
 
+    task: str | None = options.again(options.Shared, "task", None)
     class_map: str | None = options.again(options.Slides, "class_map", None)
 
 
@@ -101,7 +100,7 @@ def find_data(data_dir: str | os.PathLike, mpp: float | None = None) -> pd.DataF
     train, test = _roots(data_dir)
     rows: list[tuple[Path, str, int]] = []
     if train is not None:
-        for label in range(len(CLASSES)):
+        for label in range(task().count):
             for folder in _class_folders(train / "Photos", label)[:1]:
                 rows += [(path, "A", label) for path in _files(folder, PHOTO_SUFFIXES)]
         rows += [(path, "B", -1) for path in _files(train / "WSI", SLIDE_SUFFIXES)]
@@ -260,13 +259,13 @@ def slide_names(data_dir: str | os.PathLike) -> list[str]:
     return table.loc[table["part"].isin(["B", "B-test"]), "image_id"].tolist()
 
 
-def read_photo(path: str | os.PathLike, mpp: float = PART_A_MPP) -> np.ndarray:
-    """Decode a photo at 0.42 um/px: uint8 `(height, width, 3)`, RGB.
+def read_photo(path: str | os.PathLike, mpp: float | None = None) -> np.ndarray:
+    """Decode a photo at the task's scale, BACH's 0.42 um/px: uint8 `(height, width, 3)`, RGB.
 
     Args:
         path: The photo.
-        mpp: um per px of the file; at another scale than 0.42 it is shrunk by area
-            averaging or enlarged, the same in both directions.
+        mpp: um per px of the file, None for that of the task; at another one it is shrunk by
+            area averaging or enlarged, the same in both directions.
 
     Raises:
         InputError: If it is damaged or is not 8-bit colour. A large part of one colour is
@@ -276,10 +275,10 @@ def read_photo(path: str | os.PathLike, mpp: float = PART_A_MPP) -> np.ndarray:
     lost = one_color(photo)
     if lost:
         log.warning("%s: %s", path, lost)
-    if mpp == PART_A_MPP:
+    if mpp is None or mpp == task().photo_mpp:
         return photo
     size = _scaled(photo.shape[1], photo.shape[0], mpp)
-    how = cv2.INTER_AREA if mpp < PART_A_MPP else cv2.INTER_LINEAR
+    how = cv2.INTER_AREA if mpp < task().photo_mpp else cv2.INTER_LINEAR
     return cv2.resize(photo, size, interpolation=how)
 
 
@@ -296,16 +295,16 @@ def photo_sizes(images: pd.DataFrame, least: int = 0) -> np.ndarray:
             One that cannot be read is refused for that.
     """
     sizes = []
-    scales = images["mpp"] if "mpp" in images else pd.Series(PART_A_MPP, images.index)
+    scales = images["mpp"] if "mpp" in images else pd.Series(task().photo_mpp, images.index)
     columns = images["path"], images["width"], images["height"], scales
     for path, width, height, scale in zip(*columns, strict=True):
         if not width:
             read_header(path, _REMEDY)
         # Too small is said first, for that is wrong at the challenge's scale.
-        size = _scaled(width, height, PART_A_MPP if np.isnan(scale) else scale)
+        size = _scaled(width, height, task().photo_mpp if np.isnan(scale) else scale)
         if min(size) < least:
             raise InputError(
-                f"Photos must be at least {least} px wide and high at {PART_A_MPP} um/px.\n"
+                f"Photos must be at least {least} px wide and high at {task().photo_mpp} um/px.\n"
                 f"Received: {path}, {width}x{height} px"
                 + (".\n" if np.isnan(scale) else f" at {scale:g} um/px.\n")
                 + "State their scale with --mpp if it is another one; `python -m bach.data` lists "
@@ -313,15 +312,16 @@ def photo_sizes(images: pd.DataFrame, least: int = 0) -> np.ndarray:
             )
         if np.isnan(scale):
             raise InputError(
-                f"Photos that are not {PHOTO_WIDTH}x{PHOTO_HEIGHT} px must have a stated scale.\n"
+                f"Photos that are not {photo_size()} px must have a stated scale.\n"
                 f"Received: {path}, {width}x{height} px.\n"
-                f"State it with --mpp in um per px, {PART_A_MPP} if they were not resized; "
+                f"State it with --mpp in um per px, {task().photo_mpp} if they were not resized; "
                 "`python -m bach.data` lists all such photos."
             )
         if size[0] * size[1] > _PHOTO_PIXELS:
             raise InputError(
-                f"Photos must have at most {_PHOTO_PIXELS / 1e6:.0f} million px at {PART_A_MPP} "
-                f"um/px.\nReceived: {path}, {width}x{height} px at {scale:g} um/px.\n"
+                f"Photos must have at most {_PHOTO_PIXELS / 1e6:.0f} million px at "
+                f"{task().photo_mpp} um/px.\n"
+                f"Received: {path}, {width}x{height} px at {scale:g} um/px.\n"
                 "Use make_heatmap.py for slides; or correct --mpp."
             )
         sizes.append(size)
@@ -333,20 +333,30 @@ def photo_mpp(images: pd.DataFrame) -> float:
     known = set(images["mpp"].dropna()) if "mpp" in images else set()
     if len(known) > 1:
         raise ValueError(f"Photos must have one scale. Received: mpp={sorted(known)}.")
-    return float(known.pop()) if known else PART_A_MPP
+    return float(known.pop()) if known else task().photo_mpp
 
 
 def _photo_mpp(width: int, height: int, given: float | None = None) -> float:
     """um per px of a photo: given, or the challenge's where the size is; else nan."""
     if given is not None:
         return check_mpp(given)
-    known = (width, height) in ((PHOTO_WIDTH, PHOTO_HEIGHT), (PHOTO_HEIGHT, PHOTO_WIDTH), (0, 0))
-    return PART_A_MPP if known else np.nan
+    return task().photo_mpp if knows_scale(width, height) or not width else np.nan
+
+
+def knows_scale(width: int, height: int) -> bool:
+    """Whether a photo of this size, in px, lying or standing, is at the task's scale unsaid."""
+    size = task().photo_size_px
+    return size is None or (width, height) in (size, size[::-1])
+
+
+def photo_size() -> str:
+    """The size of photos whose scale nobody need state, for messages."""
+    return "x".join(map(str, task().photo_size_px or ()))
 
 
 def _scaled(width: int, height: int, mpp: float) -> tuple[int, int]:
     """Size of a photo in px of 0.42 um."""
-    factor = mpp / PART_A_MPP
+    factor = mpp / task().photo_mpp
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
@@ -440,7 +450,9 @@ def _roots(data_dir: Path) -> tuple[Path | None, Path | None]:
 
     train, test = inside(TRAIN_FOLDER), inside(TEST_FOLDER)
     own = data_dir.name == TRAIN_FOLDER
-    own = own or any((data_dir / child).is_dir() for child in (f"Photos/{CLASSES[0]}", "WSI"))
+    own = own or any(
+        (data_dir / child).is_dir() for child in (f"Photos/{task().classes[0]}", "WSI")
+    )
     if train is None and own:
         train = data_dir  # perhaps under another name; then the test set lies beside
         beside = data_dir.parent / TEST_FOLDER
@@ -451,7 +463,7 @@ def _roots(data_dir: Path) -> tuple[Path | None, Path | None]:
 def _class_folders(photos: Path, label: int) -> list[Path]:
     """The folders of a class, whatever the case and spelling of their names; one is right."""
     folders = sorted(photos.iterdir()) if photos.is_dir() else []
-    return [path for path in folders if path.is_dir() and parse_label(path.name) == label]
+    return [path for path in folders if path.is_dir() and task().parse_label(path.name) == label]
 
 
 def _check_classes(data_dir: str | os.PathLike, photos: pd.DataFrame, needed: bool) -> None:
@@ -461,16 +473,18 @@ def _check_classes(data_dir: str | os.PathLike, photos: pd.DataFrame, needed: bo
         InputError: If all classes are needed and one has no photos, or two folders.
     """
     lines = _unread(Path(data_dir), photos)
-    absent = [name for label, name in enumerate(CLASSES) if not (photos["label"] == label).any()]
+    absent = [
+        name for label, name in enumerate(task().classes) if not (photos["label"] == label).any()
+    ]
     train, _ = _roots(Path(data_dir))
     folders = [
-        _class_folders(train / "Photos", label) if train else [] for label in range(len(CLASSES))
+        _class_folders(train / "Photos", label) if train else [] for label in range(task().count)
     ]
     if needed and (absent or any(len(named) > 1 for named in folders)):
         raise InputError(
             f"Part A in {data_dir} must have one folder of photos for every class.\n"
             f"Received: {'; '.join(lines)}.\n"
-            f"Name the folders {', '.join(CLASSES)}, with the photos right in them."
+            f"Name the folders {', '.join(task().classes)}, with the photos right in them."
         )
     for line in lines:
         log.warning("%s", line)
@@ -482,14 +496,14 @@ def _unread(data_dir: Path, photos: pd.DataFrame) -> list[str]:
     lines = []
     root = train / "Photos" if train is not None else None
     if root is not None and root.is_dir():
-        counts = [int((photos["label"] == label).sum()) for label in range(len(CLASSES))]
+        counts = [int((photos["label"] == label).sum()) for label in range(task().count)]
         lines += [
             f"{root}: no photos of {name}"
-            for name, count in zip(CLASSES, counts, strict=True)
+            for name, count in zip(task().classes, counts, strict=True)
             if not count
         ]
         read = []
-        for folders in filter(None, (_class_folders(root, label) for label in range(len(CLASSES)))):
+        for folders in filter(None, (_class_folders(root, label) for label in range(task().count))):
             first, *more = folders
             read.append(first)
             lines += _strays(first)
@@ -498,7 +512,7 @@ def _unread(data_dir: Path, photos: pd.DataFrame) -> list[str]:
         lines += [
             f"{path}: read by nothing; its name is no class"
             for path in others
-            if parse_label(path.name) is None and not path.name.startswith(".")
+            if task().parse_label(path.name) is None and not path.name.startswith(".")
         ]
         loose = _files(root, PHOTO_SUFFIXES)
         if loose:
@@ -592,10 +606,10 @@ def _check_photo(path: str) -> _Photo:
     except InputError as error:
         return _Photo(path, [_in_a_line(error)])
     height, width = pixels.shape[:2]
-    if (width, height) != (PHOTO_WIDTH, PHOTO_HEIGHT):
+    if task().photo_size_px not in (None, (width, height)):
         problems.append(
-            f"{path}: {width}x{height} px instead of {PHOTO_WIDTH}x{PHOTO_HEIGHT}; "
-            f"its scale is not known to be {PART_A_MPP} um/px: state it with --mpp"
+            f"{path}: {width}x{height} px instead of {photo_size()}; "
+            f"its scale is not known to be {task().photo_mpp} um/px: state it with --mpp"
         )
     gray = Image.fromarray(pixels).convert("L").resize((32, 24), Image.Resampling.BOX)
     raster = np.asarray(gray, np.float32)
@@ -613,9 +627,11 @@ def _label_problems(data_dir: Path, photos: pd.DataFrame) -> list[str]:
     problems = []
     for row in photos.itertuples():
         prefix = re.split("[^a-z]", row.image_id.lower())[0]
-        if prefix in PREFIXES and PREFIXES.index(prefix) != row.label:
-            named = CLASSES[PREFIXES.index(prefix)]
-            problems.append(f"{row.path}: the name says {named}, the folder {CLASSES[row.label]}")
+        if prefix in task().prefixes and task().prefixes.index(prefix) != row.label:
+            named = task().classes[task().prefixes.index(prefix)]
+            problems.append(
+                f"{row.path}: the name says {named}, the folder {task().classes[row.label]}"
+            )
     train, _ = _roots(data_dir)
     if train is None or photos.empty:
         return problems
@@ -632,8 +648,10 @@ def _label_problems(data_dir: Path, photos: pd.DataFrame) -> list[str]:
         if key not in stated:
             problems.append(f"{path}: not in {GROUND_TRUTH}")
         elif stated[key] != label:
-            said = CLASSES[stated[key]]
-            problems.append(f"{path}: {GROUND_TRUTH} says {said}, the folder {CLASSES[label]}")
+            said = task().classes[stated[key]]
+            problems.append(
+                f"{path}: {GROUND_TRUTH} says {said}, the folder {task().classes[label]}"
+            )
     absent = sorted(stated.keys() - set(ids))
     return problems + [f"{GROUND_TRUTH} lists {key}, which is not on disk" for key in absent]
 
@@ -642,7 +660,7 @@ def _read_ground_truth(file: Path) -> tuple[dict[str, int], list[str]]:
     """Labels by `image_key`, and the rows that name no class."""
     stated, problems = {}, []
     for row, cells in enumerate(read_table(file, header=False).to_numpy().tolist(), start=1):
-        label = parse_label(cells[1]) if len(cells) > 1 else None
+        label = task().parse_label(cells[1]) if len(cells) > 1 else None
         if label is not None:
             stated[image_key(cells[0])] = label
         elif row > 1 or len(cells) < 2:  # the first row may be a header
@@ -736,10 +754,10 @@ def _in_a_line(error: InputError) -> str:
 def _sums_table(sums: dict[str, AnnotationSummary]) -> str:
     """The sums of annotations, a row per slide."""
     header = ["slide", "annotation", "regions", "painted", "holes"]
-    header += [f"{name} mm2" for name in CLASSES] + ["beyond the slide"]
+    header += [f"{name} mm2" for name in task().classes] + ["beyond the slide"]
     rows = [
         [name, sum_.file, sum_.regions, sum_.painted, sum_.holes]
-        + [number(sum_.mm2[label]) for label in CLASSES]
+        + [number(sum_.mm2[label]) for label in task().classes]
         + [f"{sum_.outside:.1%}"]
         for name, sum_ in sums.items()
     ]
@@ -762,7 +780,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("data_dir", help="folder of the challenge data")
     options.add(parser, Options)
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    use(args.task)
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -773,8 +793,10 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for part, images in table.groupby("part"):
         if part == "A":
-            counts = [int((images["label"] == label).sum()) for label in range(len(CLASSES))]
-            rows += [(part, name, count) for name, count in zip(CLASSES, counts, strict=True)]
+            counts = [int((images["label"] == label).sum()) for label in range(task().count)]
+            rows += [
+                (part, name, count) for name, count in zip(task().classes, counts, strict=True)
+            ]
         else:
             count = sum(annotated(images["path"]))
             rows.append((part, f"{count} annotated" if part == "B" else "-", len(images)))

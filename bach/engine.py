@@ -38,6 +38,7 @@ from bach.core.run import Run
 from bach.core.text import duration
 from bach.slide_by_slide import check_slides, mpp_of
 from bach.slides import Slide
+from bach.tasks import task
 from bach.tissue import find_tissue
 
 _RESTARTS = 100  # of one worker; a slide costs two at most
@@ -209,7 +210,10 @@ def _by_ray(slides: pd.DataFrame, args: SlideScript) -> None:
         "records"
     )
     run = Run(dataclasses.replace(args, shard="1/1", resume=True), lambda metrics: False)
-    with run.start(engine=f"ray {ray.__version__}"), cluster(ray, args.address, args.workers):
+    with (
+        run.start(engine=f"ray {ray.__version__}", **task().record),
+        cluster(ray, args.address, args.workers),
+    ):
         pool = Pool(ray, *_actors(ray, args, run.home, len(rows)))
         checked, failures = pool.each("check", rows)
         mm2 = {name: answer["mm2"] for name, answer in checked.items()}

@@ -17,7 +17,6 @@ from pathlib import Path
 import pandas as pd
 
 from bach import data
-from bach.classes import CLASSES, parse_label
 from bach.core.errors import InputError, exit_with
 from bach.core.files import require_place, to_json
 from bach.core.log import log
@@ -40,6 +39,7 @@ from bach.honest.splits import (
     suspects,
     with_patients,
 )
+from bach.tasks import add_option, task, use
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,13 +62,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "(default: train for part a, own for part b)",
     )
     make.add_argument("--out", required=True, help="CSV file to write")
+    add_option(make)
     check = commands.add_parser("check", help="find patients on both sides of a split")
     check.add_argument("folds", help="CSV of image_id and fold")
     check.add_argument("--patients", help="CSV of image_id and patient to go by")
+    add_option(check)
     commands.add_parser(
         "audit", help="what a leaky split promises beside what a patient-safe one finds"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    use(args.task)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +107,7 @@ def _make(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
         table = data.list_images(args.data_dir, args.part.upper(), all_classes=False)[
             ["image_id", "label", "patient"]
         ]
-        table["label"] = ["" if label < 0 else CLASSES[label] for label in table["label"]]
+        table["label"] = ["" if label < 0 else task().classes[label] for label in table["label"]]
     unknown = args.unknown or ("train" if args.part == "a" else "own")
     folds = make_folds(with_patients(table, patients), args.folds, args.seed, unknown)
     check_folds(folds)
@@ -124,8 +128,8 @@ def _make(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:
 
 
 def _class_name(text: str) -> str:
-    label = parse_label(text)
-    return text if label is None else CLASSES[label]
+    label = task().parse_label(text)
+    return text if label is None else task().classes[label]
 
 
 def _check(args: argparse.Namespace, patients: pd.DataFrame | None) -> int:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bach.classes import BENIGN, CLASSES, COLORS, NORMAL
+from bach import tasks
 from bach.core import options
 from bach.core.drawings import (
     NO_HEAT,
@@ -50,22 +50,15 @@ from bach.honest.intervals import format_interval, score_interval
 from bach.honest.records import SlideRecord, read_slide, read_slides, slide_file, write_slide
 from bach.labels import read_class_map, write_class_map
 from bach.mining import MIN_TISSUE
-from bach.patches import PATCH_UM, SlideMaps, cell_patches, grid_shape
+from bach.patches import SlideMaps, cell_patches, grid_shape
 from bach.scores import always, dinkelbach, joint_counts, score_from_counts
 from bach.slide_by_slide import NotDone
 from bach.slides import Slide
+from bach.tasks import BACKGROUND, task
 from bach.tissue import map_files, slide_maps
 
 if TYPE_CHECKING:  # it loads the framework
     from bach.network.predictor import Predictor
-
-# Kwok 2018, section 4.6, found there by trial: Benign from 0.35, InSitu from 0.70,
-# Invasive from 0.75 of the expected class / 3.
-THRESHOLDS = (0.35, 0.70, 0.75)
-
-# The paper does not state the step of its heatmaps; a fifth of the field, as for
-# mining, is fine enough for the maps' scale and costs 25 times a single cover.
-STEP_UM = PATCH_UM / 5
 
 SCORES = ("score", "score_tissue", "baseline", "baseline_tissue")
 
@@ -75,26 +68,35 @@ class MapRule:
     """How probabilities become class maps."""
 
     thresholds: tuple[float, ...] = option(
-        THRESHOLDS,
-        "heatmap values where the classes begin",
+        (),
+        "heatmap values where the classes above the first begin (default: those of the task; "
+        "of bach 0.35 0.70 0.75)",
         at_least=0,
         most=1,
-        metavar=("BENIGN", "INSITU", "INVASIVE"),
+        metavar="VALUE",
     )
     rule: str = option(
         "thresholds",
-        "class map by thresholds on the heatmap, or by least expected cost under the score",
-        choices=("thresholds", "least-cost"),
+        "class map by thresholds on the heatmap, by least expected cost under the score, or by "
+        "the largest probability (always, where the classes of the task are not ordered)",
+        choices=("thresholds", "least-cost", "largest"),
     )
-    clip_to_tissue: bool = option(False, "class maps are Normal where there is no tissue")
+    clip_to_tissue: bool = option(
+        False, "class maps are of the first class, Normal, where there is no tissue"
+    )
 
     def __post_init__(self) -> None:
-        if list(self.thresholds) != sorted(self.thresholds):
+        given, wanted = self.thresholds, task().thresholds
+        if given and (len(given) != len(wanted) or list(given) != sorted(given)):
+            begin = listed(task().classes[1:]) if wanted else "no class"
             raise InputError(
-                "The thresholds must ascend.\n"
-                f"Received: --thresholds {' '.join(map(str, self.thresholds))}.\n"
-                "Name where Benign, InSitu and Invasive begin, in this order."
+                f"The thresholds must ascend, and say where {begin} begin.\n"
+                f"Received: --thresholds {' '.join(map(str, given))}.\n"
+                "Name one for each, in this order; or leave the option out."
             )
+        object.__setattr__(self, "thresholds", given or wanted)
+        if self.rule == "thresholds" and not task().ordered:
+            object.__setattr__(self, "rule", "largest")
 
     def decide(self, probs: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
         """The class of every cell, uint8 `(rows, cols)`; Normal without a prediction.
@@ -105,6 +107,8 @@ class MapRule:
         """
         if self.rule == "least-cost":
             return dinkelbach(probs)[0]
+        if self.rule == "largest":
+            return np.nan_to_num(probs).argmax(axis=-1).astype(np.uint8)
         return to_classes(heatmap, self.thresholds)
 
 
@@ -113,18 +117,18 @@ class MapScript(MapRule, options.SlideScript):
     """Options of a script that makes heatmaps of slides."""
 
 
-def heatmap_patches(maps: SlideMaps, step_um: float = STEP_UM) -> pd.DataFrame:
+def heatmap_patches(maps: SlideMaps, step_um: float | None = None) -> pd.DataFrame:
     """Patches centred on the cells of a slide, where there is tissue.
 
     Args:
         maps: The slide's maps.
-        step_um: Side of a cell in um.
+        step_um: Side of a cell in um; that of the task by default.
 
     Returns:
         Patch table with the additional columns `row, col` of the cell, only of
         patches with at least 5% tissue. It may be empty.
     """
-    table = cell_patches(maps, step_um)
+    table = cell_patches(maps, step_um or task().step_um)
     return table[table["tissue"] >= MIN_TISSUE].reset_index(drop=True)
 
 
@@ -139,13 +143,15 @@ def stitch(table: pd.DataFrame, probs: np.ndarray, shape: tuple[int, int]) -> np
     Returns:
         float32 array `(rows, cols, 4)`, not a number where nothing was predicted.
     """
-    result = np.full((*shape, len(CLASSES)), np.nan, np.float32)
+    result = np.full((*shape, task().count), np.nan, np.float32)
     result[table["row"], table["col"]] = probs
     return result
 
 
 def to_heatmap(probs: np.ndarray) -> np.ndarray:
     """Expected class / 3 of a map of probabilities; 0 where nothing was predicted.
+
+    Where the classes of a task are not ordered: what is not of the first class.
 
     Args:
         probs: float array `(rows, cols, 4)`.
@@ -157,27 +163,32 @@ def to_heatmap(probs: np.ndarray) -> np.ndarray:
         >>> float(to_heatmap(np.array([[[0, 0, 0.5, 0.5]]]))[0, 0])
         0.8333333134651184
     """
-    expected = (np.nan_to_num(probs) * np.arange(len(CLASSES))).sum(axis=-1)
-    return np.clip(expected / (len(CLASSES) - 1), 0, 1).astype(np.float32)
+    scale = np.arange(task().count) if task().ordered else np.arange(task().count) > 0
+    expected = (np.nan_to_num(probs) * scale).sum(axis=-1)
+    return np.clip(expected / scale[-1], 0, 1).astype(np.float32)
 
 
-def to_classes(heatmap: np.ndarray, thresholds: tuple[float, ...] = THRESHOLDS) -> np.ndarray:
+def to_classes(heatmap: np.ndarray, thresholds: tuple[float, ...] | None = None) -> np.ndarray:
     """Class map by thresholds: class k from the k-th threshold on.
 
     Args:
         heatmap: float array, 0..1.
-        thresholds: Where Benign, InSitu and Invasive begin, ascending.
+        thresholds: Where the classes above the first begin, ascending; those of the task by
+            default.
 
     Returns:
         uint8 array of the same shape, 0..3.
 
     Raises:
-        ValueError: If the thresholds do not ascend or are not three.
+        ValueError: If the thresholds do not ascend or are not as many.
 
     Source: Kwok 2018, section 4.6.
     """
-    if len(thresholds) != len(CLASSES) - 1 or sorted(thresholds) != list(thresholds):
-        raise ValueError(f"There must be three ascending thresholds. Received: {thresholds}.")
+    thresholds = task().thresholds if thresholds is None else thresholds
+    if len(thresholds) != task().count - 1 or sorted(thresholds) != list(thresholds):
+        raise ValueError(
+            f"There must be {task().count - 1} ascending thresholds. Received: {thresholds}."
+        )
     # Compared as float32, like the heatmap: 0.35 is then exactly a threshold.
     return np.searchsorted(
         np.asarray(thresholds, np.float32), heatmap.astype(np.float32), side="right"
@@ -214,8 +225,10 @@ def areas_mm2(class_map: np.ndarray, maps: SlideMaps) -> dict[str, float]:
         maps: The slide's maps, of the same size.
     """
     pixel = (maps.downsample * maps.mpp / 1000) ** 2
-    areas = {name: float((class_map == i).sum() * pixel) for i, name in enumerate(CLASSES)}
-    areas[CLASSES[NORMAL]] = float(((class_map == NORMAL) & maps.tissue).sum() * pixel)
+    areas = {name: float((class_map == i).sum() * pixel) for i, name in enumerate(task().classes)}
+    areas[task().classes[BACKGROUND]] = float(
+        ((class_map == BACKGROUND) & maps.tissue).sum() * pixel
+    )
     return areas
 
 
@@ -252,7 +265,7 @@ class HeatmapMaker:
         unseen = [fold for fold in heard[0] if all(fold in folds for folds in heard)]
         folds = unseen or self._predictor.folds
         models = {str(fold): self._predictor.digests[str(fold)] for fold in folds}
-        settings = {**options.decisive(self._args), "mpp": mpp, "models": models}
+        settings = {**tasks.decisive(self._args), "mpp": mpp, "models": models}
         args = self._args
         key = fingerprint(map_files(path, args.masks, args.class_map, name), settings)
         file = record_file(self._folder, name)
@@ -368,7 +381,7 @@ def write_maps(
 
 def clip_to_tissue(class_map: np.ndarray, maps: SlideMaps) -> np.ndarray:
     """A class map that is Normal off tissue."""
-    return np.where(maps.tissue, class_map, np.uint8(NORMAL))
+    return np.where(maps.tissue, class_map, np.uint8(BACKGROUND))
 
 
 def draw_maps(
@@ -395,7 +408,7 @@ def draw_maps(
 
     def classes(shape: tuple[int, int]) -> np.ndarray:
         thumbnail, tissue = drawn(shape)
-        colored = color_classes(thumbnail, resized(class_map, shape), COLORS, where=tissue)
+        colored = color_classes(thumbnail, resized(class_map, shape), task().colors, where=tissue)
         return np.where(tissue[..., None], colored, thumbnail)
 
     def heat(shape: tuple[int, int]) -> np.ndarray:
@@ -413,14 +426,16 @@ def draw_maps(
 
         def truth(shape: tuple[int, int]) -> np.ndarray:
             thumbnail, tissue = drawn(shape)
-            return color_classes(thumbnail, resized(labels, shape), COLORS, where=tissue)
+            return color_classes(thumbnail, resized(labels, shape), task().colors, where=tissue)
 
         panels.append(Panel("truth", truth))
     panels.append(Panel("heatmap", heat))
 
     def keys(size: int) -> list[np.ndarray]:
-        colors = [swatch(*pair, size) for pair in zip(CLASSES[1:], COLORS[1:], strict=True)]
-        clear = swatch(f"{CLASSES[NORMAL]}: clear", (255, 255, 255), size)
+        colors = [
+            swatch(*pair, size) for pair in zip(task().classes[1:], task().colors[1:], strict=True)
+        ]
+        clear = swatch(f"{task().classes[BACKGROUND]}: clear", (255, 255, 255), size)
         gray = swatch("no tissue", NO_HEAT, size)
         return [*colors, clear, color_bar("heatmap", size), gray]
 
@@ -431,7 +446,7 @@ def draw_maps(
 def _notes(record: SlideRecord) -> list[str]:
     """What a picture says of a slide: its scores, if it is annotated, and its areas."""
     areas = ", ".join(
-        f"{name} {record.areas_mm2[name]:.2f} mm\N{SUPERSCRIPT TWO}" for name in CLASSES
+        f"{name} {record.areas_mm2[name]:.2f} mm\N{SUPERSCRIPT TWO}" for name in task().classes
     )
     if record.counts is None:
         return [f"not annotated; {areas}"]
@@ -457,8 +472,8 @@ def slide_scores(class_map: np.ndarray, maps: SlideMaps) -> dict[str, Any]:
     scores = {
         "score": score_from_counts(counts),
         "score_tissue": score_from_counts(on_tissue),
-        "baseline": score_from_counts(always(counts, BENIGN)),
-        "baseline_tissue": score_from_counts(always(on_tissue, BENIGN)),
+        "baseline": score_from_counts(always(counts)),
+        "baseline_tissue": score_from_counts(always(on_tissue)),
     }
     return {k: None if np.isnan(v) else v for k, v in scores.items()} | {"counts": counts}
 
@@ -477,7 +492,7 @@ def summarise(
     rows = [
         {name: getattr(record, name) for name in columns}
         | {"models": " ".join(record.models), "in_sample": record.in_sample}
-        | {f"{name.lower()}_mm2": round(record.areas_mm2[name], 4) for name in CLASSES}
+        | {f"{name.lower()}_mm2": round(record.areas_mm2[name], 4) for name in task().classes}
         | {name: getattr(record, name) for name in SCORES}
         | {"warnings": "; ".join(record.warnings)}
         for record in records
@@ -619,7 +634,7 @@ def read_maps(run: Path, record: SlideRecord) -> tuple[np.ndarray, SlideMaps]:
         labels = read_class_map(run / "truth" / f"{name}.png")
     try:
         cells = grid_shape(record.width, record.height, record.step)
-        if probs.shape != (*cells, len(CLASSES)) or probs.dtype != np.float32:
+        if probs.shape != (*cells, task().count) or probs.dtype != np.float32:
             raise ValueError(f"probs of shape {probs.shape} and type {probs.dtype}, not of {cells}")
         known = probs[np.isfinite(probs).all(axis=-1)]
         bad = np.isnan(probs).any(axis=-1).sum() + len(known) != np.prod(cells)
@@ -685,7 +700,7 @@ def make_anew(source: Source, record: SlideRecord, args: Options) -> SlideRecord
         "tissue": source.run / "tissue" / f"{name}.png",
         "truth": None if record.counts is None else source.run / "truth" / f"{name}.png",
     }
-    key = fingerprint(files, {**options.decisive(args), "background": slide is not None})
+    key = fingerprint(files, {**tasks.decisive(args), "background": slide is not None})
     before = finished_before(record_file(folder, name), key)
     if before is not None:
         return before
@@ -700,7 +715,7 @@ def make_anew(source: Source, record: SlideRecord, args: Options) -> SlideRecord
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:
-    args = options.parse(Options, argv, __doc__, "python -m bach.heatmap")
+    args = tasks.parse(Options, argv, __doc__, "python -m bach.heatmap")
     if os.path.realpath(args.source) == os.path.realpath(args.run_dir):
         raise InputError(
             "The new run must have a folder of its own.\n"
@@ -724,7 +739,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # 1. The run with the probabilities; nothing is written if a file of it does not fit.
     source = read_source(args.source)
     unsure = {key: source.metrics[key] for key in ("model_warnings",) if key in source.metrics}
-    with run.start(made_from=source.story()):
+    with run.start(made_from=source.story(), **task().record):
         # 2. Slide by slide.
         records = [make_anew(source, record, args) for record in source.slides.values()]
         write_json(run.path / "failures.json", source.failures)

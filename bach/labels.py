@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bach.classes import CHOICES, CLASSES, COLORS, NUMBERED, PROB_COLUMNS, parse_label
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.pictures import read_indexed, write_indexed
 from bach.core.tables import as_probs, image_key, read_table, require_once, with_header
 from bach.core.text import listed
 from bach.scores import as_labels
+from bach.tasks import task
 
 _ID_COLUMNS = ["image_id", "image", "id", "case", "file", "filename", "file_name", "name", "slide"]
 _TRUTH_COLUMNS = ("label", "truth", "class")
@@ -60,8 +60,8 @@ def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:
     ]
     if bad:
         raise InputError(
-            f"Every row of {path} must name a class: {CHOICES} "
-            f"(1..{len(CLASSES)} under a header `case,class`).\n"
+            f"Every row of {path} must name a class: {task().choices} "
+            f"(1..{task().count} under a header `case,class`).\n"
             f"Received in column '{column}' ({len(bad)} rows): {listed(bad)}.\n"
             "Mend these rows; a table without header has the image first, then the class."
         )
@@ -90,7 +90,7 @@ def _read_named(path: str | os.PathLike) -> pd.DataFrame:
                 f"{path} without a header must have two columns, the image and its class.\n"
                 f"Received: {len(table.columns)} columns, first {','.join(first)}.\n"
                 "Which of them is the class, only a header can tell: for example "
-                f"image_id,label, or image_id,{','.join(PROB_COLUMNS)} for one number per class."
+                f"image_id,label, or image_id,{','.join(task().columns)} for one number per class."
             )
         return table.set_axis([f"column {number + 1}" for number in table.columns], axis=1)
     known = {*_ID_COLUMNS, *_TRUTH_COLUMNS, *_PREDICTED_COLUMNS}
@@ -99,12 +99,13 @@ def _read_named(path: str | os.PathLike) -> pd.DataFrame:
         raise InputError(
             f"The first row of {path} must be a header or an image and its class.\n"
             f"Received: {','.join(first)}.\n"
-            f"Name the columns image_id and label or predicted, or mend the class: {CHOICES}."
+            "Name the columns image_id and label or predicted, or mend the class: "
+            f"{task().choices}."
         )
     if len(table) == 1:
         raise InputError(
             f"{path} must hold a row per image.\nReceived: only '{','.join(first)}'.\n"
-            f"Check the file, and that its classes are {CHOICES}."
+            f"Check the file, and that its classes are {task().choices}."
         )
     return with_header(table.iloc[1:].reset_index(drop=True), first, path)
 
@@ -169,10 +170,10 @@ def _prob_columns(names: list[str]) -> list[str] | None:
     found = {}
     for name in names:
         match = re.fullmatch(r"prob_(\w+)|p\((.+)\)", name)
-        label = parse_label(match[1] or match[2]) if match else None
+        label = task().parse_label(match[1] or match[2]) if match else None
         if label is not None:
             found[label] = name
-    return [found[label] for label in sorted(found)] if len(found) == len(CLASSES) else None
+    return [found[label] for label in sorted(found)] if len(found) == task().count else None
 
 
 def _largest(path: str | os.PathLike, cells: pd.DataFrame) -> list[int]:
@@ -187,11 +188,11 @@ def _largest(path: str | os.PathLike, cells: pd.DataFrame) -> list[int]:
 
 def read_class(text: str, first: int = 0) -> int | None:
     """A class name, or a number counted from `first`; None if it is neither."""
-    label = parse_label(text)
+    label = task().parse_label(text)
     number = re.fullmatch(r"0*(\d)(\.0*)?", text) if label is None else None
     if number is not None:
         label = int(number[1]) - first
-    return label if label is not None and 0 <= label < len(CLASSES) else None
+    return label if label is not None and 0 <= label < task().count else None
 
 
 # Class maps
@@ -227,7 +228,7 @@ def write_class_map(path: str | os.PathLike, class_map: np.ndarray) -> None:
     class_map = as_labels(np.asarray(class_map), "class_map")
     if class_map.ndim != 2:
         raise ValueError(f"A class map must be (height, width). Received: shape {class_map.shape}.")
-    write_indexed(path, class_map, COLORS)
+    write_indexed(path, class_map, task().colors)
 
 
 def read_class_map(path: str | os.PathLike) -> np.ndarray:
@@ -251,13 +252,13 @@ def read_class_map(path: str | os.PathLike) -> np.ndarray:
     if image.dtype == bool:
         raise InputError(
             f"{path} must be a map of classes 0..3.\nReceived: a mask of 1 bit.\n"
-            f"Write the class in its place: {NUMBERED}."
+            f"Write the class in its place: {task().numbered}."
         )
     found = np.unique(image)
-    if found.size and (found[0] < 0 or found[-1] >= len(CLASSES)):
+    if found.size and (found[0] < 0 or found[-1] >= task().count):
         raise InputError(
             f"The pixels of {path} must be classes 0..3 (palette index or gray value).\n"
             f"Received the values: {listed(found)}.\n"
-            f"Map them to {NUMBERED} first."
+            f"Map them to {task().numbered} first."
         )
     return image.astype(np.uint8)

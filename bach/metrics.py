@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.classes import BENIGN, CLASSES, NORMAL
 from bach.core.errors import InputError, exit_with
 from bach.core.files import to_json
 from bach.core.log import log
@@ -27,7 +26,8 @@ from bach.core.text import columns, listed, number
 from bach.honest.intervals import accuracy_interval, format_interval, score_interval
 from bach.honest.records import with_known_patients
 from bach.labels import read_class_map, read_labels, same_proportions
-from bach.scores import ACCURACIES, part_a_metrics, part_b_score, score_part_b
+from bach.scores import accuracy_names, part_a_metrics, part_b_score, score_part_b
+from bach.tasks import BACKGROUND, add_option, task, use
 
 __all__ = ["part_a_metrics", "part_b_score", "score_part_b", "score_part_b_folders"]
 
@@ -164,12 +164,12 @@ def _size(shape: tuple[int, ...]) -> str:
 def format_part_a(result: dict) -> str:
     """Lay the figures of `part_a_metrics` out as tables to read."""
     figures = [["images", result["images"]]]
-    figures += [[name, number(result[metric])] for metric, name in ACCURACIES.items()]
+    figures += [[name, number(result[metric])] for metric, name in accuracy_names().items()]
     rows = [
         [name, number(result["sensitivity"][name]), number(result["specificity"][name]), *row]
-        for name, row in zip(CLASSES, result["confusion"], strict=True)
+        for name, row in zip(task().classes, result["confusion"], strict=True)
     ]
-    called = [f"called {name}" for name in CLASSES]
+    called = [f"called {name}" for name in task().classes]
     tables = [
         columns(["figure", "value"], figures),
         columns(["true class", "sensitivity", "specificity", *called], rows),
@@ -186,11 +186,11 @@ def format_part_b(result: dict) -> str:
     rows.append(["mean over slides", result["score"], base["score"]])
     rows.append(["all pixels pooled", result["score_pooled"], base["score_pooled"]])
     cells = [[name, number(score, 4), number(always, 4)] for name, score, always in rows]
-    text = columns(["slide", "score", f"always {CLASSES[BENIGN]}"], cells)
+    text = columns(["slide", "score", task().always], cells)
     if result["undefined"]:
         text += (
             f"\n{len(result['undefined'])} slide(s) without a score are left out of the mean: "
-            f"{CLASSES[NORMAL]} everywhere, predicted and true (0/0)"
+            f"{task().classes[BACKGROUND]} everywhere, predicted and true (0/0)"
         )
     return text
 
@@ -212,12 +212,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     part_b.add_argument("--predicted", required=True, help="folder of class maps <slide>.png")
     part_b.add_argument("--truth", required=True, help="folder of the true maps <slide>.png")
     for part in (part_a, part_b):
+        add_option(part)
         part.add_argument(
             "--allow-extra",
             action="store_true",
             help="does nothing: predictions without truth are left out anyway, with a warning",
         )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    use(args.task)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

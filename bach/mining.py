@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.drawings import (
     Panel,
     Words,
@@ -20,14 +19,15 @@ from bach.core.drawings import (
 from bach.core.errors import InputError
 from bach.core.files import fingerprint, read_object, write_json
 from bach.core.log import log, step
-from bach.core.options import SlideScript, decisive
+from bach.core.options import SlideScript
 from bach.core.pictures import write_png
 from bach.core.tables import write_csv
 from bach.core.text import listed
 from bach.honest.splits import ALWAYS_TRAIN, join_folds
-from bach.patches import SLIDE_STRIDE_UM, SlideMaps, cell_patches, read_patches, slide_patches
+from bach.patches import SlideMaps, cell_patches, read_patches, slide_patches
 from bach.slide_by_slide import NotDone
 from bach.slides import Slide
+from bach.tasks import decisive, task
 from bach.tissue import map_files, slide_maps
 
 if TYPE_CHECKING:  # it loads the framework
@@ -68,8 +68,8 @@ def difficulty(label, predicted, prob):
     """
     label, predicted, prob = (np.asarray(value, np.float64) for value in (label, predicted, prob))
     for name, value, top in (
-        ("label", label, len(CLASSES) - 1),
-        ("predicted", predicted, len(CLASSES) - 1),
+        ("label", label, task().count - 1),
+        ("predicted", predicted, task().count - 1),
         ("prob", prob, 1),
     ):
         # A little more than 1 is float rounding of a probability.
@@ -80,7 +80,7 @@ def difficulty(label, predicted, prob):
 
 
 def mining_patches(
-    maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM, cells: bool = False
+    maps: SlideMaps, stride_um: float | None = None, cells: bool = False
 ) -> pd.DataFrame:
     """Patch table of a slide, without patches of less than 5% tissue.
 
@@ -90,13 +90,15 @@ def mining_patches(
         cells: Patches centred on cells, as dense prediction has them, with `row, col`;
             else as the paper has them, flush with the slide's edges.
     """
-    table = cell_patches(maps, stride_um) if cells else slide_patches(maps, stride_um)
+    table = (
+        cell_patches(maps, stride_um or task().step_um) if cells else slide_patches(maps, stride_um)
+    )
     return table[table["tissue"] >= MIN_TISSUE].reset_index(drop=True)
 
 
 def add_difficulty(table: pd.DataFrame) -> pd.DataFrame:
     """Add `predicted` and `difficulty` to a patch table with the `prob_` columns."""
-    probs = table[list(PROB_COLUMNS)].to_numpy()
+    probs = table[list(task().columns)].to_numpy()
     predicted = probs.argmax(axis=1) if len(table) else np.zeros(0, int)
     prob = probs[np.arange(len(table)), predicted]
     return table.assign(
@@ -136,9 +138,9 @@ def draw_evenly(candidates: pd.DataFrame, count: int = HARD_EXAMPLES, seed: int 
     """
     rng = np.random.default_rng(seed)
     drawn = []
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(task().classes):
         rows = np.flatnonzero(candidates["label"] == label)
-        quarter = count // len(CLASSES) + (label < count % len(CLASSES))
+        quarter = count // task().count + (label < count % task().count)
         if len(rows) < quarter:
             log.warning("%s: only %d candidates for %d hard examples", name, len(rows), quarter)
         drawn.append(rng.permutation(rows)[:quarter])
@@ -289,9 +291,9 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
         )
         table = mining_patches(maps, predictor.step_um, args.mode == "dense")
         used = (table["tissue"] >= MIN_TISSUE_HARD).to_numpy()
-        probs = np.full((len(table), len(CLASSES)), np.nan, np.float32)
+        probs = np.full((len(table), task().count), np.nan, np.float32)
         probs[used] = predictor.predict(slide, table[used])
-        table = table.assign(**dict(zip(PROB_COLUMNS, probs.T, strict=True)))
+        table = table.assign(**dict(zip(task().columns, probs.T, strict=True)))
         notes.append(f"{maps.tissue.mean():.0%} tissue -> {len(table):,} patches")
         notes.append(f"{used.sum():,} with {MIN_TISSUE_HARD:.0%} tissue predicted")
     write_png(folder / f"{name}.png", draw_grid(maps, table[used]))
@@ -318,11 +320,11 @@ def draw_grid(maps: SlideMaps, table: pd.DataFrame) -> np.ndarray:
         thumbnail, tissue = resized(maps.thumbnail, shape), resized(maps.tissue, shape)
         picture = outline_tissue(thumbnail, tissue, um * shrunk, OUTLINED)
         boxes = table[["x", "y", "size"]].to_numpy() / (maps.downsample * shrunk)
-        draw_boxes(picture, boxes, [COLORS[label] for label in table["label"]])
+        draw_boxes(picture, boxes, [task().colors[label] for label in table["label"]])
         return picture
 
     def keys(size: int) -> list[np.ndarray]:
-        return [swatch(*pair, size) for pair in zip(CLASSES, COLORS, strict=True)]
+        return [swatch(*pair, size) for pair in zip(task().classes, task().colors, strict=True)]
 
     um2 = "\N{MICRO SIGN}m\N{SUPERSCRIPT TWO}"
     notes = [

@@ -13,28 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.tables import read_table
 from bach.core.text import listed
-from bach.slides import PART_A_MPP
-
-# Kwok 2018, section 4.1: 1,495-px crops at a step of 99 px, shrunk five times to
-# the 299 px that Inception-ResNet-v2 takes.
-PATCH_SIZE = 1495
-PATCH_STRIDE = 99
-NETWORK_SIZE = 299
-
-# What the network sees, in physical units: the same on photos and on slides.
-PATCH_UM = PATCH_SIZE * PART_A_MPP  # 627.9
-NETWORK_MPP = PATCH_UM / NETWORK_SIZE  # 2.1
-
-# Differs from Kwok 2018: the paper does not state the step on slides. A fifth of the field
-# gives candidates of the number that it reports.
-SLIDE_STRIDE_UM = PATCH_UM / 5  # 125.58
-
-# Step of dense prediction: a stride of 32 network px.
-DENSE_STEP_UM = 32 * NETWORK_MPP  # 67.2
+from bach.tasks import task
 
 # The largest slides have about a million cells of the smallest sensible step.
 _MOST_PATCHES = 20_000_000
@@ -59,7 +41,7 @@ class View(NamedTuple):
     @property
     def side(self) -> int:
         """Side of the network's input in px."""
-        return (NETWORK_SIZE + 2 * self.margin) * self.zoom
+        return (task().side_px + 2 * self.margin) * self.zoom
 
 
 PLAIN_VIEW = View()
@@ -77,7 +59,7 @@ def read_patches(path: str | os.PathLike) -> pd.DataFrame:
     names = [name for name in table.columns if name != "image_id"]
     try:
         table = table.assign(**table[names].apply(pd.to_numeric).replace([np.inf, -np.inf], np.nan))
-        labels, probs = range(len(CLASSES)), table[[n for n in PROB_COLUMNS if n in names]]
+        labels, probs = range(task().count), table[[n for n in task().columns if n in names]]
         good = table[[name for name in COLUMNS if name in names]].notna().all(axis=1)
         # A share and a probability may be a rounding error below 0 or above 1.
         good &= table["label"].isin(labels) & (table["size"] > 0)
@@ -137,8 +119,8 @@ def photo_patches(image_id: str, width: int, height: int, label: int | None) -> 
 
     The share of tissue of a photo is not measured: photos show tissue.
     """
-    corners = grid(width, height, PATCH_SIZE, PATCH_STRIDE)
-    return _table(image_id, corners, PATCH_SIZE, 1.0, -1 if label is None else label)
+    corners = grid(width, height, task().patch_px, task().stride_px)
+    return _table(image_id, corners, task().patch_px, 1.0, -1 if label is None else label)
 
 
 class SlideMaps(NamedTuple):
@@ -168,12 +150,12 @@ class SlideMaps(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def slide_patches(maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM) -> pd.DataFrame:
+def slide_patches(maps: SlideMaps, stride_um: float | None = None) -> pd.DataFrame:
     """Table of all patches of a slide, with their tissue share and label.
 
     Args:
         maps: The slide's maps.
-        stride_um: Step between patches in um.
+        stride_um: Step between patches in um; that of the task by default.
 
     Returns:
         Patch table; coordinates are floats in level-0 px, never rounded. The label
@@ -185,8 +167,10 @@ def slide_patches(maps: SlideMaps, stride_um: float = SLIDE_STRIDE_UM) -> pd.Dat
     # Differs from Kwok 2018: the paper does not say how patches of slides were scaled. Here they
     # span the same um as those of photos (1344.5 level-0 px at 0.467 um per px), and their
     # coordinates are not rounded.
-    size = PATCH_UM / maps.mpp
-    corners = grid(maps.width, maps.height, size, stride_um / maps.mpp).astype(np.float64)
+    size = task().patch_um / maps.mpp
+    corners = grid(maps.width, maps.height, size, (stride_um or task().step_um) / maps.mpp).astype(
+        np.float64
+    )
     return _measured(maps, corners, size)
 
 
@@ -204,7 +188,7 @@ def cell_patches(maps: SlideMaps, step_um: float) -> pd.DataFrame:
     Returns:
         Patch table with the additional columns `row, col` of the cell.
     """
-    size, step = PATCH_UM / maps.mpp, step_um / maps.mpp
+    size, step = task().patch_um / maps.mpp, step_um / maps.mpp
     rows, cols = grid_shape(maps.width, maps.height, step)
     row, col = np.divmod(np.arange(rows * cols), cols)
     corners = np.stack([(col + 0.5) * step - size / 2, (row + 0.5) * step - size / 2], axis=1)
@@ -242,8 +226,35 @@ def _measured(maps: SlideMaps, corners: np.ndarray, size: float) -> pd.DataFrame
     if maps.labels is not None:
         # What lies beyond the slide has no label, and is not Normal.
         inside = maps.width / maps.downsample, maps.height / maps.downsample
-        label = np.floor(box_means(maps.labels, x, y, side, inside) + 0.5).astype(int)
+        label = _labels(maps.labels, x, y, side, inside)
     return _table(maps.name, corners, size, box_means(maps.tissue, x, y, side), label)
+
+
+def _labels(
+    annotation: np.ndarray, x: np.ndarray, y: np.ndarray, side: float, inside: tuple[float, float]
+) -> np.ndarray:
+    """Labels of patches by the rule of the task, from the annotation as a map.
+
+    Args:
+        annotation: uint8 `(rows, cols)`.
+        x, y, side: Left, top and side of the patches, in px of the map.
+        inside: Width and height of the slide in px of the map.
+    """
+    rule = task().label
+    if rule == "mean":
+        return np.floor(box_means(annotation, x, y, side, inside) + 0.5).astype(int)
+    if rule == "point":
+        row, col = (
+            np.clip((start + side / 2).astype(int), 0, length - 1)
+            for start, length in zip((y, x), annotation.shape, strict=True)
+        )
+        return annotation[row, col].astype(int)
+    middle = side * task().centre_um / task().patch_um
+    around = (side - middle) / 2
+    result = np.zeros(len(x), int)
+    for label in range(1, task().count):  # the highest that has a part in the square
+        result[box_means(annotation == label, x + around, y + around, middle) > _EDGE] = label
+    return result
 
 
 def _table(

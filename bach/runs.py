@@ -23,13 +23,14 @@ from bach.honest.comparison import (
     ALWAYS_BENIGN,
     FIGURES,
     PUBLISHED,
-    TITLES,
     compare,
     parts_of,
+    titles,
 )
 from bach.honest.intervals import accuracy_interval, format_interval, score_interval
 from bach.honest.records import counts_of, read_images, read_slides
 from bach.scores import always, score_from_counts
+from bach.tasks import BACH, task, use
 
 
 def format_comparison(result: dict) -> str:
@@ -96,12 +97,12 @@ def _leaderboard(part: str, own: list[tuple[float | None, list[str]]]) -> str:
     own = sorted(own, key=lambda row: -np.inf if row[0] is None else row[0], reverse=True)
     rows = [row for _, row in own]
     for entry in PUBLISHED:
-        if entry["part"] == part:
+        if entry["part"] == part and task() == BACH:
             values = [_printed(entry[figure]) if figure in entry else "-" for figure in figures]
             about = [entry["measured_on"], "-", entry["source"]]
             rows.append([f"*published: {entry['name']}*", "-", "-", *values, *about])
-    titles = [TITLES[figure] for figure in figures]
-    header = ["run", "backbone", "epochs", *titles, "measured on", "commit", "command or source"]
+    named = [titles()[figure] for figure in figures]
+    header = ["run", "backbone", "epochs", *named, "measured on", "commit", "command or source"]
     return (
         f"Part {part}. In brackets the 95% interval and what it rests on. Published figures were "
         f"measured on other images: compare with care.\n\n{markdown(header, rows)}"
@@ -126,7 +127,7 @@ def _row_b(run: str | os.PathLike) -> tuple[float | None, list[str]]:
         score_from_counts(count) > score_from_counts(always(count)) for count in counts.values()
     )
     where = "" if honest or not everything else ", in sample (trained on them)"
-    measured_on = f"{len(counts)} slides{where}; above always Benign on {beaten}"
+    measured_on = f"{len(counts)} slides{where}; above {task().always} on {beaten}"
     return intervals[0]["value"], _row(run, intervals, measured_on)
 
 
@@ -146,9 +147,10 @@ def _row(run: str | os.PathLike, intervals: list[dict], measured_on: str) -> lis
 
 
 def _slide_by_slide(runs: Sequence[str | os.PathLike]) -> str:
-    """Markdown table of the score of every slide, beside that of always Benign."""
+    """Markdown table of the score of every slide, beside that of one answer alone."""
     tables = [(Path(run).name or str(run), read_slides(run)) for run in runs]
-    names = sorted({*ALWAYS_BENIGN, *(name for _, slides in tables for name in counts_of(slides))})
+    known = ALWAYS_BENIGN if task() == BACH else {}
+    names = sorted({*known, *(name for _, slides in tables for name in counts_of(slides))})
     rows = []
     for run, slides in tables:
         counts = counts_of(slides)
@@ -156,14 +158,16 @@ def _slide_by_slide(runs: Sequence[str | os.PathLike]) -> str:
         own |= {name: f"{score}*" for name, score in own.items() if slides[name].in_sample}
         benign = {name: f"{score_from_counts(always(c)):.3f}" for name, c in counts.items()}
         rows.append([run, *(own.get(name, "-") for name in names)])
-        rows.append([f"{run}: always Benign", *(benign.get(name, "-") for name in names)])
-    published = [_printed(ALWAYS_BENIGN[s]) if s in ALWAYS_BENIGN else "-" for s in names]
-    rows.append(["*published: always Benign*", *published])
-    return (
-        "Score slide by slide (* in sample: the model was trained on it). Where a run's always "
-        "Benign is not the published one, its slides or annotations are others.\n\n"
-        + markdown(["run", *names], rows)
-    )
+        rows.append([f"{run}: {task().always}", *(benign.get(name, "-") for name in names)])
+    text = "Score slide by slide (* in sample: the model was trained on it)."
+    if known:
+        published = [_printed(known[name]) if name in known else "-" for name in names]
+        rows.append([f"*published: {task().always}*", *published])
+        text += (
+            f" Where a run's {task().always} is not the published one, its slides or annotations "
+            "are others."
+        )
+    return f"{text}\n\n{markdown(['run', *names], rows)}"
 
 
 def _printed(value: float) -> str:
@@ -210,7 +214,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "--patients",
             help="CSV of image_id and patient (default: the column patient of predictions.csv)",
         )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    use(None, *(args.runs if args.tool == "table" else (args.run_a, args.run_b)))
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,29 +5,21 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from bach.classes import BENIGN, CARCINOMA, CLASSES, NORMAL, NUMBERED
 from bach.core.log import log
+from bach.tasks import BACKGROUND, task
 
-_LABELS = np.arange(len(CLASSES))
 _TINY = 1e-12
 
-# The Part B score's error |p - g| of a true class (row) and a predicted class (column), and
-# the worst possible error max(g, 3 - g) of a true class.
-ERROR = np.abs(_LABELS[:, None] - _LABELS[None, :])
-WORST = np.maximum(_LABELS, _LABELS[-1] - _LABELS)
-
-# The accuracies of Part A, and how they are called in tables.
-ACCURACIES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "binary_accuracy": "carcinoma or not",
-}
+# The accuracies of Part A.
+ACCURACIES = ("accuracy", "balanced_accuracy", "binary_accuracy")
 
 # Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599), section 5.
 BINS = 15
 
-# Pairs of true and predicted class that agree on carcinoma or not.
-_AGREE = (_LABELS[:, None] >= CARCINOMA) == (_LABELS[None, :] >= CARCINOMA)
+
+def accuracy_names() -> dict[str, str]:
+    """How the accuracies are called in tables."""
+    return dict(zip(ACCURACIES, ("accuracy", "balanced accuracy", task().split_name), strict=True))
 
 
 def ratio(part: np.ndarray | int, whole: np.ndarray | int) -> np.ndarray:
@@ -75,7 +67,7 @@ def joint_counts(
         )
     predicted = as_labels(predicted, "predicted")
     truth = as_labels(truth, "truth")
-    joint = truth * np.uint8(len(CLASSES)) + predicted
+    joint = truth * np.uint8(task().count) + predicted
     if mask is not None:
         mask = np.asarray(mask)
         if mask.dtype != bool or mask.shape != joint.shape:
@@ -86,19 +78,20 @@ def joint_counts(
             )
         joint = joint[mask]
     # np.bincount would widen every pixel to 8 bytes; maps can hold 10^8 pixels.
-    counts = [np.count_nonzero(joint == pair) for pair in range(ERROR.size)]
-    return np.array(counts, dtype=np.int64).reshape(ERROR.shape)
+    counts = [np.count_nonzero(joint == pair) for pair in range(task().count ** 2)]
+    return np.array(counts, dtype=np.int64).reshape(task().count, task().count)
 
 
-def always(counts: np.ndarray, label: int = BENIGN) -> np.ndarray:
+def always(counts: np.ndarray, label: int | None = None) -> np.ndarray:
     """Joint counts of the same pixels or images if one class is always predicted.
 
     Args:
         counts: int (4, 4) from `joint_counts`, rows the true class.
-        label: The class, 0..3; Benign is the best single answer on the challenge's slides.
+        label: The class, 0..3; by default that of the task: Benign is the best single answer
+            on the challenge's slides.
     """
     result = np.zeros_like(counts)
-    result[:, label] = counts.sum(axis=1)
+    result[:, task().usual if label is None else label] = counts.sum(axis=1)
     return result
 
 
@@ -110,15 +103,15 @@ def as_labels(values: np.ndarray, name: str) -> np.ndarray:
     """
     if not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
-            f"Labels must be integers 0..3. Received: {name}.dtype={values.dtype}. "
+            f"Labels must be integers {task().numbers}. Received: {name}.dtype={values.dtype}. "
             "Give the class map (uint8), not the heatmap."
         )
-    if values.size and (values.min() < 0 or values.max() >= len(CLASSES)):
+    if values.size and (values.min() < 0 or values.max() >= task().count):
         found = np.unique(values)
         shown = ", ".join(str(value) for value in found[:10])
         raise ValueError(
-            f"Labels must be 0..3. Received: {name} with the values {shown}. "
-            f"Map them to {NUMBERED} first."
+            f"Labels must be {task().numbers}. Received: {name} with the values {shown}. "
+            f"Map them to {task().numbered} first."
         )
     return values.astype(np.uint8, copy=False)
 
@@ -133,8 +126,10 @@ def part_b_terms(counts: np.ndarray) -> tuple[int, int]:
         The error sum |p - g| and the worst possible error
         sum max(g, 3 - g) * [p > 0 or g > 0].
     """
-    worst = np.where((_LABELS[:, None] > 0) | (_LABELS[None, :] > 0), WORST[:, None], 0)
-    return int((counts * ERROR).sum()), int((counts * worst).sum())
+    there = np.ones(counts.shape, bool)
+    there[BACKGROUND, BACKGROUND] = False
+    worst = np.where(there, task().worst[:, None], 0)
+    return int((counts * task().error).sum()), int((counts * worst).sum())
 
 
 def score_from_terms(error: np.ndarray | int, worst: np.ndarray | int) -> np.ndarray:
@@ -159,6 +154,8 @@ def part_b_score(predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray | No
     """Score a class map as the challenge does.
 
     s = 1 - sum |p - g| / sum max(g, 3 - g) * [p > 0 or g > 0]
+
+    (Where the classes of a task are not ordered, every error is 1.)
 
     Wrong by more classes costs more; pixels that are Normal in both maps do not
     count, so that large empty areas earn nothing.
@@ -232,7 +229,7 @@ def _scores(counts: dict[str, np.ndarray]) -> dict:
     defined = [score for score in per_slide.values() if not np.isnan(score)]
     return {
         "score": float(np.mean(defined)) if defined else float("nan"),
-        "score_pooled": score_from_counts(sum(counts.values(), np.zeros_like(ERROR))),
+        "score_pooled": score_from_counts(sum(counts.values(), np.zeros_like(task().error))),
         "per_slide": per_slide,
     }
 
@@ -278,8 +275,8 @@ def dinkelbach(probs: np.ndarray, weights: np.ndarray | None = None) -> tuple[np
     # Differs from Kwok 2018: the probabilities themselves decide, not thresholds on the expected
     # class; only with --rule least-cost.
     probs = np.asarray(probs)
-    if probs.ndim < 1 or probs.shape[-1] != len(CLASSES):
-        raise ValueError(f"probs must be (..., {len(CLASSES)}). Received: shape {probs.shape}.")
+    if probs.ndim < 1 or probs.shape[-1] != task().count:
+        raise ValueError(f"probs must be (..., {task().count}). Received: shape {probs.shape}.")
     shape, kind = probs.shape[:-1], np.float32 if probs.dtype == np.float32 else np.float64
     weights = np.ones(shape) if weights is None else np.asarray(weights, np.float64)
     if weights.shape != shape or (weights < 0).any():
@@ -287,15 +284,15 @@ def dinkelbach(probs: np.ndarray, weights: np.ndarray | None = None) -> tuple[np
             "weights must be of the shape of the pixels and not negative. Received: "
             f"weights.shape={weights.shape}, probs.shape={probs.shape}."
         )
-    weights, probs = weights.reshape(-1), probs.reshape(-1, len(CLASSES)).astype(kind)
+    weights, probs = weights.reshape(-1), probs.reshape(-1, task().count).astype(kind)
     there = np.isfinite(probs).all(axis=1)
     probs = np.where(there[:, None], probs, 0)
-    costs = probs @ ERROR.astype(kind)  # n(p), the error is symmetric: (pixels, predicted)
+    costs = probs @ task().error.astype(kind)  # n(p), the error is symmetric: (pixels, predicted)
     least = costs[:, 1:].min(axis=1)
-    best = np.where(there, costs[:, 1:].argmin(axis=1) + 1, NORMAL).astype(np.uint8)
-    gain = costs[:, NORMAL] - least
-    normal = probs[:, NORMAL] * kind(WORST[NORMAL])  # 3 P0, out of the denominator
-    error, worst = float(weights @ least), float(weights @ (probs @ WORST.astype(kind)))
+    best = np.where(there, costs[:, 1:].argmin(axis=1) + 1, BACKGROUND).astype(np.uint8)
+    gain = costs[:, BACKGROUND] - least
+    normal = probs[:, BACKGROUND] * kind(task().worst[BACKGROUND])  # 3 P0, out of the denominator
+    error, worst = float(weights @ least), float(weights @ (probs @ task().worst.astype(kind)))
     if not worst > 0:
         return np.zeros(shape, np.uint8), float("nan")
     least_ratio, to_normal = error / worst, np.zeros(len(probs), bool)
@@ -307,7 +304,7 @@ def dinkelbach(probs: np.ndarray, weights: np.ndarray | None = None) -> tuple[np
         if not below > _TINY * worst or above / below >= least_ratio - _TINY:
             break
         least_ratio, to_normal = above / below, trial
-    best[to_normal] = NORMAL
+    best[to_normal] = BACKGROUND
     return best.reshape(shape), least_ratio
 
 
@@ -332,7 +329,9 @@ def accuracy_from_counts(counts: np.ndarray, metric: str = "accuracy") -> np.nda
     if metric == "accuracy":
         return ratio(hits.sum(axis=-1), truth.sum(axis=-1))
     if metric == "binary_accuracy":
-        return ratio(counts[..., _AGREE].sum(axis=-1), truth.sum(axis=-1))
+        beyond = np.arange(task().count) >= task().split
+        agree = beyond[:, None] == beyond[None, :]
+        return ratio(counts[..., agree].sum(axis=-1), truth.sum(axis=-1))
     if metric == "balanced_accuracy":
         there = truth > 0
         sensitivity = np.where(there, ratio(hits, truth), 0.0)
@@ -364,8 +363,8 @@ def part_a_metrics(truth: Sequence[int], predicted: Sequence[int]) -> dict:
     specificity = ratio(total - positives - called + hits, total - positives)
     return {
         **{metric: finite(accuracy_from_counts(counts, metric)) for metric in ACCURACIES},
-        "sensitivity": dict(zip(CLASSES, map(finite, sensitivity), strict=True)),
-        "specificity": dict(zip(CLASSES, map(finite, specificity), strict=True)),
+        "sensitivity": dict(zip(task().classes, map(finite, sensitivity), strict=True)),
+        "specificity": dict(zip(task().classes, map(finite, specificity), strict=True)),
         "confusion": counts.tolist(),
         "images": int(total),
     }
@@ -439,7 +438,7 @@ def checked_probs(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
         ValueError: If shapes do not fit, or a value is not finite or negative.
     """
     probs, labels = np.asarray(probs, np.float64), np.asarray(labels)
-    if probs.ndim != 2 or probs.shape[1] != len(CLASSES) or labels.shape != (len(probs),):
+    if probs.ndim != 2 or probs.shape[1] != task().count or labels.shape != (len(probs),):
         raise ValueError(
             "probs must be (images, 4) and labels (images,). "
             f"Received: probs.shape={probs.shape}, labels.shape={labels.shape}."

@@ -23,9 +23,6 @@ from bach.core.errors import InputError
 from bach.core.pictures import over_white, read_rgb
 from bach.core.resample import enlarge, shrink
 
-# Part A photos carry no usable scale; the challenge states it (Aresta et al. 2018).
-PART_A_MPP = 0.42
-
 # Microscope scales lie far inside this range; what lies outside is a unit error
 # (72 dpi of an exported picture, mm for um) and would silently scale everything.
 MPP_RANGE = (0.05, 5.0)

@@ -22,27 +22,22 @@ import numpy as np
 from tqdm import tqdm
 
 from bach.calibration import apply_temperature, fit_temperature
-from bach.classes import BENIGN, CLASSES, NORMAL
 from bach.core.errors import InputError, exit_with
 from bach.core.files import read_array, to_json, write_json
 from bach.core.log import log, step
 from bach.core.tables import image_key
 from bach.core.text import columns
-from bach.heatmap import THRESHOLDS, cells_to_map, to_classes
+from bach.heatmap import cells_to_map, to_classes
 from bach.honest.intervals import format_interval, jackknife, score_interval, slide_sums
 from bach.honest.records import SlideRecord, read_slides
 from bach.honest.splits import ALWAYS_TRAIN, read_folds
 from bach.labels import read_class_map
-from bach.scores import ERROR, WORST, always, dinkelbach, ratio, score_from_counts
-
-QUARTERS = (0.25, 0.5, 0.75)
+from bach.scores import always, dinkelbach, ratio, score_from_counts
+from bach.tasks import BACKGROUND, task, use
 
 # Thresholds are multiples of 1/10,000: fine enough that no heatmap made of millions
 # of pixels can tell, and every threshold of two to four decimals is one of them.
 SCALE = 10_000
-
-# What the error |p - g| changes by when p goes from j - 1 to j: (steps, truths).
-_STEPS = np.diff(ERROR, axis=0)
 
 _CHUNK = 1 << 20  # pixels in memory at once
 _COLUMNS = 128  # first thresholds tried at once
@@ -91,8 +86,8 @@ def cell_histogram(cells: np.ndarray, counts: np.ndarray) -> np.ndarray:
         int64 `(SCALE + 1, 4)`; rows are the steps reached, columns the true class.
         Counts of several slides add up.
     """
-    result = np.zeros((SCALE + 1, len(CLASSES)), np.int64)
-    np.add.at(result, quantise(cells).reshape(-1), counts.reshape(-1, len(CLASSES)))
+    result = np.zeros((SCALE + 1, task().count), np.int64)
+    np.add.at(result, quantise(cells).reshape(-1), counts.reshape(-1, task().count))
     return result
 
 
@@ -116,17 +111,17 @@ def count_truth(
     # The lookup is that of cells_to_map, along one side at a time: no map is made.
     row = cells_to_map(np.arange(rows)[:, None], step, downsample, (height, 1))[:, 0]
     col = cells_to_map(np.arange(cols)[None, :], step, downsample, (1, width))[0]
-    counts = np.zeros(rows * cols * len(CLASSES), np.int64)
+    counts = np.zeros(rows * cols * task().count, np.int64)
     high = max(1, _CHUNK // max(width, 1))
     for top in range(0, height, high):
         part = slice(top, top + high)
-        pair = (row[part, None] * cols + col[None, :]) * len(CLASSES) + truth[part]
+        pair = (row[part, None] * cols + col[None, :]) * task().count + truth[part]
         counts += np.bincount(pair.reshape(-1), minlength=len(counts))
-    return counts.reshape(rows, cols, len(CLASSES))
+    return counts.reshape(rows, cols, task().count)
 
 
 def counts_of_thresholds(hist: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Joint counts of true and predicted class under three thresholds.
+    """Joint counts of true and predicted class under thresholds.
 
     Args:
         hist: See `cell_histogram`.
@@ -141,7 +136,7 @@ def counts_of_thresholds(hist: np.ndarray, thresholds: Sequence[float]) -> np.nd
 
 def _joint(counts: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Joint counts (4, 4) where pixels `(..., 4)` by true class are predicted as one class."""
-    by_label = [counts[predicted == label].sum(axis=0) for label in range(len(CLASSES))]
+    by_label = [counts[predicted == label].sum(axis=0) for label in range(task().count)]
     return np.stack(by_label, axis=1)
 
 
@@ -155,9 +150,9 @@ def fit_thresholds(
 
     With the first threshold given, the denominator of every slide is fixed, since it
     depends on p > 0 only. The mean of the slides' ratios is then a weighted sum of
-    error sums, and these separate into a term of each threshold: the best pair of
-    the others is found with a running minimum. All triples 0 < t1 <= t2 <= t3 are
-    covered at a cost that grows with the square of the scale, not its cube.
+    error sums, and these separate into a term of each threshold: the best of the others
+    are found with running minima. All 0 < t1 <= t2 <= t3 are covered at a cost that grows
+    with the square of the scale, not its cube.
 
     A threshold of 0 is not tried: it would call glass, where a heatmap is 0, a
     lesion. Thresholds that no pixel lies between score alike; the middle is taken.
@@ -169,8 +164,8 @@ def fit_thresholds(
             the slides that have a score.
 
     Returns:
-        The three thresholds, and their score on these slides (in sample). If no
-        thresholds give any slide a score: those of Kwok 2018, and nan.
+        The thresholds, and their score on these slides (in sample). If none give any slide a
+        score: those of the task, and nan.
 
     Raises:
         ValueError: If there is no slide.
@@ -188,10 +183,12 @@ def fit_thresholds(
     used = np.flatnonzero(stack[:, 1:].any(axis=(0, 2))) + 1
     counts = stack[:, used].astype(np.float64)
     base = stack.sum(axis=1)
-    error = (base @ ERROR[NORMAL]).astype(np.float64)  # all Normal
-    lesions = base[:, NORMAL + 1 :] @ WORST[NORMAL + 1 :]
-    worst = lesions[:, None] + WORST[NORMAL] * _tail_sums(counts[..., NORMAL])
-    first, second, third = (_tail_sums(counts @ change) for change in _STEPS)
+    error = (base @ task().error[BACKGROUND]).astype(np.float64)  # all Normal
+    lesions = base[:, BACKGROUND + 1 :] @ task().worst[BACKGROUND + 1 :]
+    worst = lesions[:, None] + task().worst[BACKGROUND] * _tail_sums(counts[..., BACKGROUND])
+    # What the error |p - g| changes by when p goes from j - 1 to j: (steps, truths).
+    changes = np.diff(task().error, axis=0)
+    first, *others = (_tail_sums(counts @ change) for change in changes)
     defined = worst > 0
     number = defined.sum(axis=0)
     weight = np.divide(1.0, worst * number, out=np.zeros_like(worst), where=defined)
@@ -199,20 +196,24 @@ def fit_thresholds(
     for start in range(0, len(used) + 1, _COLUMNS):
         stop = min(start + _COLUMNS, len(used) + 1)
         chosen = weight[:, start:stop]
-        pairs = _best_pairs(second[:, start:], third[:, start:], chosen)
-        ahead = np.tri(stop - start, k=-1, dtype=bool).T  # t2 below t1
-        pairs[: stop - start][ahead] = np.inf
-        total = (chosen * (error[:, None] + first[:, start:stop])).sum(axis=0) + pairs.min(axis=0)
+        total = (chosen * (error[:, None] + first[:, start:stop])).sum(axis=0)
+        if others:
+            rest = _best_rest([sums[:, start:] for sums in others], chosen)
+            ahead = np.tri(stop - start, k=-1, dtype=bool).T  # t2 below t1
+            rest[: stop - start][ahead] = np.inf
+            total += rest.min(axis=0)
         loss[start:stop] = np.where(number[start:stop] > 0, total, np.inf)
     one = int(loss.argmin())
     if not np.isfinite(loss[one]):
-        return tuple(THRESHOLDS), float("nan")
+        return task().thresholds, float("nan")
     chosen = weight[:, one : one + 1]
-    two = one + int(_best_pairs(second[:, one:], third[:, one:], chosen)[:, 0].argmin())
-    three = two + int((third[:, two:].T @ chosen)[:, 0].argmin())
+    places = [one]
+    for done in range(len(others)):
+        later = [sums[:, places[-1] :] for sums in others[done:]]
+        places.append(places[-1] + int(_best_rest(later, chosen)[:, 0].argmin()))
     below = np.concatenate([[0], used])[:-1]
     middle = np.append((below + used + 2) // 2, scale + 1)
-    thresholds = tuple(float(middle[c] / scale) for c in (one, two, three))
+    thresholds = tuple(float(middle[c] / scale) for c in places)
     return thresholds, _mean_score(counts_of_thresholds(hist, thresholds) for hist in stack)
 
 
@@ -223,11 +224,13 @@ def _tail_sums(values: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _best_pairs(second: np.ndarray, third: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Loss of every second threshold with the best third: `(steps, first thresholds)`."""
-    later = third.T @ weight
-    np.minimum.accumulate(later[::-1], axis=0, out=later[::-1])
-    later += second.T @ weight
+def _best_rest(sums: Sequence[np.ndarray], weight: np.ndarray) -> np.ndarray:
+    """Loss of every place of a threshold with the best ones after it: `(steps, columns)`."""
+    *before, last = sums
+    later = last.T @ weight
+    for own in reversed(before):
+        np.minimum.accumulate(later[::-1], axis=0, out=later[::-1])
+        later += own.T @ weight
     return later
 
 
@@ -248,7 +251,7 @@ def leave_slides_out(
         pooled: See `fit_thresholds`.
 
     Returns:
-        `thresholds` ({fold: the three that its slides were scored with}) and
+        `thresholds` ({fold: those that its slides were scored with}) and
         `counts` ({slide: joint counts (4, 4)}).
 
     Raises:
@@ -329,7 +332,7 @@ def _read_cells(run: Path, slide: str, record: SlideRecord, fold: int) -> Cells:
         # A map's size is rounded one way or another, so it is known to a pixel.
         if any(abs(want - have) >= 2 for want, have in zip(expected, truth.shape, strict=True)):
             raise ValueError(f"truth of shape {truth.shape} where {expected} pixels are expected")
-        if probs.shape != (*values.shape, len(CLASSES)):
+        if probs.shape != (*values.shape, task().count):
             raise ValueError(f"probs of shape {probs.shape} and a heatmap of shape {values.shape}")
         least = min(np.nanmin(one, initial=0) for one in (values, probs))
         most = max(np.nanmax(one, initial=0) for one in (values, probs))
@@ -383,9 +386,11 @@ def apply_rules(slides: Mapping[str, Cells]) -> tuple[dict[str, dict[str, np.nda
     def by(thresholds: Sequence[float]) -> dict[str, np.ndarray]:
         return {name: counts_of_thresholds(hists[name], thresholds) for name in scored}
 
+    even = [label / task().count for label in range(1, task().count)]
+    name = "quarters" if task().count == 4 else "even"
     rules = {
-        f"Kwok 2018: {_said(THRESHOLDS)}": by(THRESHOLDS),
-        f"quarters: {_said(QUARTERS)}": by(QUARTERS),
+        f"{task().source}: {_said(task().thresholds)}": by(task().thresholds),
+        f"{name}: {_said(even)}": by(even),
     }
     with step("thresholds") as notes:
         thresholds, _ = fit_thresholds(hists.values())
@@ -410,9 +415,7 @@ def apply_rules(slides: Mapping[str, Cells]) -> tuple[dict[str, dict[str, np.nda
                 name: _decide(one, used[one.fold]) for name, one in scored.items()
             }
             fitted["temperature_of_fold"] = {str(fold): value for fold, value in used.items()}
-    rules[f"always {CLASSES[BENIGN]}"] = {
-        name: always(counts, BENIGN) for name, counts in by(QUARTERS).items()
-    }
+    rules[task().always] = {name: always(counts) for name, counts in by(even).items()}
     rules[f"IN SAMPLE, fitted on all: {_said(thresholds)}"] = by(thresholds)
     return rules, fitted
 
@@ -481,7 +484,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--folds",
         help="fold table of slides (default: the folds of the models; else slide by slide)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    use(None, args.run_dir)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

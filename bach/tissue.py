@@ -10,7 +10,6 @@ import numpy as np
 from bach.annotations.checks import slide_labels
 from bach.annotations.files import annotation_path
 from bach.brightfield import judge
-from bach.classes import NORMAL
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.pictures import read_mask
@@ -20,6 +19,7 @@ from bach.glass import stained
 from bach.labels import same_proportions
 from bach.patches import SlideMaps
 from bach.slides import Slide
+from bach.tasks import BACKGROUND
 
 # The paper's rule is doubted where so much of its tissue looks like glass, or the reverse. By
 # measurement 0% to 5% and 0% to 55% where it works, above 80% where it does not.
@@ -342,7 +342,7 @@ def _judged(slide: Slide, thumbnail: np.ndarray, not_brightfield: bool) -> list[
 
 def _off_tissue(labels: np.ndarray, tissue: np.ndarray) -> list[str]:
     """Whether an annotation lies where there is no tissue: a sentence, or nothing."""
-    annotated = labels != NORMAL
+    annotated = labels != BACKGROUND
     share = float(tissue[annotated].mean()) if annotated.any() else 1.0
     if share >= _ON_TISSUE or not tissue.any():
         return []

@@ -37,8 +37,9 @@ from bach.core.text import markdown
 from bach.network.batch_norm import refresh_batch_norm, training_pass
 from bach.network.dense import DenseModel
 from bach.network.patch_network import build_model, load_model
-from bach.patches import NETWORK_SIZE, View
+from bach.patches import View
 from bach.slides import Slide
+from bach.tasks import BACH
 
 # One of every family of keras.applications, and ours.
 FAMILIES = (
@@ -87,7 +88,7 @@ def measure(backbone: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "model.keras")
         loaded = load_model(Path(folder) / "model.keras")
-    seen = field[None, :NETWORK_SIZE, :NETWORK_SIZE].astype(np.float32)
+    seen = field[None, : BACH.side_px, : BACH.side_px].astype(np.float32)
     np.testing.assert_allclose(
         loaded.predict_on_batch(seen), model.predict_on_batch(seen), atol=1e-6
     )
@@ -112,9 +113,9 @@ def _sharp(model: keras.Model, field: np.ndarray) -> keras.Model:
     """
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (4, 38, 38, 3)).repeat(8, axis=1).repeat(8, axis=2)
-    places = rng.integers(0, min(field.shape[:2]) - NETWORK_SIZE, (8, 2))
-    seen = np.stack([field[y : y + NETWORK_SIZE, x : x + NETWORK_SIZE] for y, x in places])
-    batch = np.concatenate([seen, noise[:, :NETWORK_SIZE, :NETWORK_SIZE]]).astype(np.float32)
+    places = rng.integers(0, min(field.shape[:2]) - BACH.side_px, (8, 2))
+    seen = np.stack([field[y : y + BACH.side_px, x : x + BACH.side_px] for y, x in places])
+    batch = np.concatenate([seen, noise[:, : BACH.side_px, : BACH.side_px]]).astype(np.float32)
     for layer in model._flatten_layers():
         if type(layer).__name__ == "LayerScale":  # ConvNeXt's blocks do next to nothing at first
             layer.gamma.assign(layer.gamma * 0 + 0.3)
@@ -155,7 +156,7 @@ def _gap_of_patches(
     margin = max(dense.halo, 1) * dense.stride
     wide = build_model(backbone, "none", view=View(margin))
     wide.set_weights(model.get_weights())
-    side = NETWORK_SIZE + 2 * margin
+    side = BACH.side_px + 2 * margin
     patch = wide.predict_on_batch(field[None, :side, :side].astype(np.float32))[0]
     try:
         same = DenseModel(wide)

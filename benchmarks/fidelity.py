@@ -33,9 +33,10 @@ from bach.data import list_images
 from bach.heatmap import to_heatmap
 from bach.network.dense import DenseModel, dense_step_um, predict_dense
 from bach.network.predict import load_models
-from bach.patches import DENSE_STEP_UM, View, grid_shape
+from bach.patches import View, grid_shape
 from bach.scores import dinkelbach
 from bach.slides import Slide
+from bach.tasks import BACH
 from bach.toy import painter
 from bach.toy.aperio import write_slide
 from bach.toy.scenes import paint_slide
@@ -55,7 +56,7 @@ def measure(source: list[str], model: Path, folder: Path, names: list[str]) -> l
     for name in names:
         run = folder / name.replace(", ", "_")
         words = [*source, "--model-dir", str(model), "--run-dir", str(run), "--resume"]
-        words += ["--step-um", str(DENSE_STEP_UM), "--rule", "least-cost"]
+        words += ["--step-um", str(BACH.dense_step_um), "--rule", "least-cost"]
         make_heatmap.main([*words, *VARIANTS[name]])
         metrics = json.loads((run / "metrics.json").read_text())
         row = {"model": str(model), "variant": name, "score": metrics.get("score")}
@@ -115,9 +116,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def compare_regions(slide: str, model: Path, sides: list[int]) -> dict:
     """Largest difference of dense heatmaps from regions of two sizes, all of a slide."""
     dense = next(iter(load_models(model, ready=DenseModel).values()))
-    every = dense_step_um(dense, DENSE_STEP_UM)
+    every = dense_step_um(dense, BACH.dense_step_um)
     with Slide(slide) as opened:
-        step = DENSE_STEP_UM / opened.mpp
+        step = BACH.dense_step_um / opened.mpp
         wanted = np.ones(grid_shape(opened.width, opened.height, step), bool)
         one, other = (
             to_heatmap(predict_dense([dense], opened, wanted, every, region=side)) for side in sides

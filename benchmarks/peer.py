@@ -38,13 +38,13 @@ from bach.core.files import atomic_path
 from bach.core.tables import read_table
 from bach.core.text import markdown
 from bach.network.patch_network import build_model
-from bach.patches import DENSE_STEP_UM, NETWORK_MPP, NETWORK_SIZE
+from bach.tasks import BACH
 
 # Run by the peer's Python: the same network, as wsinfer takes it.
 TRACE = f"""
 import sys, timm, torch
 model = timm.create_model("inception_resnet_v2", num_classes={len(CLASSES)}).eval()
-torch.jit.trace(model, torch.zeros(1, 3, {NETWORK_SIZE}, {NETWORK_SIZE})).save(sys.argv[1])
+torch.jit.trace(model, torch.zeros(1, 3, {BACH.side_px}, {BACH.side_px})).save(sys.argv[1])
 """
 
 
@@ -56,10 +56,10 @@ def peer_config() -> dict:
         "name": "inception_resnet_v2",
         "num_classes": len(CLASSES),
         "class_names": list(CLASSES),
-        "patch_size_pixels": NETWORK_SIZE,
-        "spacing_um_px": NETWORK_MPP,
+        "patch_size_pixels": BACH.side_px,
+        "spacing_um_px": BACH.mpp,
         "transform": [
-            {"name": "Resize", "arguments": {"size": NETWORK_SIZE}},
+            {"name": "Resize", "arguments": {"size": BACH.side_px}},
             {"name": "ToTensor"},
             {"name": "Normalize", "arguments": {"mean": [0.5] * 3, "std": [0.5] * 3}},
         ],
@@ -88,7 +88,7 @@ def run_peer(args: argparse.Namespace, slide: Path) -> dict:
         seconds_of([args.python, "-c", TRACE, model])
     config.write_text(json.dumps(peer_config()))
     shutil.rmtree(out, ignore_errors=True)
-    overlap = 1 - DENSE_STEP_UM / (NETWORK_SIZE * NETWORK_MPP)
+    overlap = 1 - BACH.dense_step_um / (BACH.side_px * BACH.mpp)
     words = [
         *(args.python.parent / "wsinfer", "--backend", "openslide", "run"),
         *("--wsi-dir", slide.parent, "--results-dir", out),
@@ -110,7 +110,7 @@ def run_ours(args: argparse.Namespace, slide: Path, mode: str) -> dict:
     words = [
         *(sys.executable, "make_heatmap.py", "--slides", slide.resolve()),
         *("--model-dir", file.resolve(), "--run-dir", run.resolve()),
-        *("--mode", mode, "--step-um", DENSE_STEP_UM, "--batch-size", args.batch_size),
+        *("--mode", mode, "--step-um", BACH.dense_step_um, "--batch-size", args.batch_size),
     ]
     seconds = seconds_of(words)
     done = json.loads((run / "slides" / f"{slide.stem}.json").read_text())

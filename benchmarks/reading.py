@@ -38,8 +38,8 @@ from slides import make_slide
 
 from bach.core.errors import exit_with
 from bach.core.text import markdown
-from bach.patches import NETWORK_MPP, NETWORK_SIZE
 from bach.slides import Slide
+from bach.tasks import BACH
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 8
@@ -54,20 +54,20 @@ def plain_reader(slide: Slide) -> Callable[[float, float, float], np.ndarray]:
     source.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
 
     def weights(start: float, factor: float, length: int) -> scipy.sparse.csr_array:
-        first = start + factor * np.arange(NETWORK_SIZE)
+        first = start + factor * np.arange(BACH.side_px)
         pixel = np.floor(first).astype(int)[:, None] + np.arange(math.ceil(factor) + 1)
         share = np.minimum(pixel + 1, (first + factor)[:, None]) - np.maximum(pixel, first[:, None])
         share = np.where(pixel < length, np.clip(share, 0, None) / factor, 0).astype(np.float32)
-        rows = np.repeat(np.arange(NETWORK_SIZE), pixel.shape[1])
+        rows = np.repeat(np.arange(BACH.side_px), pixel.shape[1])
         parts = share.ravel(), (rows, np.minimum(pixel, length - 1).ravel())
-        return scipy.sparse.coo_array(parts, shape=(NETWORK_SIZE, length)).tocsr()
+        return scipy.sparse.coo_array(parts, shape=(BACH.side_px, length)).tocsr()
 
     def read(x: float, y: float, mpp: float) -> np.ndarray:
         scale = mpp / slide.mpp
         level = source.get_best_level_for_downsample(scale * 1.001)
         down = round(source.level_downsamples[level])
         left, top, factor = math.floor(x / down), math.floor(y / down), scale / down
-        side = math.ceil(factor * NETWORK_SIZE) + 1
+        side = math.ceil(factor * BACH.side_px) + 1
         region = source.read_region((left * down, top * down), level, (side, side))
         rgba = np.asarray(region)
         alpha = rgba[..., 3:]
@@ -75,9 +75,9 @@ def plain_reader(slide: Slide) -> Callable[[float, float, float], np.ndarray]:
         if alpha.min() < 255:
             rgb = np.rint(rgb * (alpha / 255) + 255 - alpha.astype(np.float32)).astype(np.uint8)
         tall = weights(y / down - top, factor, side) @ rgb.reshape(side, -1).astype(np.float32)
-        wide = tall.reshape(NETWORK_SIZE, side, 3).transpose(1, 0, 2).reshape(side, -1)
+        wide = tall.reshape(BACH.side_px, side, 3).transpose(1, 0, 2).reshape(side, -1)
         result = weights(x / down - left, factor, side) @ wide
-        result = result.reshape(NETWORK_SIZE, NETWORK_SIZE, 3).transpose(1, 0, 2)
+        result = result.reshape(BACH.side_px, BACH.side_px, 3).transpose(1, 0, 2)
         return np.rint(result).astype(np.uint8)
 
     return read
@@ -85,7 +85,7 @@ def plain_reader(slide: Slide) -> Callable[[float, float, float], np.ndarray]:
 
 def grid(slide: Slide, mpp: float) -> Iterator[list[Place]]:
     """Rows of patches that overlap by four fifths, from the middle of the slide."""
-    size = NETWORK_SIZE * mpp / slide.mpp
+    size = BACH.side_px * mpp / slide.mpp
     xs = np.arange(0, max(slide.width - size, 1), size / 5)
     for row in range(ROUNDS):
         y = (0.3 * slide.height + row * size / 5) % max(slide.height - size, 1)
@@ -94,7 +94,7 @@ def grid(slide: Slide, mpp: float) -> Iterator[list[Place]]:
 
 def scattered(slide: Slide, mpp: float) -> Iterator[list[Place]]:
     rng = np.random.default_rng(0)
-    size = NETWORK_SIZE * mpp / slide.mpp
+    size = BACH.side_px * mpp / slide.mpp
     room = max(slide.width - size, 1), max(slide.height - size, 1)
     for _ in range(ROUNDS):
         yield [tuple(rng.uniform(0, room).tolist()) for _ in range(12)]
@@ -107,7 +107,7 @@ def measure(path: Path, mpp: float, ways: dict[str, Callable]) -> Iterator[dict]
             plain = plain_reader(slide)
 
             def ours(x: float, y: float, mpp: float, slide: Slide = slide) -> np.ndarray:
-                return slide.read(x, y, NETWORK_SIZE, NETWORK_SIZE, mpp)
+                return slide.read(x, y, BACH.side_px, BACH.side_px, mpp)
 
             seconds, count, differs = {plain: 0.0, ours: 0.0}, 0, 0
             for batch in places(slide, mpp):
@@ -142,15 +142,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    wanted = [(path, NETWORK_MPP) for path in args.slides or ()]
+    wanted = [(path, BACH.mpp) for path in args.slides or ()]
     if not wanted:
         small = ROOT / "docs/slides/cmu-1-small-region.svs"
-        wanted = [(small, 0.5), (small, NETWORK_MPP)]
+        wanted = [(small, 0.5), (small, BACH.mpp)]
     if not args.slides and not args.quick:
         args.dir.mkdir(parents=True, exist_ok=True)
         painted = args.dir / "large_16000x14000.svs"
         make_slide(painted, 16000, 14000)
-        wanted.insert(0, (painted, NETWORK_MPP))
+        wanted.insert(0, (painted, BACH.mpp))
     ways = {"grid": grid, "scattered": scattered}
     rows = [row for path, mpp in wanted for row in measure(path, mpp, ways)]
     print(markdown(list(rows[0]), [list(row.values()) for row in rows]))

@@ -39,12 +39,13 @@ from bach.core.errors import exit_with
 from bach.core.files import write_array, write_json
 from bach.core.pictures import write_gray
 from bach.core.text import markdown
-from bach.heatmap import STEP_UM, cells_to_map, to_classes, to_heatmap
+from bach.heatmap import cells_to_map, to_classes, to_heatmap
 from bach.honest.records import SlideRecord, write_slide
 from bach.labels import write_class_map
 from bach.patches import grid_shape
 from bach.report.pages import Request, write_report
 from bach.slides import Slide
+from bach.tasks import BACH
 
 ROOT = Path(__file__).resolve().parent.parent
 DOWNSAMPLE = 16
@@ -64,7 +65,7 @@ def make_run(run: Path, path: Path) -> None:
     shutil.rmtree(run, ignore_errors=True)
     with Slide(path) as slide:
         width, height, mpp = slide.width, slide.height, slide.mpp
-    step = STEP_UM / mpp
+    step = BACH.step_um / mpp
     rows, cols = grid_shape(width, height, step)
     probs = np.random.default_rng(0).dirichlet(np.ones(len(CLASSES)), (rows, cols))
     y, x = (np.mgrid[:rows, :cols] + 0.5) / np.array([rows, cols])[:, None, None] - 0.5

@@ -66,8 +66,9 @@ from bach.network.dense import (
 from bach.network.patch_network import build_model
 from bach.network.predict import predict_slide, prepare
 from bach.network.predictor import Predictor
-from bach.patches import DENSE_STEP_UM, NETWORK_SIZE, grid_shape
+from bach.patches import grid_shape
 from bach.slides import Slide
+from bach.tasks import BACH
 from bach.tissue import slide_maps
 from bach.toy import painter
 from bach.toy.aperio import SLIDE_MPP, TILE, write_bands
@@ -77,7 +78,7 @@ BLOCK = 2048  # level-0 px, painted at half of that
 BLOCKS = 6
 TISSUE = 0.6
 PARTS = ("speed", "linearity", "memory")
-CELL_MM2 = (DENSE_STEP_UM / 1000) ** 2
+CELL_MM2 = (BACH.dense_step_um / 1000) ** 2
 
 
 def painted_blocks(rng: np.random.Generator) -> list[np.ndarray]:
@@ -258,10 +259,10 @@ class Bench:
         self.slide, self.args = slide, args
         self.grid = prepare(model, args.precision)
         self.dense = DenseModel(model, args.precision)
-        self.every = dense_step_um(self.dense, DENSE_STEP_UM)
-        self.table = heatmap_patches(slide_maps(slide), DENSE_STEP_UM)
+        self.every = dense_step_um(self.dense, BACH.dense_step_um)
+        self.table = heatmap_patches(slide_maps(slide), BACH.dense_step_um)
         self.wanted = np.zeros(
-            grid_shape(slide.width, slide.height, DENSE_STEP_UM / slide.mpp), bool
+            grid_shape(slide.width, slide.height, BACH.dense_step_um / slide.mpp), bool
         )
         self.wanted[self.table["row"], self.table["col"]] = True
         self.regions = self.cover(self.wanted)
@@ -396,7 +397,7 @@ def main(argv: list[str] | None = None) -> None:
             result["rss_mb"] = round(run_script(paths["large"], file, args)["rss_mb"])
         small = run_script(paths["small"], file, args)
         result["rss_growth"] = round(result["rss_mb"] / small["rss_mb"], 3)
-    log.info("a patch has %d px, a step is %.1f um", NETWORK_SIZE, DENSE_STEP_UM)
+    log.info("a patch has %d px, a step is %.1f um", BACH.side_px, BACH.dense_step_um)
     print(markdown(["figure", f"{args.backbone}, {args.precision}"], result.items()))
     print(json.dumps(result))
 

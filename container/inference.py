@@ -40,12 +40,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package lies beside
 
-from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError, exit_with
 from bach.core.files import read_json, read_object, write_json
 from bach.core.inputs import read_input, understood
 from bach.core.log import log, setup_logging
 from bach.core.text import duration, listed
+from bach.tasks import task, use
 
 # Sockets have the names that a challenge gives them: these are for a try, others stand in
 # settings.json.
@@ -55,7 +55,7 @@ OUTPUTS = {
     "heatmap": "images/breast-histology-heatmap",
     "class_map": "images/breast-histology-class-map",
 }
-MAPS = ("heatmap", "class_map", *PROB_COLUMNS)
+MAPS = ("heatmap", "class_map")  # and the probability of each class
 MODELS = {"photo": "part_a", "slide": "final"}
 TIME_LIMIT_S = 6 * 3600
 
@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
             ("BACH_MODEL", "/opt/ml/model"),
         )
     )
+    use(None, model)
     start, job, limit = time.monotonic(), read_job(inputs, model), time_limit()
     require_empty(outputs)
     with (
@@ -181,7 +182,7 @@ def read_settings(model: Path) -> Settings:
         if kind not in MODELS
     ]
     for what, path in outputs.items():
-        image = what in MAPS
+        image = what in (*MAPS, *task().columns)
         if path is not None and not (
             (image or what == "result")
             and isinstance(path, str)
@@ -196,7 +197,8 @@ def read_settings(model: Path) -> Settings:
     if faults:
         raise InputError(
             f"{file} must give kinds of inputs ({listed(MODELS)}), places of outputs (result: a "
-            f".json file; {listed(MAPS)}: images/NAME) and options by their names.\n"
+            f".json file; {listed((*MAPS, *task().columns))}: images/NAME) and options by their "
+            "names.\n"
             f"Received: {listed(faults)}.\n{remedy}"
         )
     given = {name: value for name, value in values.items() if value is not None}
@@ -330,7 +332,7 @@ def of_photo(job: Job, scratch: Path, out: Path) -> None:
     table = submission.predict_part_a(
         str(folder), str(job.models), args.tta, args.calibrated, args.mpp
     )
-    write_result(job, out, table[list(PROB_COLUMNS)].to_numpy()[0])
+    write_result(job, out, table[list(task().columns)].to_numpy()[0])
 
 
 def of_slide(job: Job, scratch: Path, out: Path) -> None:
@@ -346,7 +348,7 @@ def of_slide(job: Job, scratch: Path, out: Path) -> None:
     maps = read_result(run, name, record)
     cell, pixel = record.step * record.mpp, record.downsample * record.mpp
     shown = {"heatmap": (maps.heatmap, cell), "class_map": (maps.class_map, pixel)}
-    shown |= {p: (np.nan_to_num(maps.probs[..., k]), cell) for k, p in enumerate(PROB_COLUMNS)}
+    shown |= {p: (np.nan_to_num(maps.probs[..., k]), cell) for k, p in enumerate(task().columns)}
     for what, (values, mpp) in shown.items():
         if (place := job.outputs.get(what)) is not None:
             write_values(out / place / f"{job.image.stem}.tif", values, mpp)
@@ -368,9 +370,11 @@ def write_result(job: Job, out: Path, probs: np.ndarray | None, **about: object)
     label = None if probs is None else int(probs.argmax())
     result = {
         "kind": job.kind,
-        "label": None if label is None else list(CLASSES)[label],
+        "label": None if label is None else list(task().classes)[label],
         "label_id": label,
-        "probabilities": None if probs is None else dict(zip(CLASSES, probs.tolist(), strict=True)),
+        "probabilities": None
+        if probs is None
+        else dict(zip(task().classes, probs.tolist(), strict=True)),
         **about,
     }
     if (place := job.outputs.get("result")) is not None:

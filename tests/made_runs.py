@@ -11,8 +11,8 @@ from bach.core.files import write_array, write_json
 from bach.core.pictures import write_gray, write_png
 from bach.honest.records import SlideRecord, write_slide
 from bach.labels import write_class_map
-from bach.patches import PATCH_UM
 from bach.scores import joint_counts, score_from_counts
+from bach.tasks import BACH
 from bach.toy import aperio
 
 MPP, DOWN = 0.5, 16
@@ -146,7 +146,7 @@ def part_a_run(run: Path, images: int = 24, seed: int = 0) -> Path:
 
 def mined_run(run: Path, name: str = "A01", count: int = 3) -> Path:
     """A run of `mine_hard_examples.py` with hard examples of one slide."""
-    size = PATCH_UM / MPP
+    size = BACH.patch_um / MPP
     rows = [
         {"image_id": name, "x": 100.5 * k, "y": 40.0, "size": size, "tissue": 0.9, "label": 3}
         | dict(zip(PROB_COLUMNS, (0.9 - k / 10, 0.1 + k / 10, 0.0, 0.0), strict=True))

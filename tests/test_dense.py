@@ -10,8 +10,9 @@ from bach.network.dense import DenseModel, cover, dense_step_um, predict_dense
 from bach.network.fold_norms import fast_clone
 from bach.network.patch_network import build_model
 from bach.network.predict import predict_slide
-from bach.patches import NETWORK_MPP, View
+from bach.patches import View
 from bach.slides import Slide
+from bach.tasks import BACH
 from bach.toy.aperio import write_slide
 
 
@@ -106,7 +107,7 @@ def test_nothing_wanted_is_nothing_read(model, slide):
 
 def test_a_step_that_is_no_multiple_of_the_stride_is_refused(model):
     dense = DenseModel(model)
-    assert dense_step_um(dense, 32 * NETWORK_MPP) == 1
+    assert dense_step_um(dense, 32 * BACH.mpp) == 1
     assert dense_step_um(dense, 134.4) == 2
     with pytest.raises(InputError, match=r"multiple of 67\.2 um"):
         dense_step_um(dense, 125.58)

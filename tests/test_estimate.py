@@ -12,9 +12,9 @@ from bach.classes import BENIGN
 from bach.core.commands import ROOT
 from bach.core.errors import InputError
 from bach.honest.splits import read_folds
-from bach.patches import NETWORK_SIZE
 from bach.reproduce import estimate
 from bach.reproduce.plan import Options
+from bach.tasks import BACH
 from bach.toy.aperio import write_annotation_xml, write_slide
 
 
@@ -76,7 +76,7 @@ def test_the_speed_is_that_of_the_median_epoch_of_step_1(tmp_path):
 def test_the_disk_estimate_counts_patches_and_models():
     slides = slides_of_the_paper().assign(pixels=0)
     size = estimate.disk_bytes(Options(), 5600, slides, models=8)
-    patches = (5600 + 5900) * NETWORK_SIZE**2 * 3
+    patches = (5600 + 5900) * BACH.side_px**2 * 3
     assert size == patches + 8 * 3 * 4 * 57_500_000 + 8 * 57_500_000
     assert estimate.disk_bytes(Options(backbone="small"), 5600, slides, models=8) < size
 

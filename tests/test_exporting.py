@@ -19,7 +19,7 @@ from bach.network import exporting
 from bach.network.callbacks import save_model
 from bach.network.fold_norms import resized_clone
 from bach.network.patch_network import build_model, load_model
-from bach.patches import NETWORK_SIZE
+from bach.tasks import BACH
 
 ON_TENSORFLOW = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="Keras exports it from TensorFlow"
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def add_store(folder, rng, side=NETWORK_SIZE, count=20):
+def add_store(folder, rng, side=BACH.side_px, count=20):
     folder.mkdir()
     blocks = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
     patches = np.stack([np.asarray(Image.fromarray(one).resize((side, side))) for one in blocks])
@@ -109,12 +109,12 @@ def test_a_model_of_mixed_precision_is_exported_in_float32(run):
     model = load_model(run / "fold_1/model.keras")
     try:
         keras.config.set_dtype_policy("mixed_bfloat16")
-        mixed = resized_clone(model, NETWORK_SIZE, NETWORK_SIZE)
+        mixed = resized_clone(model, BACH.side_px, BACH.side_px)
     finally:
         keras.config.set_dtype_policy(policy)
     plain = exporting._in_float32(mixed)
     assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
-    patches = np.zeros((1, NETWORK_SIZE, NETWORK_SIZE, 3), np.float32)
+    patches = np.zeros((1, BACH.side_px, BACH.side_px, 3), np.float32)
     assert np.allclose(plain(patches), model(patches), atol=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_a_run_of_several_models_needs_a_fold(run, tmp_path):
 
 def test_patches_come_from_the_run_or_a_step_before_or_what_is_named(run, tmp_path):
     source = exporting.open_source(run)
-    assert exporting.sample_patches(source).shape == (16, NETWORK_SIZE, NETWORK_SIZE, 3)
+    assert exporting.sample_patches(source).shape == (16, BACH.side_px, BACH.side_px, 3)
     final = training_run(tmp_path / "final", [0], [0], part_a_dir=str(run))
     assert len(exporting.sample_patches(source._replace(run=final))) == 16
     with pytest.raises(InputError, match=r"--patches, or photos with --photos"):
@@ -173,7 +173,7 @@ def test_photos_are_cut_into_patches(run, tmp_path):
     Image.fromarray(photo).save(tmp_path / "ä b.png")
     Image.fromarray(photo[:500]).save(tmp_path / "small.png")
     patches = exporting.sample_patches(source, photos=[str(tmp_path / "ä b.png")])
-    assert patches.shape == (14, NETWORK_SIZE, NETWORK_SIZE, 3)
+    assert patches.shape == (14, BACH.side_px, BACH.side_px, 3)
     with pytest.raises(InputError, match=r"2048x500 px"):
         exporting.sample_patches(source, photos=[str(tmp_path / "small.png")])
 
@@ -189,7 +189,7 @@ def test_the_folder_for_hugging_face_loads_and_says_what_the_model_is(run, tmp_p
     seen = json.loads((out / "seen.json").read_text())
     assert seen["photos"] == ["b001", "n001"]
     model, same = keras.saving.load_model(out), load_model(run / "fold_1/model.keras")
-    patches = np.full((1, NETWORK_SIZE, NETWORK_SIZE, 3), 128, np.float32)
+    patches = np.full((1, BACH.side_px, BACH.side_px, 3), 128, np.float32)
     assert np.array_equal(model(patches), same(patches))
     card = (out / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: keras\n")

@@ -19,7 +19,8 @@ from bach.network.augment import orient
 from bach.network.image_network import field_shape, photo_input
 from bach.network.patch_network import build_model, is_field_network, load_model, view_of
 from bach.network.stores import store_photos
-from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
+from bach.patches import PLAIN_VIEW, View
+from bach.tasks import BACH
 
 
 def test_an_unknown_patient_is_nobody_else():
@@ -33,7 +34,7 @@ def test_an_unknown_patient_is_nobody_else():
 class _Store:
     """Plain patches of a colour per class, as a `PatchStore` has them."""
 
-    def __init__(self, folder, labels, side=NETWORK_SIZE):
+    def __init__(self, folder, labels, side=BACH.side_px):
         colours = np.array([[230, 200, 220], [200, 120, 180], [120, 80, 160], [60, 40, 120]])
         rng = np.random.default_rng(1)
         noise = rng.integers(-15, 16, (len(labels), 1, 1, 3))

@@ -86,7 +86,7 @@ def test_thresholds_belong_to_the_class_they_begin():
     values = np.array([0, 0.3499, 0.35, 0.6999, 0.70, 0.7499, 0.75, 1.0], np.float32)
     assert to_classes(values).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert to_classes(values, (0.25, 0.5, 0.75)).tolist() == [0, 1, 1, 2, 2, 2, 3, 3]
-    with pytest.raises(ValueError, match="three ascending"):
+    with pytest.raises(ValueError, match="3 ascending"):
         to_classes(values, (0.5, 0.4, 0.7))
 
 

@@ -8,10 +8,6 @@ from bach.core.errors import InputError
 from bach.core.tables import write_csv
 from bach.patches import (
     COLUMNS,
-    NETWORK_MPP,
-    PATCH_SIZE,
-    PATCH_STRIDE,
-    PATCH_UM,
     SlideMaps,
     box_means,
     cell_patches,
@@ -20,10 +16,11 @@ from bach.patches import (
     read_patches,
     slide_patches,
 )
+from bach.tasks import BACH
 
 
 def test_a_photo_has_14_patches_and_400_photos_5600():
-    assert len(grid(2048, 1536, PATCH_SIZE, PATCH_STRIDE)) == 14
+    assert len(grid(2048, 1536, BACH.patch_px, BACH.stride_px)) == 14
     assert 400 * len(photo_patches("n001", 2048, 1536, 0)) == 5600
 
 
@@ -35,8 +32,8 @@ def test_the_last_row_and_column_are_flush_with_the_edge():
 
 
 def test_a_patch_spans_627_9_um_and_the_network_sees_2_1_um():
-    assert pytest.approx(627.9) == PATCH_UM
-    assert pytest.approx(2.1) == NETWORK_MPP
+    assert pytest.approx(627.9) == BACH.patch_um
+    assert pytest.approx(2.1) == BACH.mpp
 
 
 def test_an_image_that_fits_exactly_has_one_patch_and_a_smaller_one_too():

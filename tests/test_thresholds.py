@@ -10,6 +10,7 @@ from bach.core.errors import InputError
 from bach.heatmap import cells_to_map, to_classes, to_heatmap
 from bach.honest.records import write_slide
 from bach.scores import joint_counts, part_b_score, score_from_counts
+from bach.tasks import BACH
 from bach.thresholds import (
     cell_histogram,
     count_truth,
@@ -180,7 +181,7 @@ def test_glass_is_never_called_a_lesion():
 def test_slides_without_a_score_do_not_decide():
     normal = histogram(np.zeros(10), np.zeros(10, int))
     triple, score = fit_thresholds([normal, normal])
-    assert triple == thresholds.THRESHOLDS
+    assert triple == BACH.thresholds
     assert np.isnan(score)
     other = histogram(*slide(0))
     assert fit_thresholds([normal, other]) == fit_thresholds([other])

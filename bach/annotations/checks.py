@@ -9,10 +9,10 @@ import numpy as np
 
 from bach.annotations.painting import Painting, faults, paint, remarks
 from bach.annotations.regions import Annotation, read_annotation, reasons
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.slides import Slide
+from bach.tasks import task
 
 # Of the scale: more than rounding, less than from one scanner to another.
 _MPP_TOLERANCE = 0.02
@@ -141,7 +141,7 @@ def _sum(
         len(regions) - len(real),
         dict(skipped),
         sum(bool(fate.below) for fate in real),
-        dict(zip(CLASSES, map(float, areas), strict=True)),
+        dict(zip(task().classes, map(float, areas), strict=True)),
         sum(fate.area * fate.outside for fate in real) / area if area else 0.0,
         tuple(faults(regions, fates)),
         (*annotation.remarks, *remarks(regions, fates, px_mm2)),

@@ -12,14 +12,10 @@ from xml.parsers import expat
 import numpy as np
 
 from bach.annotations.files import read_text
-from bach.classes import BENIGN, CLASSES
 from bach.core.errors import InputError
+from bach.tasks import task
 
 FORMATS = "Aperio ImageScope XML, ASAP XML or QuPath GeoJSON"
-
-# ImageScope layers of the challenge, where a region itself names no class.
-_LAYER_LABELS = {str(label): label for label in range(BENIGN, len(CLASSES))}
-LAYERS = ", ".join(f"{layer} for {CLASSES[label]}" for layer, label in _LAYER_LABELS.items())
 
 # Kinds of shapes: numbers in ImageScope, words in ASAP and HALO. No word is a polygon.
 _AREAS = {"": "polygon", "0": "polygon", "1": "rectangle", "2": "ellipse"}
@@ -100,8 +96,10 @@ def read_shapes(path: str | Path) -> Content:
         if root.tag == "ASAP_Annotations" or root.find(".//Coordinates") is not None:
             remedy = "Move them in ASAP into groups of these names"
             return Content(list(_asap(path, root)), mpp, remedy)
+        layers = (f"{label} for {name}" for label, name in enumerate(task().classes) if label)
         remedy = "Name the class in the region's text in ImageScope, or put the region into the "
-        return Content(list(_aperio(path, root)), mpp, remedy + f"layer of its class ({LAYERS})")
+        remedy += f"layer of its class ({', '.join(layers)})"
+        return Content(list(_aperio(path, root)), mpp, remedy)
     if first in ("{", "["):
         content = _parse_json(path, text)
         shapes, offset = list(_geojson(path, content)), _offset(path, content)
@@ -237,10 +235,15 @@ def _aperio(path: Path, root: ET.Element) -> Iterator[Shape]:
                 rings,
                 number,
                 hole in ("1", "true"),
-                None if texts else _LAYER_LABELS.get(layer.get("Id", "").strip()),
+                None if texts else _layer_label(layer.get("Id", "").strip()),
                 no_area,
                 marks=_marks(no_area, rows),
             )
+
+
+def _layer_label(number: str) -> int | None:
+    """The class of an ImageScope layer of the challenge, whose region names none itself."""
+    return int(number) if number in map(str, range(1, task().count)) else None
 
 
 def _asap(path: Path, root: ET.Element) -> Iterator[Shape]:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bach.classes import CLASSES, NORMAL
 from bach.core.log import log
 from bach.core.text import listed
+from bach.tasks import BACKGROUND, task
 
 # Crossings of edges and rows that are looked at together, which bounds the memory: an outline
 # of 200,000 vertices that runs up and down crosses every row 200,000 times.
@@ -148,8 +148,8 @@ def paint(regions: Sequence[Region], width: int, height: int, downsample: float)
     mask = np.full(rows * columns, _NOT_PAINTED, np.uint8)
     for number in _order(len(regions), inside):
         _fill(mask, left[number], regions[number].label)
-    counts = np.array([np.count_nonzero(mask == label) for label in range(len(CLASSES))])
-    np.putmask(mask, mask == _NOT_PAINTED, NORMAL)
+    counts = np.array([np.count_nonzero(mask == label) for label in range(task().count)])
+    np.putmask(mask, mask == _NOT_PAINTED, BACKGROUND)
     fates: list[Fate] = []
     twins = _twins(regions, drawn)
     for number, region in enumerate(regions):

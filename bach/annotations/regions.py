@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from bach.annotations.formats import Shape, read_shapes
 from bach.annotations.painting import Region
-from bach.classes import CHOICES, CLASSES, NORMAL, parse_label
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.tables import read_table
 from bach.core.text import listed
 from bach.labels import read_class
+from bach.tasks import BACKGROUND, task
 
 _IGNORE = -1
 _OPTION = "--class-map FILE (rows theirs,ours; ours is one of these or ignore)"
@@ -106,7 +106,7 @@ def read_annotation(
     unknown: list[Shape] = []
     remarks: list[str] = []
     for shape in content.shapes:
-        label, reason = (NORMAL, "") if shape.is_hole else _read_label(shape, meanings, remarks)
+        label, reason = (BACKGROUND, "") if shape.is_hole else _read_label(shape, meanings, remarks)
         reason = shape.no_area or reason
         if reason:
             skipped[reason] += 1
@@ -116,7 +116,7 @@ def read_annotation(
             for place, ring in enumerate(shape.rings):
                 is_hole = shape.is_hole or place > 0
                 name = shape.name if not place else f"hole {place} of {shape.name}"
-                named = Region(NORMAL if is_hole else label, ring, is_hole, shape.layer, name)
+                named = Region(BACKGROUND if is_hole else label, ring, is_hole, shape.layer, name)
                 regions.append(named)
     if unknown:
         raise _no_class(path, unknown, content.remedy)
@@ -162,8 +162,8 @@ def read_class_map_file(path: str | os.PathLike) -> dict[str, int]:
             bad.append(",".join(row))
     if bad or not rows:
         raise InputError(
-            f"Every row of {path} must have a name and what it means: {CHOICES}, or ignore; each "
-            f"name once.\nReceived: {listed(map(repr, bad)) or 'no row'}.\n"
+            f"Every row of {path} must have a name and what it means: {task().choices}, or ignore; "
+            f"each name once.\nReceived: {listed(map(repr, bad)) or 'no row'}.\n"
             "Write it as CSV, for example `Tumor,Invasive`."
         )
     return meanings
@@ -173,7 +173,7 @@ def _read_label(
     shape: Shape, meanings: Mapping[str, int], remarks: list[str]
 ) -> tuple[int | None, str]:
     """The class of a shape, None if it cannot be read; and why it is left out, or ""."""
-    found = [(name, meanings.get(_key(name), parse_label(name))) for name in shape.classes]
+    found = [(name, meanings.get(_key(name), task().parse_label(name))) for name in shape.classes]
     if shape.unclassed == "without class":  # its own name counts only where it is mapped
         if any(label is not None for _, label in found) and not meanings.keys() & set(
             map(_key, shape.classes)
@@ -184,8 +184,8 @@ def _read_label(
     if not known and shape.by_layer is not None:
         if shape.classes:
             remarks.append(
-                f"{shape.name} counts as {CLASSES[shape.by_layer]} by the number of its layer, "
-                f"whose name is no class: {shape.classes[0]!r}"
+                f"{shape.name} counts as {task().classes[shape.by_layer]} by the number of its "
+                f"layer, whose name is no class: {shape.classes[0]!r}"
             )
         return shape.by_layer, ""
     if not known:
@@ -218,6 +218,7 @@ def _no_class(path: Path, unknown: list[Shape], remedy: str) -> InputError:
     more = f" and {len(counts) - 20} more" if len(counts) > 20 else ""
     others = f" (and of {len(unknown) - 1:,} others)" if len(unknown) > 1 else ""
     return InputError(
-        f"The class of {unknown[0].name} in {path} {others}must be one of {', '.join(CLASSES)}.\n"
+        f"The class of {unknown[0].name} in {path} {others}must be one of "
+        f"{', '.join(task().classes)}.\n"
         f"Received: {received}{more}.\n{remedy}; or say what it means with {_OPTION}."
     )

@@ -77,10 +77,17 @@ def again(group: type, name: str, default: T) -> T:
     return dataclasses.field(default=default, metadata=field.metadata)
 
 
+TASK_HELP = (
+    "what is asked of the tissue: bach, camelyon16, mitosis, a data set that docs/tasks.md names, "
+    "or a file of your own, NAME.toml (default: that of the run or model that is built on, or bach)"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shared:
     """Options of every script."""
 
+    task: str | None = option(None, TASK_HELP, path=True)
     data_dir: str = option("data/BACH", "folder of the challenge data", path=True, where=True)
     run_dir: str = option("runs/run", "folder to write the run to", path=True, where=True)
     seed: int = option(0, "seed of every random choice", at_least=0, most=MOST_SEED)
@@ -354,11 +361,18 @@ def parse(
         An instance of `kind`. Wrong words end the process with exit code 2, as argparse
         does it.
     """
+    return kind(**read(kind, argv, description, prog))
+
+
+def read(
+    kind: type, argv: Sequence[str] | None, description: str | None, prog: str | None = None
+) -> dict[str, Any]:
+    """The values that a command line gives the options, by name; see `parse`."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add(parser, kind)
-    return kind(**vars(parser.parse_args(argv)))
+    return vars(parser.parse_args(argv))
 
 
 def add(parser: argparse.ArgumentParser, kind: type) -> None:

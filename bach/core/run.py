@@ -162,6 +162,12 @@ class Run:
             with writing(self.home):
                 setup_logging(self.home / "log.txt")
             if self._starts:
+                if self._starts[-1].get("task") != about.get("task"):
+                    raise InputError(
+                        f"{self.home} must be gone on with by the task that it was begun with.\n"
+                        "Received: another --task, or the file says something else now.\n"
+                        f"Name that task, or another {self._option}."
+                    )
                 log.info("resuming %s", self.home)
             if "device" in about:
                 said = "devices: {devices} {device} ({backend}, {precision})"

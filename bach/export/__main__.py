@@ -30,6 +30,7 @@ from bach.export.card import Facts, model_card
 from bach.export.results import Result, export_each, list_results
 from bach.honest.records import bounds_offset
 from bach.honest.seen import read_seen
+from bach.tasks import use
 
 FORMATS = ("onnx", "savedmodel", "litert", "openvino")
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)", re.ASCII)
@@ -70,6 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if more:
         args.slides += more  # names after an option, which argparse does not take
+    use(None, args.model if args.tool == "model" else args.run)
     return args
 
 

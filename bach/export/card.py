@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bach.classes import CLASSES, NUMBERED
 from bach.core.run import read_metrics, read_record
 from bach.core.text import markdown, number
 from bach.honest.intervals import format_interval
 from bach.honest.seen import Seen
+from bach.tasks import task
 
 _HEAD = """\
 ---
@@ -103,8 +103,8 @@ def model_card(facts: Facts) -> str:
     arguments = record.get("arguments") or {}
     parts = [
         f"{_HEAD}\n\n# {facts.name}",
-        f"Says of breast tissue (H&E) how likely it is {', '.join(CLASSES[:-1])} or "
-        f"{CLASSES[-1]}. Made with bach-histology, a toolkit on Keras 3.",
+        f"Says of breast tissue (H&E) how likely it is {', '.join(task().classes[:-1])} or "
+        f"{task().classes[-1]}. Made with bach-histology, a toolkit on Keras 3.",
         _INTENDED,
         _how(facts),
         "## Data",
@@ -130,7 +130,7 @@ def _how(facts: Facts) -> str:
     probabilities = model.predict(pictures)
 
 `pictures` are RGB, 0 to 255, float32 `(n, {rows}, {columns}, 3)`, at {facts.um_per_px:.3g} um per
-px; nothing is to be scaled. The four probabilities sum to 1: {NUMBERED}."""
+px; nothing is to be scaled. The four probabilities sum to 1: {task().numbered}."""
 
 
 def _data(facts: Facts, record: Mapping[str, Any]) -> list[str]:

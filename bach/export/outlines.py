@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from bach.classes import CLASSES, NORMAL
+from bach.tasks import BACKGROUND, task
 
 
 class Outline(NamedTuple):
@@ -40,8 +40,8 @@ def outlines(class_map: np.ndarray) -> Iterator[Outline]:
         >>> one.label, one.rings[0].tolist()
         (3, [[1, 0], [3, 0], [3, 1], [1, 1]])
     """
-    for label in range(len(CLASSES)):
-        if label != NORMAL:
+    for label in range(task().count):
+        if label != BACKGROUND:
             mask = np.pad(class_map == label, 1).view(np.uint8)
             for rings in _trace(mask):
                 yield Outline(label, rings)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from bach.classes import CLASSES, COLORS
 from bach.core.files import atomic_path
 from bach.export.results import Result
+from bach.tasks import task
 
 CLASSES_ENDING, PROBS_ENDING = ".classes.tif", ".probs.ome.tif"
 
@@ -38,7 +38,7 @@ def write_classes(path: Path, result: Result) -> None:
     Raises:
         InputError: If the place cannot be written.
     """
-    colors = np.array(COLORS, np.uint8)
+    colors = np.array(task().colors, np.uint8)
     _write_slide(
         path,
         _levels(result.class_map, _most_frequent),
@@ -67,7 +67,7 @@ def write_values(path: Path, values: np.ndarray, mpp: float) -> None:
     levels = _levels(values, _most_frequent if classes else _mean)
     # Both pairs of tags: a smallest value of 0 in the first is taken for none there
     # (DIAGNijmegen/rse-panimg, image_builders/tiff.py).
-    most = len(CLASSES) - 1
+    most = task().count - 1
     tags = [(280, "H", 1, 0, False), (281, "H", 1, most, False)]
     tags += [(340, "B", 1, 0, False), (341, "B", 1, most, False)]
     extra = {"extratags": tags} if classes else {}
@@ -136,7 +136,7 @@ def write_probs(path: Path, result: Result) -> None:
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": size,
         "PhysicalSizeYUnit": "µm",
-        "Channel": {"Name": list(CLASSES)},
+        "Channel": {"Name": list(task().classes)},
     }
     with (
         atomic_path(path) as temporary,
@@ -147,8 +147,8 @@ def write_probs(path: Path, result: Result) -> None:
         for number, level in enumerate(levels):
             per_cm = _UM_PER_CM / (size * 2**number)
             writer.write(
-                (tile for label in range(len(CLASSES)) for tile in _tiles(level[..., label])),
-                shape=(len(CLASSES), *level.shape[:2]),
+                (tile for label in range(task().count) for tile in _tiles(level[..., label])),
+                shape=(task().count, *level.shape[:2]),
                 dtype=np.float32,
                 tile=(_TILE, _TILE),
                 photometric="minisblack",
@@ -184,8 +184,8 @@ def _levels(whole: np.ndarray, join: Callable[[np.ndarray], np.ndarray]) -> list
 
 def _most_frequent(four: np.ndarray) -> np.ndarray:
     """The most frequent of four classes; of two that are as frequent the later one."""
-    counts = np.stack([(four == label).sum(axis=0) for label in reversed(range(len(CLASSES)))])
-    return (len(CLASSES) - 1 - counts.argmax(axis=0)).astype(np.uint8)
+    counts = np.stack([(four == label).sum(axis=0) for label in reversed(range(task().count))])
+    return (task().count - 1 - counts.argmax(axis=0)).astype(np.uint8)
 
 
 def _mean(four: np.ndarray) -> np.ndarray:

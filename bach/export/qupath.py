@@ -18,10 +18,10 @@ from typing import TextIO
 
 import numpy as np
 
-from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.files import atomic_path
 from bach.export.outlines import outlines
 from bach.export.results import Result
+from bach.tasks import task
 
 ENDING = ".geojson.gz"
 # Beside the features, where QuPath does not look: what was taken off level-0 px.
@@ -74,7 +74,7 @@ def _tiles(result: Result, offset: tuple[int, int]) -> Iterator[str]:
     xs = _lines(columns, record.step, record.width, offset[0])
     ys = _lines(rows, record.step, record.height, offset[1])
     cells = result.uuid("cells")
-    names = [json.dumps(name) for name in (*PROB_COLUMNS, "heatmap")]
+    names = [json.dumps(name) for name in (*task().columns, "heatmap")]
     for row in range(rows):
         # Copied: a row at a time comes from the disk.
         probs, heatmap = np.array(result.probs[row]), np.array(result.heatmap[row])
@@ -95,7 +95,7 @@ def _regions(result: Result, offset: tuple[int, int]) -> Iterator[str]:
     ys = _lines(rows, record.downsample, record.height, offset[1], centres=True)
     regions = result.uuid("regions")
     for number, (label, rings) in enumerate(outlines(result.class_map)):
-        classification = {"name": CLASSES[label], "color": COLORS[label]}
+        classification = {"name": task().classes[label], "color": task().colors[label]}
         properties = f'"objectType":"annotation","classification":{json.dumps(classification)}'
         texts = [_ring((xs[x], ys[y]) for x, y in ring.tolist()) for ring in rings]
         yield _feature(uuid.uuid5(regions, str(number)), texts, properties)

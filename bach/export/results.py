@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import read_array
 from bach.core.log import log
@@ -18,6 +17,7 @@ from bach.core.text import listed
 from bach.honest.records import SlideRecord, read_slides
 from bach.labels import read_class_map
 from bach.patches import grid_shape
+from bach.tasks import task
 
 _AGAIN = "Make this heatmap again: delete {}, and run make_heatmap.py with --resume."
 
@@ -90,7 +90,7 @@ def read_result(run: Path, name: str, record: SlideRecord) -> Result:
         max(1, math.ceil(side / record.downsample - 1e-6)) for side in (record.height, record.width)
     )
     sizes = {
-        "probs": (probs.shape, (*cells, len(CLASSES))),
+        "probs": (probs.shape, (*cells, task().count)),
         "heatmaps": (heatmap.shape, cells),
         "class_maps": (class_map.shape, pixels),
     }

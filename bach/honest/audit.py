@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.files import to_json, write_json
 from bach.core.log import log, step
@@ -55,6 +54,7 @@ from bach.honest.splits import (
 )
 from bach.labels import read_labels
 from bach.scores import ratio
+from bach.tasks import task
 
 COLOUR = "colour"  # --features of no network
 
@@ -106,17 +106,17 @@ def cross_validate(
         Table of `image_id, label` (0..3), `patient, fold` and the four `prob_`
         columns; a row per held-out image, in the order of the folds.
     """
-    labels = folds["label"].map(CLASSES.index).to_numpy()
+    labels = folds["label"].map(task().classes.index).to_numpy()
     fold = folds["fold"].to_numpy()
     rows = features.loc[folds["image_id"]].to_numpy()
     groups = _groups(folds["patient"])
-    probs = np.zeros((len(folds), len(CLASSES)))
+    probs = np.zeros((len(folds), task().count))
     for k in sorted(set(fold) - {ALWAYS_TRAIN}):
         out = fold == k
         probs[out] = learner.fit_predict(rows[~out], labels[~out], groups[~out], rows[out], seed)
     answers = folds[["image_id", "patient", "fold"]].reset_index(drop=True)
     answers.insert(1, "label", labels)
-    answers[list(PROB_COLUMNS)] = probs
+    answers[list(task().columns)] = probs
     return answers[fold != ALWAYS_TRAIN].reset_index(drop=True)
 
 
@@ -328,7 +328,7 @@ def _audit_data(
             "Name a CSV of image_id and patient, such as folds/patients.csv."
         )
     images = with_patients(list_images(data_dir, "A"), read_patients(args.patients))
-    table = images.assign(label=[CLASSES[label] for label in images["label"]])
+    table = images.assign(label=[task().classes[label] for label in images["label"]])
     known = table[table["patient"] != ""]
     if known.empty:
         raise InputError(

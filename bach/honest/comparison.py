@@ -30,7 +30,7 @@ from bach.honest.intervals import (
     worth_of,
 )
 from bach.honest.records import counts_of, read_images, read_slides, with_known_patients
-from bach.scores import ACCURACIES
+from bach.scores import ACCURACIES, accuracy_names
 
 _KWOK = "Kwok 2018, ICIAR, LNCS 10882, pp. 931-940"
 _BACH = "Aresta et al. 2019, arXiv:1808.04277"
@@ -76,8 +76,15 @@ _BENIGN_SCORES = (0.65, 0.60, 0.66, 0.44, 0.61, 0.61, 0.54, 0.66, 0.62, 0.62)
 ALWAYS_BENIGN = {f"A{number:02}": score for number, score in enumerate(_BENIGN_SCORES, 1)}
 
 # Of each part: the figure that decides, and those that guide.
-FIGURES = {"A": tuple(ACCURACIES), "B": ("score", "score_pooled")}
-TITLES = ACCURACIES | {"score": "score (mean over slides)", "score_pooled": "score (pooled)"}
+FIGURES = {"A": ACCURACIES, "B": ("score", "score_pooled")}
+
+
+def titles() -> dict[str, str]:
+    """How the figures are called in tables."""
+    return accuracy_names() | {
+        "score": "score (mean over slides)",
+        "score_pooled": "score (pooled)",
+    }
 
 
 def parts_of(run: str | os.PathLike) -> list[str]:

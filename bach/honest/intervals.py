@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.tables import image_key, patient_key
 from bach.scores import accuracy_from_counts, finite, part_b_terms, ratio, score_from_terms
+from bach.tasks import task
 
 LEVEL = 0.95
 # With fewer units nothing is decided: whether their differences are as even as the
@@ -184,11 +184,11 @@ def predicted_labels(table: pd.DataFrame) -> np.ndarray:
     Raises:
         ValueError: If the table has neither.
     """
-    if set(PROB_COLUMNS) <= set(table.columns):
-        return table[list(PROB_COLUMNS)].to_numpy(np.float64).argmax(axis=1)
+    if set(task().columns) <= set(table.columns):
+        return table[list(task().columns)].to_numpy(np.float64).argmax(axis=1)
     if "predicted" not in table.columns:
         raise ValueError(
-            f"The table must have the columns {', '.join(PROB_COLUMNS)}, or predicted. "
+            f"The table must have the columns {', '.join(task().columns)}, or predicted. "
             f"Received: {', '.join(map(str, table.columns))}."
         )
     return table["predicted"].to_numpy(int)
@@ -233,9 +233,9 @@ def accuracy_sums(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """
     label, predicted = np.asarray(label, int), np.asarray(predicted, int)
     for name, values in (("label", label), ("predicted", predicted)):
-        if values.size and (values.min() < 0 or values.max() >= len(CLASSES)):
+        if values.size and (values.min() < 0 or values.max() >= task().count):
             raise ValueError(f"Classes must be 0..3. Received: {name} with {np.unique(values)}.")
-    return np.eye(len(CLASSES) ** 2)[label * len(CLASSES) + predicted]
+    return np.eye(task().count ** 2)[label * task().count + predicted]
 
 
 def accuracy_from_sums(sums: np.ndarray, metric: str = "accuracy") -> np.ndarray:
@@ -243,7 +243,7 @@ def accuracy_from_sums(sums: np.ndarray, metric: str = "accuracy") -> np.ndarray
 
     Metric and values `(...)` are those of `bach.scores.accuracy_from_counts`.
     """
-    counts = sums.reshape(*sums.shape[:-1], len(CLASSES), len(CLASSES))
+    counts = sums.reshape(*sums.shape[:-1], task().count, task().count)
     return accuracy_from_counts(counts, metric)
 
 
@@ -263,7 +263,7 @@ def accuracy_worth(sums: np.ndarray, metric: str = "accuracy") -> float:
 
     Metric: See `bach.scores.accuracy_from_counts`.
     """
-    images = sums.reshape(len(sums), len(CLASSES), len(CLASSES)).sum(axis=2)
+    images = sums.reshape(len(sums), task().count, task().count).sum(axis=2)
     worth = kish(images.sum(axis=1))
     if metric == "balanced_accuracy":
         # What independent images would add to its variance, up to a factor.

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from bach.classes import CLASSES
+from bach.tasks import task
 
 # Strengths of the penalty that the logistic regression chooses from, the strongest first: of
 # standardised features, far beyond what is ever chosen.
@@ -123,7 +123,10 @@ def _fit(known: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.nda
     """Kernel and bias of standardised features."""
     from sklearn.linear_model import LogisticRegression
 
-    kernel, bias = np.zeros((known.shape[1], len(CLASSES))), np.full(len(CLASSES), -np.inf)
+    kernel, bias = (
+        np.zeros((known.shape[1], task().count)),
+        np.full(task().count, -np.inf),
+    )
     classes = np.unique(labels)
     if len(classes) == 1:
         bias[classes] = 0
@@ -142,6 +145,6 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _of_all_classes(probs: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    found = np.zeros((len(probs), len(CLASSES)))
+    found = np.zeros((len(probs), task().count))
     found[:, classes] = probs
     return found

@@ -33,7 +33,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import read_object, write_json
 from bach.core.log import log
@@ -43,6 +42,7 @@ from bach.core.text import listed
 from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_labels
 from bach.slides import Slide
+from bach.tasks import task
 
 _SCORES = ("score", "score_tissue", "baseline", "baseline_tissue", "counts", "annotation")
 _BOUNDS = tuple(f"openslide.bounds-{side}" for side in ("x", "y", "width", "height"))
@@ -93,7 +93,7 @@ class SlideRecord:
         object.__setattr__(self, "models", tuple(self.models))
         object.__setattr__(self, "warnings", tuple(self.warnings))
         if self.counts is not None:
-            shape = (len(CLASSES), len(CLASSES))
+            shape = (task().count, task().count)
             counts = np.array(self.counts)
             if counts.shape != shape or counts.dtype.kind not in "iu" or (counts < 0).any():
                 raise ValueError(f"counts must be {shape} numbers. Received: {self.counts!r:.80}.")

@@ -12,7 +12,6 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES, parse_label
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.tables import (
@@ -24,6 +23,7 @@ from bach.core.tables import (
     require_once,
 )
 from bach.core.text import columns, listed
+from bach.tasks import task
 
 COLUMNS = ("image_id", "label", "patient", "fold")
 
@@ -190,7 +190,7 @@ def check_belongs(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> No
         InputError: If images of the table are not there, or have another label.
     """
     labels = dict(zip(images["image_id"].map(image_key), images["label"], strict=True))
-    rows = zip(folds["image_id"], folds["label"].map(parse_label), strict=True)
+    rows = zip(folds["image_id"], folds["label"].map(task().parse_label), strict=True)
     absent, other = [], []
     for image, label in rows:
         here = labels.get(image_key(image))
@@ -274,13 +274,13 @@ def absent_classes(folds: pd.DataFrame) -> list[str]:
             count, and where there is no label at all nothing is said.
     """
     labels = folds["label"].map(
-        lambda text: text if isinstance(text, numbers.Integral) else parse_label(text)
+        lambda text: text if isinstance(text, numbers.Integral) else task().parse_label(text)
     )
     if labels.isna().all():
         return []
     lines = []
     every = sorted(set(folds["fold"]) - {ALWAYS_TRAIN})
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(task().classes):
         there = folds["fold"][labels == label]
         empty = [str(fold) for fold in every if not (there == fold).any()]
         alone = [str(fold) for fold in every if len(there) and (there == fold).all()]
@@ -305,7 +305,7 @@ def check_classes(images: pd.DataFrame, folds: Collection[int]) -> None:
     """
     for fold in folds:
         trained = set(images["label"][images["fold"] != fold])
-        without = [name for label, name in enumerate(CLASSES) if label not in trained]
+        without = [name for label, name in enumerate(task().classes) if label not in trained]
         if without:
             raise InputError(
                 "Every class must be trained on in every fold.\n"
@@ -464,8 +464,8 @@ def _improve(shares: np.ndarray, fold: np.ndarray, k: int) -> np.ndarray:
 
 def class_counts(folds: pd.DataFrame) -> pd.DataFrame:
     """Count images of each class and known patients, a row per fold."""
-    names = [name for name in CLASSES if (folds["label"] == name).any()]
-    names += sorted(set(folds["label"]) - set(CLASSES) - {""})
+    names = [name for name in task().classes if (folds["label"] == name).any()]
+    names += sorted(set(folds["label"]) - set(task().classes) - {""})
     rows = {}
     for fold, part in folds.groupby("fold"):
         rows[fold] = {name: int((part["label"] == name).sum()) for name in names}

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.network import backend, processes
 from bach.network.augment import Augmentation
+from bach.tasks import task
 
 _READ_AHEAD = 8  # batches
 
@@ -166,7 +166,7 @@ class Bar(keras.callbacks.Callback):
 
 def one_hot(labels: np.ndarray) -> np.ndarray:
     """Labels 0..3 as float32 rows `(n, 4)`."""
-    return np.eye(len(CLASSES), dtype=np.float32)[labels]
+    return np.eye(task().count, dtype=np.float32)[labels]
 
 
 def fill_up(patches: np.ndarray, size: int) -> np.ndarray:

@@ -15,7 +15,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from bach.charts import STOPPED, best_mode
-from bach.classes import CLASSES
 from bach.core.archives import check_archive
 from bach.core.errors import InputError
 from bach.core.files import atomic_path, first_process
@@ -27,6 +26,7 @@ from bach.honest.seen import NOTHING, Seen, add_seen
 from bach.network import backend
 from bach.network.batches import Batches
 from bach.network.predict import predict_batches, predict_sample
+from bach.tasks import state_task, task
 
 NO_CHANGE = 0.005  # in the loss
 _SAMPLE = 64  # patches
@@ -219,11 +219,11 @@ class StoppedLearning(keras.callbacks.Callback):
     ):
         super().__init__()
         self._network, self._training, self._checkpoint = network, training, checkpoint
-        shares = np.bincount(training.labels, minlength=len(CLASSES)) / len(training.labels)
-        shares = shares * (1 - label_smoothing) + label_smoothing / len(CLASSES)
+        shares = np.bincount(training.labels, minlength=task().count) / len(training.labels)
+        shares = shares * (1 - label_smoothing) + label_smoothing / task().count
         shares = shares[shares > 0]
         # The loss of even probabilities, and of those that are as frequent as the classes.
-        self._nothing = (math.log(len(CLASSES)), float(-(shares * np.log(shares)).sum()))
+        self._nothing = (math.log(task().count), float(-(shares * np.log(shares)).sum()))
         self._said = False
 
     def on_epoch_end(self, epoch, logs=None):
@@ -246,7 +246,7 @@ class StoppedLearning(keras.callbacks.Callback):
         return (
             f"the training loss is {loss:.3f}, what a network has that knows nothing "
             f"({level:.3f}), and all {len(predicted)} patches of a sample are given the class "
-            f"{CLASSES[predicted[0]]}"
+            f"{task().classes[predicted[0]]}"
         )
 
     def _rises(self, loss: float) -> str | None:
@@ -376,6 +376,7 @@ def save_model(model: keras.Model, path: str | os.PathLike, seen: Seen) -> None:
     with atomic_path(path) as temporary:
         plain.save(temporary)
         add_seen(temporary, seen)
+        state_task(temporary)
 
 
 def swap_averages(model: keras.Model) -> None:

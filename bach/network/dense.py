@@ -22,7 +22,6 @@ import numpy as np
 from keras import layers
 from tqdm import tqdm
 
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.network import backend
@@ -36,8 +35,8 @@ from bach.network.patch_network import (
     view_of,
 )
 from bach.network.predict import ReadAhead, check_probabilities
-from bach.patches import NETWORK_MPP, NETWORK_SIZE
 from bach.slides import Slide
+from bach.tasks import task
 
 # How much probabilities may change with what should have no effect: of a network that is said
 # to be the same function densely, and of one that is not quite, with a warning.
@@ -148,7 +147,7 @@ class DenseModel:
 
     def region_px(self, count: int) -> int:
         """Length of the region that gives `count` features in a row, in network px."""
-        first = NETWORK_SIZE - (self.window - 1) * self.stride
+        first = task().side_px - (self.window - 1) * self.stride
         return (count - 1 + 2 * self.halo) * self.stride + first
 
     def features(self, region: np.ndarray, orientation: int = 0) -> np.ndarray:
@@ -217,7 +216,7 @@ def predict_dense(
             f"Received: {'; '.join(names)}.\nUse the models of one run."
         )
     if not wanted.any():
-        return np.full((*wanted.shape, len(CLASSES)), np.nan, np.float32)
+        return np.full((*wanted.shape, task().count), np.nan, np.float32)
     # Cells on the grid of the stride. Cell (i, j) is the mean over the window of features
     # that begins at (i, j).
     cells = np.zeros([(n - 1) * every + 1 for n in wanted.shape], bool)
@@ -253,11 +252,11 @@ class _Sweep:
         self._models, self._slide, self._cells = models, slide, cells
         # For what all have in common, and the surroundings of the one that needs most.
         self._model = max(models, key=lambda model: model.halo)
-        scale = NETWORK_MPP / slide.mpp  # level-0 px per network px
+        scale = task().mpp / slide.mpp  # level-0 px per network px
         stride = self._stride = self._model.stride * scale
         # The patch of the first cell is centred on that cell, whose side is every * stride.
-        self._first = 0.5 * every * stride - NETWORK_SIZE / 2 * scale - self._model.halo * stride
-        self.total = np.zeros((*cells.shape, len(CLASSES)), np.float32)
+        self._first = 0.5 * every * stride - task().side_px / 2 * scale - self._model.halo * stride
+        self.total = np.zeros((*cells.shape, task().count), np.float32)
 
     def add(self, regions: Sequence[FeatureRegion], orientation: int) -> None:
         """Run all regions through all models in one orientation."""
@@ -284,7 +283,7 @@ class _Sweep:
         """Pixels of a region and its surroundings, in network px."""
         x, y = (self._first + place * self._stride for place in (region.col, region.row))
         width, height = self._model.region_px(region.cols), self._model.region_px(region.rows)
-        return self._slide.read(x, y, width, height, NETWORK_MPP)
+        return self._slide.read(x, y, width, height, task().mpp)
 
     def _add_probs(self, model: DenseModel, strip: np.ndarray, first: tuple[int, int]) -> None:
         """Add the predictions of the wanted cells among those that begin in a strip."""
@@ -430,7 +429,7 @@ def dense_step_um(model: DenseModel, step_um: float) -> int:
     Raises:
         InputError: If the step is no multiple of the stride.
     """
-    stride_um = model.stride * NETWORK_MPP
+    stride_um = model.stride * task().mpp
     every = round(step_um / stride_um)
     if every < 1 or abs(step_um - every * stride_um) > 1e-6 * step_um:
         raise InputError(
@@ -448,7 +447,7 @@ def _find_stride(features: keras.Model, window: int, name: str) -> int:
         return features.compute_output_shape((1, side, side, 3))[1]
 
     for stride in STRIDES:
-        if all(length(NETWORK_SIZE + n * stride) == window + n for n in (1, 2, 5)):
+        if all(length(task().side_px + n * stride) == window + n for n in (1, 2, 5)):
             return stride
     raise InputError(
         f"The features of {name} do not lie on an even grid, so dense prediction would "
@@ -483,9 +482,9 @@ class _Network:
         """
         images = []
         for blocks in ((4, 16, 64), (32,)):
-            image = np.full((NETWORK_SIZE + 2 * around,) * 2 + (3,), 255, np.float32)
+            image = np.full((task().side_px + 2 * around,) * 2 + (3,), 255, np.float32)
             middle = slice(around - tissue, len(image) - around + tissue)
-            pattern = _mosaic(NETWORK_SIZE + 2 * farthest, *blocks)
+            pattern = _mosaic(task().side_px + 2 * farthest, *blocks)
             cut = slice(farthest - tissue, len(pattern) - farthest + tissue)
             image[middle, middle] = pattern[cut, cut]
             images.append(image)
@@ -510,7 +509,7 @@ class _Network:
             neighbours differ, and of probabilities of the patches, see `_change`.
         """
         more = math.ceil(BEYOND / self.stride)
-        side = NETWORK_SIZE + 2 * (count + more) * self.stride
+        side = task().side_px + 2 * (count + more) * self.stride
         inside = slice(more * self.stride, -more * self.stride)
         changes = []
         glass = np.full((side, side, 3), 255, np.float32)
@@ -572,10 +571,10 @@ class _EveryPlace(layers.Layer):
     def call(self, features):
         batch, rows, cols, channels = keras.ops.shape(features)
         probs = self._model(keras.ops.reshape(features, (-1, channels)))
-        return keras.ops.reshape(probs, (batch, rows, cols, len(CLASSES)))
+        return keras.ops.reshape(probs, (batch, rows, cols, task().count))
 
     def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], len(CLASSES))
+        return (*input_shape[:-1], task().count)
 
 
 def _top_of(model: keras.Model) -> keras.Model:

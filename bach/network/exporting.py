@@ -31,7 +31,8 @@ from bach.network.patch_network import load_model, source_of, view_of
 from bach.network.predict import check_probabilities, model_files
 from bach.network.quiet import without_notices
 from bach.network.stores import PatchStore, photo_to_patches, store_exists
-from bach.patches import NETWORK_MPP, PATCH_SIZE, photo_patches
+from bach.patches import photo_patches
+from bach.tasks import task
 
 TOLERANCE = 1e-4  # of a probability
 PATCHES = 16  # that both are asked about
@@ -151,7 +152,7 @@ class Source(NamedTuple):
     def um_per_px(self) -> float:
         """Scale of what the model sees."""
         whole = is_image_network(self.model)
-        return NETWORK_MPP / (1 if whole else view_of(self.model).zoom)
+        return task().mpp / (1 if whole else view_of(self.model).zoom)
 
 
 def open_source(path: str | os.PathLike, fold: int | None = None) -> Source:
@@ -260,9 +261,9 @@ def _of_photos(model: keras.Model, photos: Sequence[str]) -> np.ndarray:
         if whole:
             parts.append(photo_input(photo, model.input_shape[1:3])[None])
             continue
-        if min(photo.shape[:2]) < PATCH_SIZE:
+        if min(photo.shape[:2]) < task().patch_px:
             raise InputError(
-                f"A photo must have {PATCH_SIZE} px along each side.\n"
+                f"A photo must have {task().patch_px} px along each side.\n"
                 f"Received: {path}, {photo.shape[1]}x{photo.shape[0]} px.\nName another one."
             )
         table = photo_patches(Path(path).stem, photo.shape[1], photo.shape[0], None)

@@ -16,13 +16,11 @@ import keras
 import numpy as np
 from keras import layers
 
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.network.fold_norms import resized_clone
 from bach.network.patch_network import STRIDES, probabilities, require_layers, view_of
-from bach.patches import NETWORK_SIZE, PATCH_SIZE, View
-
-SHRINK = PATCH_SIZE // NETWORK_SIZE  # photo px per network px
+from bach.patches import View
+from bach.tasks import task
 
 POOL = 5  # features
 HIDDEN = 16
@@ -63,8 +61,8 @@ def build_image_network(patch_network: keras.Model, width: int, height: int) -> 
     def side(length: int) -> int:
         # A patch and whole strides more: unpadded networks would drop what is over at
         # one side.
-        strides = max(0, math.ceil((length / SHRINK - NETWORK_SIZE) / STRIDES[0]))
-        return NETWORK_SIZE + strides * STRIDES[0] + 2 * view.margin
+        strides = max(0, math.ceil((length / task().shrink - task().side_px) / STRIDES[0]))
+        return task().side_px + strides * STRIDES[0] + 2 * view.margin
 
     clone = resized_clone(patch_network, side(height), side(width))
     features = clone.get_layer("pool").input
@@ -75,19 +73,19 @@ def build_image_network(patch_network: keras.Model, width: int, height: int) -> 
     heatmap = probabilities(x, clone.get_layer("classes"))
     x = layers.MaxPooling2D(POOL, padding="same", name="strongest")(heatmap)
     x = layers.Flatten(name="strongest_flat")(x)
-    cells = x.shape[-1] // len(CLASSES)
+    cells = x.shape[-1] // task().count
     hidden = layers.Dense(HIDDEN, activation="relu", dtype="float32", name="hidden")(x)
     logits = layers.Add(dtype="float32", name="logits")(
         [
-            layers.Dense(len(CLASSES), kernel_initializer="zeros", dtype="float32", name="judge")(
+            layers.Dense(task().count, kernel_initializer="zeros", dtype="float32", name="judge")(
                 hidden
             ),
-            layers.Dense(len(CLASSES), use_bias=False, dtype="float32", name="shortcut")(x),
+            layers.Dense(task().count, use_bias=False, dtype="float32", name="shortcut")(x),
         ]
     )
     outputs = layers.Softmax(dtype="float32", name="photo")(logits)
     model = keras.Model(clone.input, outputs, name=f"{patch_network.name}_image")
-    start = np.tile(np.eye(len(CLASSES), dtype=np.float32), (cells, 1)) * GAIN / cells
+    start = np.tile(np.eye(task().count, dtype=np.float32), (cells, 1)) * GAIN / cells
     model.get_layer("shortcut").set_weights([start])
     return model
 
@@ -99,7 +97,7 @@ def is_image_network(model: keras.Model) -> bool:
 
 def field_shape(width: int, height: int, view: View) -> tuple[int, int]:
     """Rows and columns of a whole photo as a network of fields takes it, see `photo_input`."""
-    rows, cols = (math.ceil(x / SHRINK) + 2 * view.margin for x in (height, width))
+    rows, cols = (math.ceil(x / task().shrink) + 2 * view.margin for x in (height, width))
     return rows * view.zoom, cols * view.zoom
 
 
@@ -118,7 +116,7 @@ def photo_input(photo: np.ndarray, shape: tuple[int, int], zoom: int = 1) -> np.
     Raises:
         InputError: If the photo is larger than the input.
     """
-    room = np.array(shape) * SHRINK // zoom
+    room = np.array(shape) * task().shrink // zoom
     missing = room - photo.shape[:2]
     if (missing < 0).any():
         raise InputError(

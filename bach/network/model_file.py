@@ -27,7 +27,7 @@ REMEDY = (
 _WEIGHTS = "model.weights.h5"
 
 # What Keras writes, for models without vocabularies and the like, and what ours have seen.
-_ENTRIES = ("metadata.json", "config.json", _WEIGHTS, "seen.json")
+_ENTRIES = ("metadata.json", "config.json", _WEIGHTS, "seen.json", "task.json")
 
 # Where a model's config says what package a class is of, and what Keras imports for it.
 _PLACES = {"module": ".", "registered_name": ">"}

@@ -16,13 +16,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.inputs import understood
 from bach.core.log import log
 from bach.core.text import listed
 from bach.network import foundation, lite0, model_file
-from bach.patches import NETWORK_SIZE, PLAIN_VIEW, View
+from bach.patches import PLAIN_VIEW, View
+from bach.tasks import task
 
 # Kwok 2018, section 4.2.
 DENSE_UNITS = 2048
@@ -106,7 +106,7 @@ def build_model(
         x = layers.Dropout(DROPOUT, name="dropout")(x)
     # float32 also under mixed precision. Sigmoids as their logarithms, which never vanish.
     activation = "log_sigmoid" if head == "sigmoid" and not linear else None
-    last = layers.Dense(len(CLASSES), activation=activation, dtype="float32", name="classes")
+    last = layers.Dense(task().count, activation=activation, dtype="float32", name="classes")
     model = keras.Model(inputs, probabilities(last(x), last), name=_name(backbone))
     if start is not None:
         _copy_weights(start, model)
@@ -210,9 +210,9 @@ def load_model(path: str | os.PathLike) -> keras.Model:
             f"Received: {path} with inputs and outputs of shape {listed(shapes)}.\n"
             "Name a model that these scripts have trained."
         )
-    if shapes[1][-1] != len(CLASSES):
+    if shapes[1][-1] != task().count:
         raise InputError(
-            f"A model must return {len(CLASSES)} class probabilities.\n"
+            f"A model must return {task().count} class probabilities.\n"
             f"Received: {path} with output shape {model.output_shape}."
         )
     # One that is a sequence of layers, or was saved with a list of a single input.
@@ -319,11 +319,11 @@ def view_of(model: keras.Model) -> View:
     zoom = far.pool_size[0] if isinstance(far, layers.AveragePooling2D) else 1
     margin = 0
     if isinstance(context, layers.Cropping2D):
-        margin = (rows - NETWORK_SIZE) // 2 if rows else _cropped_px(model, context)
+        margin = (rows - task().side_px) // 2 if rows else _cropped_px(model, context)
     view = View(margin, zoom)
     if (rows, cols) not in ((view.side, view.side), (None, None)):
         raise InputError(
-            f"A patch classifier must take {NETWORK_SIZE}x{NETWORK_SIZE} px, or state by its "
+            f"A patch classifier must take {task().side_px}x{task().side_px} px, or state by its "
             "layers what more it sees.\n"
             f"Received: {model.name}, which takes {cols}x{rows} px; by its layers it should be "
             f"{view.side}x{view.side}.\nTrain it with train_part_a.py."
@@ -340,7 +340,7 @@ def _cropped_px(model: keras.Model, context: layers.Cropping2D) -> int:
 
 def _margin_features(backbone: str, view: View) -> int:
     """How many features a margin is, on each side."""
-    sides = view.side, NETWORK_SIZE  # those of a patch alone tell how many there must be
+    sides = view.side, task().side_px  # those of a patch alone tell how many there must be
     seen, window = (_features(keras.Input((x, x, 3)), backbone, "none").shape[1] for x in sides)
     crop, rest = divmod(seen - window, 2)
     stride = view.margin / crop if crop else 0
@@ -365,7 +365,7 @@ def _near_features(
     """What a second network says of the middle of the patch, pooled."""
     near = inputs
     if inputs.shape[1] is not None:  # of a field all is seen
-        missing = inputs.shape[1] - NETWORK_SIZE
+        missing = inputs.shape[1] - task().side_px
         around = (missing // 2, missing - missing // 2)
         near = layers.Cropping2D((around, around), name="near")(inputs)
     near = _features(near, backbone, weights, tokens, "near_")

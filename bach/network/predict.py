@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.text import duration, listed
@@ -28,8 +27,9 @@ from bach.network.fold_norms import fast_clone
 from bach.network.image_network import field_shape, is_image_network, photo_input
 from bach.network.patch_network import is_field_network, load_model, source_of, view_of
 from bach.network.stores import photo_to_patches, read_patch
-from bach.patches import PATCH_SIZE, View, photo_patches
+from bach.patches import View, photo_patches
 from bach.slides import Slide
+from bach.tasks import require_task, task
 
 _FILL = 8  # patches of a photo go through the network in multiples of so many
 
@@ -69,6 +69,7 @@ def load_models(
     log.info("models: %s", listed(files[fold] for fold in wanted))
     loaded = {}
     for fold in tqdm(wanted, desc="models", unit="model", leave=False, disable=None):
+        require_task(files[fold])
         model = load_model(files[fold])
         if not is_image_network(model):
             view_of(model)  # refuses what is no patch classifier before anything is read
@@ -154,7 +155,7 @@ def predict_patches(
 
     Source of the eight orientations: Liu et al. 2017.
     """
-    total = np.zeros((len(patches), len(PROB_COLUMNS)), np.float32)
+    total = np.zeros((len(patches), len(task().columns)), np.float32)
     chosen = orientations(patches, tta)
     for index in chosen:
         total += np.asarray(model.predict_on_batch(np.ascontiguousarray(orient(patches, index))))
@@ -205,9 +206,9 @@ def predict_slide(
         float32 array `(len(table), 4)`.
     """
     if table.empty:
-        return np.zeros((0, len(PROB_COLUMNS)), np.float32)
+        return np.zeros((0, len(task().columns)), np.float32)
     view = common_view(models)
-    total = np.zeros((len(table), len(PROB_COLUMNS)), np.float64)
+    total = np.zeros((len(table), len(task().columns)), np.float64)
     rows = list(table[["x", "y", "size"]].itertuples(index=False))
 
     def read(start: int) -> np.ndarray:
@@ -274,13 +275,13 @@ def predict_photos(
             axis=(0, 1),
         )
         rows.append((image.image_id, *probs))
-    return pd.DataFrame(rows, columns=["image_id", *PROB_COLUMNS])
+    return pd.DataFrame(rows, columns=["image_id", *task().columns])
 
 
 def least_photo(models: Sequence[keras.Model]) -> int:
     """Width and height that a photo must have, in px at 0.42 um/px; 0 for one judged whole."""
     whole = is_image_network(models[0]) or is_field_network(models[0])
-    return 0 if whole else PATCH_SIZE
+    return 0 if whole else task().patch_px
 
 
 def photo_inputs(models: Sequence[keras.Model], photo: np.ndarray) -> np.ndarray:
@@ -314,10 +315,10 @@ def image_means(patches: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Table with `image_id, label, predicted` and the `prob_` columns.
     """
-    means = patches.groupby("image_id", sort=False)[["label", *PROB_COLUMNS]].mean()
+    means = patches.groupby("image_id", sort=False)[["label", *task().columns]].mean()
     means = means.reset_index()
     means["label"] = means["label"].astype(int)
-    means.insert(2, "predicted", means[list(PROB_COLUMNS)].to_numpy().argmax(axis=1))
+    means.insert(2, "predicted", means[list(task().columns)].to_numpy().argmax(axis=1))
     return means
 
 

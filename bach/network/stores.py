@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import atomic_path, fingerprint, read_array, read_object, write_json
 from bach.core.log import log, step
@@ -28,17 +27,10 @@ from bach.core.tables import write_csv
 from bach.core.text import listed
 from bach.data import photo_mpp, photo_sizes, read_photo
 from bach.network.batches import Selection
-from bach.network.image_network import SHRINK, photo_input
-from bach.patches import (
-    COLUMNS,
-    NETWORK_SIZE,
-    PATCH_SIZE,
-    PLAIN_VIEW,
-    View,
-    photo_patches,
-    read_patches,
-)
-from bach.slides import PART_A_MPP, Slide
+from bach.network.image_network import photo_input
+from bach.patches import COLUMNS, PLAIN_VIEW, View, photo_patches, read_patches
+from bach.slides import Slide
+from bach.tasks import task
 
 _AGAIN = "Delete the folder and run the script that cuts it again."
 
@@ -79,10 +71,10 @@ class PatchStore:
                 f"Received: patches of shape {self.patches.shape} for {shape}, "
                 f"{self.patches.dtype} for uint8.\n{_AGAIN}"
             )
-        others = ~self.table["label"].isin(range(len(CLASSES)))
+        others = ~self.table["label"].isin(range(task().count))
         if others.any():
             raise InputError(
-                f"Patches to train on must have a label 0 to {len(CLASSES) - 1}.\n"
+                f"Patches to train on must have a label 0 to {task().count - 1}.\n"
                 f"Received: {folder / 'patches.csv'} with another one for {others.sum()} of "
                 f"{len(others):,}.\n{_AGAIN}"
             )
@@ -121,7 +113,7 @@ class _Recipe:
         return {
             "view": None if self.view is None else list(self.view),
             "size": list(self.size),
-            "inputs": fingerprint(self.files, {"patches": table, "mpp": self.mpp}),
+            "inputs": fingerprint(self.files, {"patches": table, "mpp": self.mpp} | task().record),
         }
 
 
@@ -149,7 +141,7 @@ def cut_photos(
     tables = [
         photo_patches(image_id, width, height, label)
         for image_id, label, (width, height) in zip(
-            images["image_id"], images["label"], photo_sizes(images, PATCH_SIZE), strict=True
+            images["image_id"], images["label"], photo_sizes(images, task().patch_px), strict=True
         )
     ]
 
@@ -157,7 +149,7 @@ def cut_photos(
         return photo_to_patches(read_photo(paths[index], mpp), tables[index], view)
 
     files = dict(zip(images["image_id"], paths, strict=True))
-    stated = None if mpp == PART_A_MPP else mpp
+    stated = None if mpp == task().photo_mpp else mpp
     size = (view.side, view.side)
     return _cut_once(folder, _Recipe("photos", files, tables, cut, view, size, stated))
 
@@ -186,7 +178,7 @@ def store_photos(
         return photo_input(read_photo(paths[index], mpp), shape, zoom)[None]
 
     files = dict(zip(images["image_id"], paths, strict=True))
-    stated = None if mpp == PART_A_MPP else mpp
+    stated = None if mpp == task().photo_mpp else mpp
     return _cut_once(folder, _Recipe("photos", files, tables, cut, None, shape, stated))
 
 
@@ -243,7 +235,7 @@ def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, view: View = PLAIN_
     if (table[["x", "y"]].add(table["size"], axis=0).max() > photo.shape[1::-1]).any():
         raise ValueError(f"The patches must lie in the photo. Received: shape {photo.shape}.")
     side = view.side
-    around = view.margin * SHRINK
+    around = view.margin * task().shrink
     if around:
         photo = cv2.copyMakeBorder(
             photo, around, around, around, around, borderType=cv2.BORDER_REFLECT_101
@@ -252,16 +244,16 @@ def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, view: View = PLAIN_
     places = table[["x", "y", "size"]].to_numpy(int)
     # Patches overlap: the mean around every px of the photo, once, has the same bytes as
     # shrinking each patch for itself, in a quarter of the time.
-    whole = (places[:, 2] + 2 * around == side * SHRINK).all()
-    means = cv2.boxFilter(photo, -1, (SHRINK, SHRINK)) if whole else None
+    whole = (places[:, 2] + 2 * around == side * task().shrink).all()
+    means = cv2.boxFilter(photo, -1, (task().shrink, task().shrink)) if whole else None
     for index, (x, y, size) in enumerate(places):
         rows, cols = (slice(start, start + size + 2 * around) for start in (y, x))
         if means is None:
             patch = photo[rows, cols]
             result[index] = cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA)
         else:
-            middle = SHRINK // 2
-            result[index] = means[rows, cols][middle::SHRINK, middle::SHRINK]
+            middle = task().shrink // 2
+            result[index] = means[rows, cols][middle :: task().shrink, middle :: task().shrink]
     return result
 
 
@@ -276,7 +268,7 @@ def read_patch(slide: Slide, row: Any, view: View = PLAIN_VIEW) -> np.ndarray:
     Returns:
         uint8 `(side, side, 3)`, side that of the view.
     """
-    scale = row.size / NETWORK_SIZE  # level-0 px per network px
+    scale = row.size / task().side_px  # level-0 px per network px
     left, top = row.x - view.margin * scale, row.y - view.margin * scale
     return slide.read(left, top, view.side, view.side, mpp=scale * slide.mpp / view.zoom)
 

@@ -6,6 +6,7 @@ happened.
 """
 
 import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from bach.charts import STOPPED
-from bach.classes import CLASSES
 from bach.core.drawings import contact_sheet
 from bach.core.errors import InputError
 from bach.core.files import (
@@ -30,7 +30,7 @@ from bach.core.files import (
 )
 from bach.core.inputs import reason
 from bach.core.log import log
-from bach.core.options import Training, TrainingScript, decisive
+from bach.core.options import Training, TrainingScript
 from bach.core.pictures import write_png
 from bach.core.tables import read_table, write_csv
 from bach.honest.seen import NOTHING, Seen
@@ -54,6 +54,7 @@ from bach.network.patch_network import check_backbone, check_view, load_model, w
 from bach.network.predict import predict_batches, prepare
 from bach.network.stores import PatchStore
 from bach.patches import PLAIN_VIEW, View
+from bach.tasks import decisive, task
 
 MOMENTUM = 0.9  # Kwok 2018, section 4.2
 WEIGHT_DECAY = 0.004  # Keras's default for AdamW
@@ -281,7 +282,7 @@ def _read_heldout(file: Path, count: int) -> np.ndarray:
     """Probabilities of a finished fold's `count` held-out patches, `(count, 4)`."""
     remedy = f"Delete {file.parent} to train the fold again."
     probs = read_array(file, remedy, dimensions=2)
-    if probs.shape != (count, len(CLASSES)) or not np.isfinite(probs).all():
+    if probs.shape != (count, task().count) or not np.isfinite(probs).all():
         raise InputError(
             f"{file} must hold finite probabilities of {count:,} held-out patches.\n"
             f"Received: an array of shape {probs.shape}, {np.isfinite(probs).mean():.0%} of it "
@@ -330,7 +331,7 @@ def _finish_fold(folder: Path, keep: str, heldout: Batches | None) -> np.ndarray
         atomic_path(folder / "model.keras") as temporary,
     ):
         shutil.copyfile(folder / f"{keep}.keras", temporary)
-    probs = np.zeros((0, len(CLASSES)), np.float32)
+    probs = np.zeros((0, task().count), np.float32)
     if heldout is not None:
         # Through the saved file, so that what is reported is what it will do.
         model = prepare(load_model(folder / "model.keras"))
@@ -472,7 +473,7 @@ def _build_metrics(model: keras.Model) -> None:
 
 
 def _check_untrained(model: keras.Model, training: Batches) -> None:
-    """Log the loss before the first step: ln 4 unless something is wrong with it.
+    """Log the loss before the first step: ln 4 of four classes, unless something is wrong.
 
     Raises:
         InputError: If the network's copy for predictions cannot be made, or is another one.
@@ -484,7 +485,8 @@ def _check_untrained(model: keras.Model, training: Batches) -> None:
     probs = np.asarray(model.predict_on_batch(patches))
     true = probs[np.arange(count), training.labels[chosen]]
     loss = float(-np.log(np.clip(true, 1e-7, 1)).mean())
-    log.info("loss before training: %.3f (untrained four-class network: ln 4 = 1.386)", loss)
+    said = "loss before training: %.3f (untrained %s-class network: ln %d = %.3f)"
+    log.info(said, loss, task().in_words, task().count, math.log(task().count))
     patches, probs = patches[:2], probs[:2]
     try:
         gap = np.abs(backend.call(fast_clone(model), patches.astype(np.float32)) - probs).max()
@@ -506,5 +508,5 @@ def _draw_batch(learner: keras.Model, training: Batches, file: Path) -> None:
     inputs, labels = training[0]
     patches = keras.ops.convert_to_numpy(learner.get_layer("augment")(*inputs))
     patches = np.rint(patches).astype(np.uint8)
-    names = [CLASSES[label] for label in labels.argmax(axis=1)]
+    names = [task().classes[label] for label in labels.argmax(axis=1)]
     write_png(file, contact_sheet(patches[:32], names[:32]))

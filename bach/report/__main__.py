@@ -43,6 +43,7 @@ from bach.report.mistakes import (
     write_mistakes,
 )
 from bach.report.pages import SLIDE_MB, Request, write_report
+from bach.tasks import add_option, use
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -80,6 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     show.add_argument("--limit", type=whole(1), default=60, help="most images on a sheet")
     errors = tools.add_parser("errors", help="total the ticks of a filled-in errors.csv")
     errors.add_argument("file", metavar="FILE", help="the filled-in table")
+    add_option(errors)
     return parser.parse_args(argv)
 
 
@@ -90,11 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if tool == "html":
         print(write_report(Request(**args)))
     elif tool == "mistakes":
+        use(None, args["run"])
         out = Path(args["out"] or args["run"])
         images = write_mistakes(args["run"], args["data_dir"], out, args["limit"])
         print(format_counts(images))
         print(out / "errors.csv")
     else:
+        use(args["task"])
         result = total_ticks(read_ticks(args["file"]))
         print(format_totals(result))
         print(to_json(result))

@@ -15,7 +15,6 @@ import pandas as pd
 
 from bach import charts
 from bach.calibration import expected_calibration_error, reliability
-from bach.classes import CLASSES, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.core.files import atomic_path, read_array, read_object
 from bach.core.pictures import jpeg, read_rgb
@@ -23,13 +22,13 @@ from bach.core.run import patch_folder, read_metrics, read_record
 from bach.core.tables import read_table, require_columns
 from bach.core.text import duration, listed, number
 from bach.data import list_images, read_photo
-from bach.honest.comparison import TITLES, compare
+from bach.honest.comparison import compare, titles
 from bach.honest.intervals import format_interval
 from bach.honest.records import SlideRecord, read_slides
 from bach.mining import add_difficulty, one_per_place
-from bach.patches import PATCH_SIZE, read_patches
+from bach.patches import read_patches
 from bach.report import mistakes
-from bach.slides import PART_A_MPP
+from bach.tasks import task
 
 _STEPS = {
     "train_part_a.py": "Step 1, patch classifiers",
@@ -38,12 +37,6 @@ _STEPS = {
     "make_heatmap.py": "Step 4, heatmaps",
     "heatmap.py": "Step 4, class maps decided anew",
 }
-_FIGURES = (
-    *(("accuracy", "four classes"), ("binary_accuracy", "carcinoma or not")),
-    *(("patch_accuracy", "share of patches right"), ("score", "Part B score")),
-    *(("score_tissue", "score on tissue"), ("baseline", "always Benign")),
-    *(("patches", "patches"), ("slides", "slides")),
-)
 _SHOWN = 24  # mistakes and hard examples with a picture
 _WORST_PATCHES = 3  # of a mistake
 _PATCH_SIDE = 149  # px of a patch on a page
@@ -230,7 +223,13 @@ def _times(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _figures(metrics: Mapping[str, Any]) -> list[Figure]:
     figures = []
-    for key, name in _FIGURES:
+    names = (
+        *(("accuracy", f"{task().in_words} classes"), ("binary_accuracy", task().split_name)),
+        *(("patch_accuracy", "share of patches right"), ("score", "Part B score")),
+        *(("score_tissue", "score on tissue"), ("baseline", task().always)),
+        *(("patches", "patches"), ("slides", "slides")),
+    )
+    for key, name in names:
         value = metrics.get(key)
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
@@ -271,7 +270,7 @@ def _compared(source: Source) -> Iterator[Table]:
     figures = {result["metric"]: result, **result["guides"]}
     rows = [
         [
-            Cell(TITLES[name]),
+            Cell(titles()[name]),
             Cell(number(row["a"])),
             Cell(number(row["b"])),
             Cell(format_interval(row["difference"], 3)),
@@ -293,16 +292,16 @@ def _folds(metrics: Mapping[str, Any]) -> Iterator[Table]:
     rows = [
         [
             Cell(f"fold {fold}"),
-            *(Cell(number(found.get(key))) for key in TITLES),
+            *(Cell(number(found.get(key))) for key in titles()),
             Cell(str(found.get("images", ""))),
         ]
         for fold, found in per_fold.items()
         if isinstance(found, dict)
     ]
     if rows:
-        shown = [key for key in TITLES if any(key in one for one in per_fold.values())]
-        keep = [0, *(1 + list(TITLES).index(key) for key in shown), len(rows[0]) - 1]
-        header = ["fold", *(TITLES[key] for key in shown), "images"]
+        shown = [key for key in titles() if any(key in one for one in per_fold.values())]
+        keep = [0, *(1 + list(titles()).index(key) for key in shown), len(rows[0]) - 1]
+        header = ["fold", *(titles()[key] for key in shown), "images"]
         yield Table(
             "Every fold by the model that has not seen it",
             header,
@@ -312,7 +311,7 @@ def _folds(metrics: Mapping[str, Any]) -> Iterator[Table]:
 
 def _confusion(metrics: Mapping[str, Any]) -> Iterator[Table]:
     counts = np.array(metrics.get("confusion") or [])
-    if counts.shape != (len(CLASSES), len(CLASSES)):
+    if counts.shape != (task().count, task().count):
         return
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rows = [
@@ -323,11 +322,11 @@ def _confusion(metrics: Mapping[str, Any]) -> Iterator[Table]:
                 for n, share in zip(*row, strict=True)
             ),
         ]
-        for name, *row in zip(CLASSES, counts, shares, strict=True)
+        for name, *row in zip(task().classes, counts, shares, strict=True)
     ]
     yield Table(
         "Rows: the true class; columns: what it was taken for",
-        ["true", *CLASSES],
+        ["true", *task().classes],
         rows,
         heading="Confusion",
     )
@@ -376,7 +375,7 @@ def _mistakes(source: Source, out: Path, notes: list[str]) -> Iterator[Table | P
     if not (source.run / "patch_predictions.csv").exists():
         return
     images, patches = mistakes.read_run(source.run)
-    probs, labels = images[list(PROB_COLUMNS)].to_numpy(), images["label"].to_numpy()
+    probs, labels = images[list(task().columns)].to_numpy(), images["label"].to_numpy()
     table = reliability(probs, labels)
     error = expected_calibration_error(probs, labels)
     figure = charts.reliability_figure({f"ECE {error:.3f}": table})
@@ -397,7 +396,7 @@ def _mistakes(source: Source, out: Path, notes: list[str]) -> Iterator[Table | P
     shown = wrong.head(_SHOWN)
     photos = _photos(source, shown, notes)
     groups = dict(list(patches.groupby("image_id")))
-    mpp = source.argument("mpp") or PART_A_MPP
+    mpp = source.argument("mpp") or task().photo_mpp
     pictures = []
     for index, row in enumerate(shown.itertuples()):
         if row.image_id not in photos:
@@ -406,7 +405,9 @@ def _mistakes(source: Source, out: Path, notes: list[str]) -> Iterator[Table | P
         sheet = _with_patches(photo, groups[row.image_id])
         src = f"pictures/{source.anchor}_mistake_{index}.jpg"
         _write_jpeg(out / src, sheet)
-        told = f"{row.image_id}: {CLASSES[row.label]} taken for {CLASSES[row.predicted]}"
+        told = (
+            f"{row.image_id}: {task().classes[row.label]} taken for {task().classes[row.predicted]}"
+        )
         who = f"patient {row.patient}" if row.patient else "patient unknown"
         text = f"{told}, difficulty {row.difficulty:.2f}, {who}, fold {row.fold}; "
         text += f"{row.patches_wrong} of {row.patches} patches wrong"
@@ -429,7 +430,7 @@ def _mistakes(source: Source, out: Path, notes: list[str]) -> Iterator[Table | P
 
 def _as_text(wrong: pd.DataFrame) -> Iterator[tuple]:
     for row in wrong.itertuples():
-        called = CLASSES[row.label], CLASSES[row.predicted]
+        called = task().classes[row.label], task().classes[row.predicted]
         yield (
             row.image_id,
             row.patient,
@@ -466,7 +467,7 @@ def _with_patches(photo: np.ndarray, patches: pd.DataFrame) -> np.ndarray:
     strip = np.full((side, card.shape[1], 3), 255, np.uint8)
     worst = patches.sort_values("difficulty", ascending=False, kind="stable").head(_WORST_PATCHES)
     for place, row in enumerate(worst.itertuples()):
-        patch = photo[round(row.y) :, round(row.x) :][:PATCH_SIZE, :PATCH_SIZE]
+        patch = photo[round(row.y) :, round(row.x) :][: task().patch_px, : task().patch_px]
         if patch.size:
             small = cv2.resize(patch, (side - 2, side - 2), interpolation=cv2.INTER_AREA)
             strip[1:-1, place * side + 1 : (place + 1) * side - 1] = small
@@ -489,11 +490,11 @@ def _slides(source: Source, out: Path) -> Iterator[Table | Pictures]:
     ordered = sorted(records.values(), key=lambda one: (not one.warnings, one.image_id))
     file = source.run / "failures.json"
     failed = read_object(file, "Delete it.") if file.exists() else {}
-    rows = [[Cell(name), Cell("failed"), *[Cell("")] * (3 + len(CLASSES))] for name in failed]
+    rows = [[Cell(name), Cell("failed"), *[Cell("")] * (3 + task().count)] for name in failed]
     for one in ordered:
         state = "warning" if one.warnings else ("in sample" if one.in_sample else "")
         scores = (number(value) for value in (one.score, one.score_tissue, one.baseline))
-        areas = (number(one.areas_mm2.get(name), 2) for name in CLASSES)
+        areas = (number(one.areas_mm2.get(name), 2) for name in task().classes)
         cells = [Cell(text) for text in (state, *scores, *areas)]
         rows.append([Cell(one.image_id, source.page(one.image_id)), *cells])
     header = [
@@ -501,8 +502,8 @@ def _slides(source: Source, out: Path) -> Iterator[Table | Pictures]:
         "",
         "score",
         "on tissue",
-        "always Benign",
-        *(f"{name} mm²" for name in CLASSES),
+        task().always,
+        *(f"{name} mm²" for name in task().classes),
     ]
     yield Table(f"{len(records)} slides, {len(failed)} failed", header, rows, heading="Slides")
     pictures: list[Picture] = []
@@ -556,15 +557,15 @@ def hard_examples(run: Path) -> pd.DataFrame:
                 "label",
                 "predicted",
                 "difficulty",
-                *PROB_COLUMNS,
+                *task().columns,
             ]
         )
     table = read_patches(file)
-    require_columns(table, PROB_COLUMNS, file)
-    if table[list(PROB_COLUMNS)].isna().any(axis=None):
+    require_columns(table, task().columns, file)
+    if table[list(task().columns)].isna().any(axis=None):
         raise InputError(
             f"Every hard example in {file} must have its probabilities.\n"
-            f"Received: none in {listed(np.flatnonzero(table[PROB_COLUMNS[0]].isna()) + 1)}.\n"
+            f"Received: none in {listed(np.flatnonzero(table[task().columns[0]].isna()) + 1)}.\n"
             "Run mine_hard_examples.py again."
         )
     table = add_difficulty(table.drop(columns=["predicted", "difficulty"], errors="ignore"))
@@ -578,12 +579,12 @@ def _hard_examples(source: Source, out: Path, notes: list[str]) -> Iterator[Tabl
     metrics = read_metrics(source.run) or {}
     counted = [(key.replace("_", " "), metrics.get(key)) for key in ("candidates", "hard_examples")]
     rows = [
-        [Cell(name), *(Cell(f"{found.get(label, 0):,}") for label in CLASSES)]
+        [Cell(name), *(Cell(f"{found.get(label, 0):,}") for label in task().classes)]
         for name, found in counted
         if isinstance(found, dict)
     ]
     if rows:
-        yield Table("Patches of each class", ["", *CLASSES], rows)
+        yield Table("Patches of each class", ["", *task().classes], rows)
     worst = one_per_place(table, _SHOWN)
     pixels = _pixels(source.run, worst, notes)
     if not len(pixels):
@@ -594,7 +595,7 @@ def _hard_examples(source: Source, out: Path, notes: list[str]) -> Iterator[Tabl
         _write_jpeg(
             out / src, cv2.resize(pixels[place], (_PATCH_SIDE,) * 2, interpolation=cv2.INTER_AREA)
         )
-        told = f"{CLASSES[int(row.label)]} taken for {CLASSES[int(row.predicted)]}"
+        told = f"{task().classes[int(row.label)]} taken for {task().classes[int(row.predicted)]}"
         page = source.page(row.image_id)
         anchor = f"{page}#x={round(row.x)},y={round(row.y)},w={round(row.size)}" if page else None
         text = f"{row.image_id} at {round(row.x)}, {round(row.y)}: {told}"

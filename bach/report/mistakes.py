@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.classes import CHOICES, CLASSES, COLORS, PROB_COLUMNS
 from bach.core.drawings import contact_sheet, legend, line_height, write
 from bach.core.errors import InputError
 from bach.core.log import log, step
@@ -23,7 +22,7 @@ from bach.data import list_images, natural_key, read_photo
 from bach.labels import read_class
 from bach.mining import add_difficulty
 from bach.scores import joint_counts
-from bach.slides import PART_A_MPP
+from bach.tasks import task
 
 # Columns to tick, and when. They ask for different remedies: other data, other labels,
 # another field of view, or a better network.
@@ -40,7 +39,7 @@ CATEGORIES = {
 
 COLUMNS = (
     *("image_id", "patient", "fold", "label", "predicted", "difficulty"),
-    *PROB_COLUMNS,
+    *task().columns,
     *("patches", "patches_wrong"),
 )
 NOTE = "note"
@@ -82,11 +81,11 @@ def read_run(run: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _read(path: Path, whole: Sequence[str], text: Sequence[str]) -> pd.DataFrame:
-    table = read_table(path, (*text, *whole, *PROB_COLUMNS))
-    numbers = as_whole(table, whole, path).join(as_probs(table, PROB_COLUMNS, path))
-    if not numbers["label"].between(0, len(CLASSES) - 1).all():
+    table = read_table(path, (*text, *whole, *task().columns))
+    numbers = as_whole(table, whole, path).join(as_probs(table, task().columns, path))
+    if not numbers["label"].between(0, task().count - 1).all():
         raise InputError(
-            f"Every label in {path} must be a class: 0..{len(CLASSES) - 1}.\n"
+            f"Every label in {path} must be a class: 0..{task().count - 1}.\n"
             f"Received: {listed(numbers['label'].unique())}.\nFinish the run with --resume."
         )
     return table[list(text)].join(numbers)
@@ -118,8 +117,8 @@ def mistakes(images: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
 
 def to_tick(wrong: pd.DataFrame) -> pd.DataFrame:
     """The table of mistakes as people read it, with empty columns to tick."""
-    names = {column: [CLASSES[label] for label in wrong[column]] for column in _PAIR}
-    numbers = wrong[["difficulty", *PROB_COLUMNS]].round(4)
+    names = {column: [task().classes[label] for label in wrong[column]] for column in _PAIR}
+    numbers = wrong[["difficulty", *task().columns]].round(4)
     empty = dict.fromkeys((*CATEGORIES, NOTE), "")
     return wrong.assign(**names, **numbers, **empty)
 
@@ -134,7 +133,7 @@ def format_counts(images: pd.DataFrame) -> str:
     counts = joint_counts(images["predicted"].to_numpy(int), images["label"].to_numpy(int))
     pairs = [
         [name, *row, f"{row.sum() - row[label]} of {row.sum()}"]
-        for label, (name, row) in enumerate(zip(CLASSES, counts, strict=True))
+        for label, (name, row) in enumerate(zip(task().classes, counts, strict=True))
     ]
     # By one name for each patient, whatever the spelling.
     names = images["patient"].groupby(images["patient"].map(patient_key)).transform("min")
@@ -144,7 +143,7 @@ def format_counts(images: pd.DataFrame) -> str:
     table = table.sort_values(["wrong", "images"], ascending=[False, True], kind="stable")
     table = pd.concat([table[table.index != ""], table[table.index == ""]])
     patients = [[one.Index or "(unknown)", one.images, one.wrong] for one in table.itertuples()]
-    by_pair = columns(["true, predicted", *CLASSES, "wrong"], pairs)
+    by_pair = columns(["true, predicted", *task().classes, "wrong"], pairs)
     return f"{by_pair}\n\n{columns(['patient', 'images', 'wrong'], patients)}"
 
 
@@ -169,7 +168,7 @@ def card(photo: np.ndarray, patches: pd.DataFrame, text: str = "") -> np.ndarray
     top = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
     top[:height, :width] = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
 
-    probs = patches[list(PROB_COLUMNS)].to_numpy()
+    probs = patches[list(task().columns)].to_numpy()
     bar = np.full((_BAR + 4, WIDTH, 3), 255, np.uint8)
     bar[2:-2] = _stack(probs.mean(axis=0), WIDTH)[None, :]
 
@@ -189,11 +188,11 @@ def card(photo: np.ndarray, patches: pd.DataFrame, text: str = "") -> np.ndarray
 def _stack(probs: np.ndarray, length: int) -> np.ndarray:
     """Class colours in proportion to probabilities that sum to 1: uint8 `(length, 3)`."""
     ends = np.cumsum(probs)[:-1] * length
-    return np.array(COLORS, np.uint8)[np.searchsorted(ends, np.arange(length) + 0.5)]
+    return np.array(task().colors, np.uint8)[np.searchsorted(ends, np.arange(length) + 0.5)]
 
 
 def pair_name(label: int, predicted: int) -> str:
-    return f"{CLASSES[label]}_as_{CLASSES[predicted]}"
+    return f"{task().classes[label]}_as_{task().classes[predicted]}"
 
 
 def pair_sheet(cards: Sequence[np.ndarray], wrong: pd.DataFrame, columns: int = 6) -> np.ndarray:
@@ -206,7 +205,7 @@ def pair_sheet(cards: Sequence[np.ndarray], wrong: pd.DataFrame, columns: int = 
     """
     row = wrong.iloc[0]
     shown = "" if len(cards) == len(wrong) else f", the worst {len(cards)} shown"
-    title = f"{CLASSES[row['label']]} taken for {CLASSES[row['predicted']]}: "
+    title = f"{task().classes[row['label']]} taken for {task().classes[row['predicted']]}: "
     title += f"{len(wrong)} image{'s' * (len(wrong) != 1)}{shown}"
     texts = [
         f"{one.image_id}, {one.patient or 'patient unknown'}, fold {one.fold}, "
@@ -229,8 +228,8 @@ def overview(
     counts = joint_counts(images["predicted"].to_numpy(int), images["label"].to_numpy(int))
     height = max((len(one) for _, one in worst.values()), default=HEIGHT)
     pictures, texts = [], []
-    for label, name in enumerate(CLASSES):
-        for predicted, called in enumerate(CLASSES):
+    for label, name in enumerate(task().classes):
+        for predicted, called in enumerate(task().classes):
             # The right answers and pairs that do not occur stay empty.
             empty = np.full((height, WIDTH, 3), 238, np.uint8)
             image_id, picture = worst.get((label, predicted), ("none", empty))
@@ -241,7 +240,7 @@ def overview(
             texts.append(right if label == predicted else wrong)
     missed = int(counts.sum() - np.trace(counts))
     title = f"{missed} of {counts.sum()} images wrong; the worst of each pair"
-    return _titled(contact_sheet(pictures, texts, len(CLASSES), side=height), title)
+    return _titled(contact_sheet(pictures, texts, task().count, side=height), title)
 
 
 def _titled(sheet: np.ndarray, title: str) -> np.ndarray:
@@ -250,7 +249,7 @@ def _titled(sheet: np.ndarray, title: str) -> np.ndarray:
     sheet = np.pad(sheet, ((0, 0), (0, missing), (0, 0)), constant_values=255)
     strip = np.full((30, sheet.shape[1], 3), 255, np.uint8)
     write(strip, title, (6, 4), 16)
-    return np.concatenate([strip, legend(sheet.shape[1], CLASSES, COLORS), sheet])
+    return np.concatenate([strip, legend(sheet.shape[1], task().classes, task().colors), sheet])
 
 
 def write_mistakes(
@@ -285,12 +284,12 @@ def write_mistakes(
     wrong = mistakes(images, patches)
     paths = _paths(wrong, data_dir)
     record = read_record(run) or {}
-    mpp = record.get("arguments", {}).get("mpp") or PART_A_MPP  # patches lie at 0.42 um/px
+    mpp = record.get("arguments", {}).get("mpp") or task().photo_mpp  # patches lie at 0.42 um/px
     with step("mistakes") as notes:
         groups = dict(list(patches.groupby("image_id")))
         pairs = dict(list(wrong.groupby(list(_PAIR))))
         worst: dict[tuple[int, ...], tuple[str, np.ndarray]] = {}
-        for pair in itertools.product(range(len(CLASSES)), repeat=2):
+        for pair in itertools.product(range(task().count), repeat=2):
             picture = out / "errors" / f"{pair_name(*pair)}.png"
             if pair not in pairs:
                 picture.unlink(missing_ok=True)  # of an earlier state of the run
@@ -326,7 +325,8 @@ def _cards(
 ) -> list[np.ndarray]:
     def draw(row) -> np.ndarray:
         label, predicted = (
-            f"{CLASSES[k]} {getattr(row, PROB_COLUMNS[k]):.2f}" for k in (row.label, row.predicted)
+            f"{task().classes[k]} {getattr(row, task().columns[k]):.2f}"
+            for k in (row.label, row.predicted)
         )
         text = f"{label}, {predicted}, wrong {row.patches_wrong} of {row.patches}"
         return card(read_photo(paths[row.image_id], mpp), groups[row.image_id], text)
@@ -358,7 +358,7 @@ def read_ticks(path: str | os.PathLike) -> pd.DataFrame:
         bad = [repr(t) for t, label in zip(table[name], labels, strict=True) if label is None]
         if bad:
             raise InputError(
-                f"Every {name} in {path} must be a class: {CHOICES}.\n"
+                f"Every {name} in {path} must be a class: {task().choices}.\n"
                 f"Received: {listed(bad)}.\nCorrect these rows."
             )
         table[name] = np.array(labels, int)

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bach.classes import CLASSES, COLORS
 from bach.core.drawings import heat_colors
 from bach.core.errors import InputError
 from bach.core.files import atomic_folder, atomic_path, read_object, to_json, write_json
@@ -34,6 +33,7 @@ from bach.honest.comparison import parts_of
 from bach.honest.records import SlideRecord, slide_file
 from bach.report.gather import Cell, Source, Table, areas_in_words, gather, hard_examples, heatmaps
 from bach.report.viewer import Found, write_slide
+from bach.tasks import task, use
 
 if TYPE_CHECKING:
     import jinja2
@@ -87,6 +87,7 @@ def write_report(request: Request) -> Path:
             holds something else.
     """
     runs = find_runs(request.runs)
+    use(None, *runs, request.previous)
     out = request.out or Path(request.runs[0]) / "report"
     _check_place(out)
     compared = _compared(runs, request.previous)
@@ -296,7 +297,7 @@ def _write_slide(folder: Path, found: Found, slide_mb: float) -> dict[str, Any]:
         shutil.rmtree(folder)
     with step(found.name) as notes, atomic_folder(folder) as temporary:
         value = write_slide(temporary, found, round(slide_mb * 1e6))
-        value |= {"classes": CLASSES}
+        value |= {"classes": task().classes}
         with (temporary / "slide.js").open("w", encoding="utf-8") as stream:
             stream.write(f"window.slide = {_script(value)};\n")
         size = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
@@ -352,10 +353,10 @@ def _facts(record: SlideRecord) -> Table:
         "in sample: the models were trained on it" if record.in_sample else "not seen in training"
     )
     values = {
-        **{f"{name}, mm²": number(record.areas_mm2.get(name), 2) for name in CLASSES},
+        **{f"{name}, mm²": number(record.areas_mm2.get(name), 2) for name in task().classes},
         "score": number(record.score),
         "score on tissue": number(record.score_tissue),
-        "always Benign": number(record.baseline),
+        task().always: number(record.baseline),
         "predicted by": f"{how}, {seen}",
         "size": f"{record.width} x {record.height} px at {record.mpp:.3f} µm ({record.mpp_source})",
     }
@@ -368,10 +369,10 @@ def _pixels(record: SlideRecord) -> Table:
     shares = counts / max(counts.sum(), 1)
     rows = [
         [Cell(name), *(Cell(f"{share:.1%}", shade=float(share)) for share in row)]
-        for name, row in zip(CLASSES, shares, strict=True)
+        for name, row in zip(task().classes, shares, strict=True)
     ]
     caption = "Share of the slide: rows the annotation, columns the class map"
-    return Table(caption, ["annotated", *CLASSES], rows)
+    return Table(caption, ["annotated", *task().classes], rows)
 
 
 # Files
@@ -400,7 +401,7 @@ def _environment() -> "jinja2.Environment":
 
 
 def _render(path: Path, template: str, **values: object) -> None:
-    classes = list(zip(CLASSES, map(_css, COLORS), strict=True))
+    classes = list(zip(task().classes, map(_css, task().colors), strict=True))
     defaults = {"before": None, "after": None}
     text = _environment().get_template(template).render(defaults | {"classes": classes} | values)
     with atomic_path(path) as temporary:

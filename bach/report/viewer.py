@@ -23,7 +23,6 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES, COLORS, NORMAL, PROB_COLUMNS
 from bach.core.drawings import heat_colors
 from bach.core.errors import InputError
 from bach.core.files import fingerprint, read_array
@@ -33,8 +32,9 @@ from bach.heatmap import cells_to_map, to_heatmap
 from bach.honest.records import SlideRecord
 from bach.labels import read_class_map
 from bach.mining import MIN_TISSUE_HARD, add_difficulty, one_per_place
-from bach.patches import PATCH_UM, box_means
+from bach.patches import box_means
 from bach.slides import Slide
+from bach.tasks import BACKGROUND, task
 
 VIEW_MPP = 2.0  # um per px of the slide in the viewer
 WORST = 12  # places per slide
@@ -81,7 +81,7 @@ class Found(NamedTuple):
             "mpp": self.mpp,
             "mb": slide_mb,
             "examples": self.examples.to_csv(index=False),
-            "colors": COLORS,
+            "colors": task().colors,
             "version": 1,
         }
         return fingerprint(files, settings)
@@ -291,7 +291,9 @@ def _same_size(values: np.ndarray, class_map: np.ndarray, path: Path) -> np.ndar
 
 def _class_layer(class_map: np.ndarray, tissue: np.ndarray) -> np.ndarray:
     """Colours of the classes; Normal and glass stay clear."""
-    table = np.array([(*color, 255 * (k != NORMAL)) for k, color in enumerate(COLORS)], np.uint8)
+    table = np.array(
+        [(*color, 255 * (k != BACKGROUND)) for k, color in enumerate(task().colors)], np.uint8
+    )
     layer = table[class_map]
     layer[~tissue, 3] = 0
     return layer
@@ -302,8 +304,8 @@ def _truth_layer(truth: np.ndarray) -> np.ndarray:
     layer = _class_layer(truth, np.ones(truth.shape, bool))
     layer[..., 3] = np.rint(layer[..., 3] * _TRUTH_OPACITY)
     width = max(1, round(max(truth.shape) / 600))
-    for label, color in enumerate(COLORS):
-        if label != NORMAL:
+    for label, color in enumerate(task().colors):
+        if label != BACKGROUND:
             outlines, _ = cv2.findContours(
                 (truth == label).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE
             )
@@ -341,11 +343,11 @@ def _cell_table(found: Found, cells: np.ndarray) -> pd.DataFrame:
     if record is None:
         return pd.DataFrame()
     row, col = np.nonzero(~np.isnan(cells).any(axis=-1))
-    size, down = PATCH_UM / record.mpp, record.downsample
+    size, down = task().patch_um / record.mpp, record.downsample
     inside = (record.width / down, record.height / down)
     table = pd.DataFrame({"x": (col + 0.5) * record.step, "y": (row + 0.5) * record.step})
     table = (table - size / 2).assign(image_id=found.name, size=size, label=-1)
-    table[list(PROB_COLUMNS)] = cells[row, col]
+    table[list(task().columns)] = cells[row, col]
 
     def means(values: np.ndarray) -> np.ndarray:
         return box_means(values, table["x"] / down, table["y"] / down, size / down, inside)
@@ -362,10 +364,13 @@ def _cell_table(found: Found, cells: np.ndarray) -> pd.DataFrame:
 
 
 def _place(row: Any, kind: str) -> dict[str, Any]:
-    probs = {name: getattr(row, column) for name, column in zip(CLASSES, PROB_COLUMNS, strict=True)}
-    called = CLASSES[int(row.predicted)]
+    probs = {
+        name: getattr(row, column)
+        for name, column in zip(task().classes, task().columns, strict=True)
+    }
+    called = task().classes[int(row.predicted)]
     if row.label >= 0:
-        title = f"{CLASSES[int(row.label)]} taken for {called}"
+        title = f"{task().classes[int(row.label)]} taken for {called}"
         title += f", difficulty {number(row.difficulty, 2)}"
     else:
         title = f"{called}, heatmap {number(row.difficulty, 2)}"

@@ -15,11 +15,12 @@ from bach.data import find_data, list_images
 from bach.heatmap import heatmap_patches
 from bach.honest.splits import join_folds, read_folds, take
 from bach.mining import HARDEST, MIN_TISSUE_HARD, mining_patches
-from bach.patches import NETWORK_SIZE, photo_patches
+from bach.patches import photo_patches
 from bach.reproduce import kwok2018
 from bach.reproduce.plan import Options, epochs
 from bach.scores import always, joint_counts, score_from_counts
 from bach.slides import Slide
+from bach.tasks import BACH
 from bach.tissue import slide_maps
 
 # A training step is a prediction, and about two more to go back through the network.
@@ -135,7 +136,7 @@ def workload(
 
 def disk_bytes(args: Options, patches: int, slides: pd.DataFrame, models: int) -> int:
     """Estimate what the run folders will hold: patches, models and pictures."""
-    stored = (patches + _hard_examples(args, slides)) * NETWORK_SIZE**2 * 3
+    stored = (patches + _hard_examples(args, slides)) * BACH.side_px**2 * 3
     # Three files of float32 weights per model, and while it trains its momenta as well.
     parameters = _PARAMETERS.get(args.backbone, _PARAMETERS["InceptionResNetV2"])
     weights = models * 3 * 4 * parameters + 8 * parameters

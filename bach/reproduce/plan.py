@@ -13,11 +13,10 @@ from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.tables import image_key
 from bach.data import list_images
-from bach.heatmap import STEP_UM
 from bach.honest.splits import read_folds
 from bach.mining import HARD_EXAMPLES
-from bach.patches import SLIDE_STRIDE_UM
 from bach.reproduce import kwok2018
+from bach.tasks import BACH
 
 _FOLDS_A, _FOLDS_B = 3, 5
 
@@ -43,14 +42,14 @@ class Mining:
     """Options of mine_hard_examples.py."""
 
     hard_examples: int = option(HARD_EXAMPLES, "patches to draw in all", at_least=1)
-    stride_um: float = option(SLIDE_STRIDE_UM, "step between patches in um", above=0)
+    stride_um: float = option(BACH.step_um, "step between patches in um", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Heatmaps:
     """Options of make_heatmap.py."""
 
-    step_um: float = option(STEP_UM, "side of a cell in um", above=0)
+    step_um: float = option(BACH.step_um, "side of a cell in um", above=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bach.core import options
+from bach import tasks
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
 from bach.core.run import locked
@@ -35,7 +35,7 @@ from bach.serve.settings import Options, read_token
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:
-    return options.parse(Options, argv, __doc__, "python -m bach.serve")
+    return tasks.parse(Options, argv, __doc__, "python -m bach.serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,13 +16,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.responses import RedirectResponse, Response
 
-from bach.classes import CLASSES, COLORS
 from bach.core.errors import InputError
 from bach.serve.figures import CONTENT_TYPE
 from bach.serve.forms import TooLargeError, TooSlowError, read_body, received
 from bach.serve.guard import COOKIE, Guard, refused
 from bach.serve.jobs import FINISHED, Job
 from bach.serve.service import INPUT, OUTPUT, BusyError, Service, predictions
+from bach.tasks import task
 
 VERSION = "1.0.0"
 
@@ -142,11 +142,11 @@ def _add_pages(app: FastAPI, service: Service, guard: Guard) -> None:
     async def index(request: Request) -> Response:
         if request.scope.get("unknown"):
             return page("login.html", 401, wrong=False)
-        colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in COLORS]
+        colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in task().colors]
         slides = await asyncio.to_thread(service.slides)
         return page(
             "index.html",
-            classes=list(zip(CLASSES, colors, strict=True)),
+            classes=list(zip(task().classes, colors, strict=True)),
             models=len(service.models.sources),
             whole=service.models.whole,
             photo_mb=service.options.photo_mb,
@@ -210,7 +210,7 @@ def _add_photos(app: FastAPI, service: Service) -> None:
             "id": service.options.name,
             "name": f"{service.options.name} Keras Model",
             "description": (
-                f"Classes {', '.join(CLASSES)} of H&E stained breast histology: {how}, by "
+                f"Classes {', '.join(task().classes)} of H&E stained breast histology: {how}, by "
                 f"{count} model{'s' if count > 1 else ''}. A research tool, not a medical device."
             ),
             "type": "image_classification",
@@ -290,7 +290,7 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
         """What the model takes and gives."""
         _check_name(service, name)
         sides = [side or -1 for side in service.models.input_shape]
-        shapes = {INPUT: ("UINT8", [-1, *sides, 3]), OUTPUT: ("FP32", [-1, len(CLASSES)])}
+        shapes = {INPUT: ("UINT8", [-1, *sides, 3]), OUTPUT: ("FP32", [-1, task().count])}
         told = {
             key: [{"name": key, "datatype": shapes[key][0], "shape": shapes[key][1]}]
             for key in (INPUT, OUTPUT)

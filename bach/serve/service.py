@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bach.classes import CLASSES
 from bach.core.errors import InputError
 from bach.core.files import require_place, writing
 from bach.core.log import log
 from bach.core.pictures import read_header
 from bach.core.tables import require_names
-from bach.data import PHOTO_HEIGHT, PHOTO_WIDTH, photo_mpp, photo_sizes, read_photo
+from bach.data import knows_scale, photo_mpp, photo_size, photo_sizes, read_photo
 from bach.serve.figures import Figures, Labels
 from bach.serve.jobs import ENDED, FINISHED, QUEUED, Job, Jobs, new_id
 from bach.serve.settings import Options, find_root
@@ -35,7 +34,8 @@ from bach.serve.slides import (
     viewer_page,
 )
 from bach.serve.worker import PhotoWorker, SlideWorker
-from bach.slides import PART_A_MPP, SLIDE_SUFFIXES, Slide, check_mpp
+from bach.slides import SLIDE_SUFFIXES, Slide, check_mpp
+from bach.tasks import task
 
 INPUT, OUTPUT = "patches", "probabilities"  # tensors of the Open Inference Protocol
 
@@ -195,15 +195,14 @@ class Service:
 
     def _read_photo(self, path: Path, given: float | None) -> np.ndarray:
         width, height, _ = read_header(path, _PHOTO)  # before it is decoded
-        known = {width, height} == {PHOTO_WIDTH, PHOTO_HEIGHT}
-        if given is None and not known:
+        if given is None and not knows_scale(width, height):
             raise InputError(
-                f"Photos that are not {PHOTO_WIDTH}x{PHOTO_HEIGHT} px must have a stated scale.\n"
+                f"Photos that are not {photo_size()} px must have a stated scale.\n"
                 f"Received: {path}, {width}x{height} px, and no scale.\n"
-                f"Send it in the field mpp, in um per px; {PART_A_MPP} if the photo is as the "
-                "challenge's."
+                "Send it in the field mpp, in um per px; "
+                f"{task().photo_mpp} if the photo is as the challenge's."
             )
-        mpp = PART_A_MPP if given is None else check_mpp(given)
+        mpp = task().photo_mpp if given is None else check_mpp(given)
         row = {"path": [str(path)], "width": [width], "height": [height], "mpp": [mpp]}
         table = pd.DataFrame(row)
         photo_sizes(table, self.models.least)
@@ -456,6 +455,6 @@ def predictions(probs: np.ndarray) -> list[dict[str, Any]]:
     """
     means = probs.mean(axis=(0, 1))
     return [
-        {"label_id": str(label), "label": CLASSES[label], "probability": float(means[label])}
+        {"label_id": str(label), "label": task().classes[label], "probability": float(means[label])}
         for label in np.argsort(-means, kind="stable").tolist()
     ]

@@ -7,8 +7,8 @@ from pathlib import Path
 from bach.core.errors import InputError
 from bach.core.inputs import KB, read_input
 from bach.core.options import Devices, Slides, option
-from bach.heatmap import STEP_UM, MapRule
-from bach.patches import DENSE_STEP_UM, PATCH_UM
+from bach.heatmap import MapRule
+from bach.tasks import task
 
 TOKEN = "BACH_SERVE_TOKEN"  # of the environment
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -70,7 +70,7 @@ class Options(Service, MapRule, Devices, Slides):
         None,
         "side of a heatmap's cell in um (default: 125.58; dense: 67.2, or multiples)",
         above=0,
-        most=PATCH_UM,
+        most=task().patch_um,
     )
 
     @property
@@ -81,7 +81,7 @@ class Options(Service, MapRule, Devices, Slides):
     @property
     def cell_um(self) -> float:
         """Side of a heatmap's cell in um, as in make_heatmap.py."""
-        return self.step_um or (DENSE_STEP_UM if self.mode == "dense" else STEP_UM)
+        return self.step_um or (task().dense_step_um if self.mode == "dense" else task().step_um)
 
 
 def read_token(options: Options) -> str | None:

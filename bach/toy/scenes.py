@@ -6,12 +6,11 @@ from numpy.random import Generator
 
 from bach.annotations import Region
 from bach.classes import BENIGN, CLASSES, INSITU, INVASIVE, NORMAL
-from bach.data import PHOTO_HEIGHT, PHOTO_WIDTH
-from bach.slides import PART_A_MPP
+from bach.tasks import BACH
 from bach.toy import painter
 from bach.toy.aperio import SLIDE_MPP
 
-PHOTO_SIZE = (PHOTO_WIDTH, PHOTO_HEIGHT)
+PHOTO_SIZE = (2048, 1536)
 # A fifth of a real slide's width: the least that holds regions of 1 mm.
 SLIDE_SIZE = (8192, 6144)
 # Pictures are painted at twice the um per px and enlarged: four times as fast,
@@ -41,7 +40,7 @@ def paint_photo(
         blur_um=look.blur_um * blur,
     )
     cols, rows = -(-width // _PAINT_FACTOR), -(-height // _PAINT_FACTOR)
-    rgb = painter.paint_tissue(rng, label, cols, rows, PART_A_MPP * _PAINT_FACTOR, look)
+    rgb = painter.paint_tissue(rng, label, cols, rows, BACH.photo_mpp * _PAINT_FACTOR, look)
     return cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC)
 
 
