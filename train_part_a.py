@@ -35,7 +35,7 @@ from bach.core.pictures import write_png
 from bach.core.run import Run
 from bach.core.shards import require_all, share_of_folds
 from bach.core.tables import write_csv
-from bach.data import list_images, photo_sizes
+from bach.data import list_photos, photo_sizes
 from bach.honest.intervals import accuracy_interval, format_interval
 from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
 from bach.honest.splits import (
@@ -197,7 +197,7 @@ def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
     """
     folds = read_folds(args.folds)
     check_folds(folds)
-    images = list_images(args.data_dir, "A", mpp=args.mpp)
+    images = list_photos(args.data_dir, args.images, args.mpp)
     check_belongs(images, folds, args.folds)
     images = join_folds(images, folds, args.folds)
     if args.known_patients:

@@ -15,9 +15,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -63,6 +63,8 @@ _BESIDE = (".csv", ".txt", ".md", ".pdf", ".db", ".ini", ".json", ".xlsx")
 
 # Of files that are not, or not yet, what stands before.
 _UNFINISHED = (".part", ".crdownload", ".download", ".filepart", ".tmp", ".aria2", ".gz", ".zip")
+
+_OF_TABLE = ("path", "label", "image_id", "patient")
 
 _REMEDY = "Copy or unpack it again; photos are 8-bit RGB."
 
@@ -162,18 +164,99 @@ def list_images(
     elif name.startswith("B"):
         for line in _unread_slides(Path(data_dir)):
             log.warning("%s", line)
+    _check_names(table, data_dir)
+    if limit is not None:
+        table = table.groupby("label", sort=True).head(limit)
+    return table.reset_index(drop=True)
+
+
+def _check_names(table: pd.DataFrame, place: str | os.PathLike) -> None:
     require_names(table["image_id"])
     keys = table["image_id"].map(image_key)
     doubled = sorted(table.loc[keys.duplicated(keep=False), "image_id"])
     if doubled:
         raise InputError(
-            f"The names of images in {data_dir} must be unique.\n"
+            f"The names of images in {place} must be unique.\n"
             f"Received twice, but for letter case and the like: {listed(doubled)}.\n"
             "Remove or rename the copies."
         )
-    if limit is not None:
-        table = table.groupby("label", sort=True).head(limit)
-    return table.reset_index(drop=True)
+
+
+def list_photos(
+    data_dir: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    mpp: float | None = None,
+    all_classes: bool = True,
+) -> pd.DataFrame:
+    """The photos to train on: those of a table, or Part A of the challenge data.
+
+    Args:
+        data_dir: As in `find_data`.
+        images: CSV with the columns `path` (relative ones from where the table lies) and
+            `label`, and if wanted `image_id` (else the name of the file), `patient`, and `mpp`,
+            um per px where it is not that of the task; or None.
+        mpp: As in `find_data`; goes before the table's.
+        all_classes: There must be photos of every class.
+
+    Returns:
+        Table of images, as `find_data` has it.
+
+    Raises:
+        InputError: If there is no photo of a class, a label is none, a file is not there, or an
+            image id occurs twice.
+    """
+    if images is None:
+        return list_images(data_dir, "A", mpp=mpp, all_classes=all_classes)
+    given = read_table(images, ["path", "label"])
+    rows = [given[name] if name in given else [""] * len(given) for name in _OF_TABLE]
+    faults, table = [], []
+    scales = _stated_scales(given, Path(images))
+    for path, label, name, patient, scale in zip(*rows, scales, strict=True):
+        file = Path(images).parent / path
+        known, size = task().parse_label(label), (0, 0)
+        if known is None:
+            faults.append(f"{path}: {label!r} is no class")
+        elif not file.is_file():
+            faults.append(f"{path}: not there")
+        else:
+            size = _photo_size(file)
+        stated = mpp or (None if np.isnan(scale) else scale)
+        row = (name.strip() or file.stem, str(file), "A", known, patient, *size)
+        table.append((*row, _photo_mpp(*size, stated)))
+    result = pd.DataFrame(table, columns=COLUMNS)
+    faults += [
+        f"no photo of {name}"
+        for label, name in enumerate(task().classes)
+        if all_classes and not (result["label"] == label).any()
+    ]
+    if faults:
+        raise InputError(
+            f"Every row of {images} must name a photo and its class; every class must have one.\n"
+            f"Received: {listed(faults)}.\n"
+            f"The classes are {', '.join(task().classes)}; other ones make another --task."
+        )
+    _check_names(result, images)
+    return result
+
+
+def photos_of(
+    record: Mapping[str, Any], data_dir: str | os.PathLike | None
+) -> dict[str, tuple[str, float]]:
+    """Path and um per px of the photos that a run of step 1 was trained on, by their ids.
+
+    Args:
+        record: What its `run.json` says.
+        data_dir: Where the challenge data lie now.
+
+    Raises:
+        InputError: If they are not there any more.
+    """
+    arguments = record.get("arguments", {})
+    images = arguments.get("images")
+    place = None if images is None else Path(record.get("folder", "."), images)
+    table = list_photos(data_dir or "", place, arguments.get("mpp"), all_classes=False)
+    pairs = zip(table["path"], photo_scales(table), strict=True)
+    return dict(zip(table["image_id"], pairs, strict=True))
 
 
 def list_slides(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
@@ -217,12 +300,14 @@ def _slide_table(path: Path) -> list[tuple[str, str, float]]:
     files = [str(path.parent / name) for name in table["path"]]
     given = table["image_id"] if "image_id" in table else pd.Series("", table.index)
     names = [own.strip() or Path(file).stem for own, file in zip(given, files, strict=True)]
-    scales = [math.nan] * len(files)
-    if "mpp" in table:
-        stated = table["mpp"].str.strip()
-        numbers = as_numbers(table[stated != ""], ["mpp"], path)["mpp"].map(check_mpp)
-        scales = numbers.reindex(table.index).to_list()
-    return list(zip(names, files, scales, strict=True))
+    return list(zip(names, files, _stated_scales(table, path), strict=True))
+
+
+def _stated_scales(table: pd.DataFrame, path: Path) -> list[float]:
+    """The column mpp of a table of text, nan where it says nothing."""
+    stated = table["mpp"].str.strip() if "mpp" in table else pd.Series("", table.index)
+    numbers = as_numbers(table.assign(mpp=stated)[stated != ""], ["mpp"], path)["mpp"]
+    return numbers.map(check_mpp).reindex(table.index).astype(float).to_list()
 
 
 def annotated(slides: Iterable[str | os.PathLike]) -> list[bool]:
@@ -328,12 +413,10 @@ def photo_sizes(images: pd.DataFrame, least: int = 0) -> np.ndarray:
     return np.array(sizes, int).reshape(-1, 2)
 
 
-def photo_mpp(images: pd.DataFrame) -> float:
-    """um per px of photos, which is one for all: given, or the challenge's."""
-    known = set(images["mpp"].dropna()) if "mpp" in images else set()
-    if len(known) > 1:
-        raise ValueError(f"Photos must have one scale. Received: mpp={sorted(known)}.")
-    return float(known.pop()) if known else task().photo_mpp
+def photo_scales(images: pd.DataFrame) -> list[float]:
+    """um per px of every photo: given, or that of the task."""
+    given = images["mpp"] if "mpp" in images else pd.Series(np.nan, images.index)
+    return given.fillna(task().photo_mpp).astype(float).to_list()
 
 
 def _photo_mpp(width: int, height: int, given: float | None = None) -> float:
@@ -627,7 +710,7 @@ def _label_problems(data_dir: Path, photos: pd.DataFrame) -> list[str]:
     problems = []
     for row in photos.itertuples():
         prefix = re.split("[^a-z]", row.image_id.lower())[0]
-        if prefix in task().prefixes and task().prefixes.index(prefix) != row.label:
+        if prefix and prefix in task().prefixes and task().prefixes.index(prefix) != row.label:
             named = task().classes[task().prefixes.index(prefix)]
             problems.append(
                 f"{row.path}: the name says {named}, the folder {task().classes[row.label]}"

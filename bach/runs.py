@@ -97,7 +97,7 @@ def _leaderboard(part: str, own: list[tuple[float | None, list[str]]]) -> str:
     own = sorted(own, key=lambda row: -np.inf if row[0] is None else row[0], reverse=True)
     rows = [row for _, row in own]
     for entry in PUBLISHED:
-        if entry["part"] == part and task() == BACH:
+        if entry["part"] == part and task() is BACH:
             values = [_printed(entry[figure]) if figure in entry else "-" for figure in figures]
             about = [entry["measured_on"], "-", entry["source"]]
             rows.append([f"*published: {entry['name']}*", "-", "-", *values, *about])
@@ -149,7 +149,7 @@ def _row(run: str | os.PathLike, intervals: list[dict], measured_on: str) -> lis
 def _slide_by_slide(runs: Sequence[str | os.PathLike]) -> str:
     """Markdown table of the score of every slide, beside that of one answer alone."""
     tables = [(Path(run).name or str(run), read_slides(run)) for run in runs]
-    known = ALWAYS_BENIGN if task() == BACH else {}
+    known = ALWAYS_BENIGN if task() is BACH else {}
     names = sorted({*known, *(name for _, slides in tables for name in counts_of(slides))})
     rows = []
     for run, slides in tables:

@@ -21,6 +21,15 @@ def _log_of_its_own():
     log.setLevel(logging.NOTSET)
 
 
+@pytest.fixture(autouse=True)
+def _task_of_the_challenge():
+    """A command sets the task of its process, which here is that of all tests."""
+    from bach import tasks
+
+    yield
+    tasks.use()
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """A small trial data set with folds: 24 photos of 6 patients, 2 + 1 slides."""

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2gray, rgb2lab
 
-from bach import classes
 from bach.classes import BENIGN, CARCINOMA, CLASSES, INSITU, INVASIVE, NORMAL, parse_label
+from bach.tasks import BACH
 
 
 def test_the_labels_are_the_places_of_the_names_and_of_all_that_goes_with_them():
     assert [CLASSES[label] for label in (NORMAL, BENIGN, INSITU, INVASIVE)] == list(CLASSES)
-    assert classes.PROB_COLUMNS == ("prob_normal", "prob_benign", "prob_insitu", "prob_invasive")
-    assert len(classes.COLORS) == len(classes.PREFIXES) == len(CLASSES)
+    assert BACH.columns == ("prob_normal", "prob_benign", "prob_insitu", "prob_invasive")
+    assert len(BACH.colors) == len(BACH.prefixes) == len(CLASSES)
     assert [parse_label(name) for name in CLASSES] == [0, 1, 2, 3]
-    assert [parse_label(prefix) for prefix in classes.PREFIXES] == [0, 1, 2, 3]
+    assert [parse_label(prefix) for prefix in BACH.prefixes] == [0, 1, 2, 3]
 
 
 def test_carcinoma_is_in_situ_and_invasive():
@@ -37,8 +37,8 @@ def test_classes_are_read_in_every_spelling_and_nothing_else_is(text, label):
 
 
 def test_messages_name_every_class():
-    assert classes.CHOICES == "Normal, Benign, InSitu, Invasive or 0..3"
-    assert classes.NUMBERED == "0 Normal, 1 Benign, 2 InSitu, 3 Invasive"
+    assert BACH.choices == "Normal, Benign, InSitu, Invasive or 0..3"
+    assert BACH.numbered == "0 Normal, 1 Benign, 2 InSitu, 3 Invasive"
 
 
 # Full protanopia, deuteranopia and tritanopia, on linear RGB: Machado, Oliveira and Fernandes
@@ -94,12 +94,12 @@ def closest(colors, vision):
     ],
 )
 def test_the_four_colours_are_told_apart_by_every_reader_better_than_before(vision, least, before):
-    assert closest(classes.COLORS, vision) > least
+    assert closest(BACH.colors, vision) > least
     assert closest(FORMER, vision) == pytest.approx(before, abs=2 if vision == "grey" else 0.1)
 
 
 def test_lesions_stand_out_from_the_stain_and_normal_does_not_from_glass():
-    lab = seen(classes.COLORS, "all colours")
+    lab = seen(BACH.colors, "all colours")
     distances = deltaE_ciede2000(lab[:, None], seen(STAINS, "all colours")[None])
     assert distances[BENIGN:].min() > 20
     assert distances[NORMAL, -1] < 20

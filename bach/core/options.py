@@ -167,6 +167,12 @@ class Slides:
 class Photos:
     """Options of scripts that read photos."""
 
+    images: str | None = option(
+        None,
+        "table of the photos instead of folders of them: path (from where the table lies), label, "
+        "and perhaps image_id, patient and mpp",
+        path=True,
+    )
     mpp: float | None = option(
         None,
         "um per pixel of the photos, all of them; needed where they are not 2048x1536 px at "
@@ -403,9 +409,10 @@ def words(settings: object, *groups: type, **values: object) -> list[str]:
     """
     result: list[str] = []
     for group in groups or (type(settings),):
+        usual = group()  # which may make more of a default
         for field in _fields(group):
             value = values.get(field.name, getattr(settings, field.name))
-            if value == field.default:
+            if value == getattr(usual, field.name):
                 continue
             if flag(field).startswith("-"):
                 result.append(flag(field))

@@ -8,6 +8,7 @@ held out, since nobody knows whose images these are.
 import numbers
 import os
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,13 @@ def read_image_table(
     Raises:
         InputError: If the file cannot be read, lacks a column or names an image twice.
     """
-    return _with_columns(_with_patient(read_table(path, needed, key="image_id"), path))
+    table = read_table(path)
+    if "image_id" not in table and "path" in table:  # of photos, see `bach.data.list_photos`
+        table = table.assign(image_id=[Path(file).stem for file in table["path"]])
+        require_once(table["image_id"], path)
+    else:
+        table = read_table(path, needed, key="image_id")
+    return _with_columns(_with_patient(table, path))
 
 
 def _with_patient(table: pd.DataFrame, path: str | os.PathLike) -> pd.DataFrame:

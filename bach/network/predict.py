@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.text import duration, listed
-from bach.data import photo_mpp, photo_sizes, read_photo
+from bach.data import photo_scales, photo_sizes, read_photo
 from bach.network import backend, processes
 from bach.network.augment import orient, orientations
 from bach.network.batches import Bar, Batches, feed, fill_up
@@ -264,9 +264,9 @@ def predict_photos(
     """
     rows = []
     photo_sizes(images, least_photo(models))  # all are looked at before the first
-    mpp = photo_mpp(images)
+    images = images.assign(mpp=photo_scales(images))
     for image in tqdm(images.itertuples(), total=len(images), desc="photos", disable=None):
-        patches = photo_inputs(models, read_photo(image.path, mpp))
+        patches = photo_inputs(models, read_photo(image.path, image.mpp))
         # Filled up, for photos of other sizes have other numbers of patches, and the network
         # is compiled anew for each.
         filled = fill_up(patches, math.ceil(len(patches) / _FILL) * _FILL)

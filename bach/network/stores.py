@@ -25,7 +25,7 @@ from bach.core.log import log, step
 from bach.core.run import locked
 from bach.core.tables import write_csv
 from bach.core.text import listed
-from bach.data import photo_mpp, photo_sizes, read_photo
+from bach.data import photo_scales, photo_sizes, read_photo
 from bach.network.batches import Selection
 from bach.network.image_network import photo_input
 from bach.patches import COLUMNS, PLAIN_VIEW, View, photo_patches, read_patches
@@ -105,7 +105,7 @@ class _Recipe:
     cut: Callable[[int], np.ndarray]
     view: View | None
     size: tuple[int, int]
-    mpp: float | None = None
+    mpp: float | list[float] | None = None
 
     def record(self) -> dict[str, Any]:
         """What `store.json` holds: two stores of the same record have the same pixels."""
@@ -137,7 +137,7 @@ def cut_photos(
         InputError: If a photo is smaller than a patch or of unknown scale, or there is a
             store of something else in the folder.
     """
-    paths, mpp = images["path"].tolist(), photo_mpp(images)
+    paths, scales = images["path"].tolist(), photo_scales(images)
     tables = [
         photo_patches(image_id, width, height, label)
         for image_id, label, (width, height) in zip(
@@ -146,12 +146,19 @@ def cut_photos(
     ]
 
     def cut(index: int) -> np.ndarray:
-        return photo_to_patches(read_photo(paths[index], mpp), tables[index], view)
+        return photo_to_patches(read_photo(paths[index], scales[index]), tables[index], view)
 
     files = dict(zip(images["image_id"], paths, strict=True))
-    stated = None if mpp == task().photo_mpp else mpp
     size = (view.side, view.side)
-    return _cut_once(folder, _Recipe("photos", files, tables, cut, view, size, stated))
+    return _cut_once(folder, _Recipe("photos", files, tables, cut, view, size, _stated(scales)))
+
+
+def _stated(scales: Sequence[float]) -> float | list[float] | None:
+    """The scale of photos as a store's record has it: None if it is that of the task."""
+    first, *others = dict.fromkeys(scales)
+    if others:
+        return list(scales)
+    return None if first == task().photo_mpp else first
 
 
 def store_photos(
@@ -169,17 +176,16 @@ def store_photos(
         InputError: If a photo is larger than the input or of unknown scale, or there is a
             store of something else in the folder.
     """
-    paths, mpp = images["path"].tolist(), photo_mpp(images)
+    paths, scales = images["path"].tolist(), photo_scales(images)
     widths = photo_sizes(images)[:, 0]
     columns = images[["image_id", "label"]].assign(x=0, y=0, size=widths, tissue=1.0)
     tables = [columns.iloc[[index]][COLUMNS] for index in range(len(columns))]
 
     def cut(index: int) -> np.ndarray:
-        return photo_input(read_photo(paths[index], mpp), shape, zoom)[None]
+        return photo_input(read_photo(paths[index], scales[index]), shape, zoom)[None]
 
     files = dict(zip(images["image_id"], paths, strict=True))
-    stated = None if mpp == task().photo_mpp else mpp
-    return _cut_once(folder, _Recipe("photos", files, tables, cut, None, shape, stated))
+    return _cut_once(folder, _Recipe("photos", files, tables, cut, None, shape, _stated(scales)))
 
 
 def cut_slides(

@@ -21,7 +21,7 @@ from bach.core.pictures import jpeg, read_rgb
 from bach.core.run import patch_folder, read_metrics, read_record
 from bach.core.tables import read_table, require_columns
 from bach.core.text import duration, listed, number
-from bach.data import list_images, read_photo
+from bach.data import photos_of, read_photo
 from bach.honest.comparison import compare, titles
 from bach.honest.intervals import format_interval
 from bach.honest.records import SlideRecord, read_slides
@@ -396,12 +396,11 @@ def _mistakes(source: Source, out: Path, notes: list[str]) -> Iterator[Table | P
     shown = wrong.head(_SHOWN)
     photos = _photos(source, shown, notes)
     groups = dict(list(patches.groupby("image_id")))
-    mpp = source.argument("mpp") or task().photo_mpp
     pictures = []
     for index, row in enumerate(shown.itertuples()):
         if row.image_id not in photos:
             continue
-        photo = read_photo(photos[row.image_id], mpp)
+        photo = read_photo(*photos[row.image_id])
         sheet = _with_patches(photo, groups[row.image_id])
         src = f"pictures/{source.anchor}_mistake_{index}.jpg"
         _write_jpeg(out / src, sheet)
@@ -441,21 +440,19 @@ def _as_text(wrong: pd.DataFrame) -> Iterator[tuple]:
         )
 
 
-def _photos(source: Source, wrong: pd.DataFrame, notes: list[str]) -> dict[str, str]:
-    """The photos of mistakes, as far as they are at hand."""
-    data_dir = source.data()
+def _photos(source: Source, wrong: pd.DataFrame, notes: list[str]) -> dict[str, tuple]:
+    """Path and scale of the photos of mistakes, as far as they are at hand."""
     try:
-        table = list_images(data_dir or "", "A", all_classes=False)
+        found = photos_of(read_record(source.run) or {}, source.data())
     except InputError:
-        table = pd.DataFrame({"image_id": [], "path": []})
-    paths = dict(zip(table["image_id"], table["path"], strict=True))
-    missing = [name for name in wrong["image_id"] if name not in paths]
+        found = {}
+    missing = [name for name in wrong["image_id"] if name not in found]
     if missing:
         notes.append(
             f"The photos of {len(missing)} mistakes were not at hand ({listed(missing, 3)}): they "
             "are in the table only. Name the folder of the data with --data-dir."
         )
-    return paths
+    return found
 
 
 def _with_patches(photo: np.ndarray, patches: pd.DataFrame) -> np.ndarray:

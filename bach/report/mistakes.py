@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from bach.core.pictures import write_png
 from bach.core.run import read_record
 from bach.core.tables import as_probs, as_whole, patient_key, read_table, write_csv
 from bach.core.text import columns, listed
-from bach.data import list_images, natural_key, read_photo
+from bach.data import natural_key, photos_of, read_photo
 from bach.labels import read_class
 from bach.mining import add_difficulty
 from bach.scores import joint_counts
@@ -282,9 +283,7 @@ def write_mistakes(
             "Name another folder with --out, or move the table away."
         )
     wrong = mistakes(images, patches)
-    paths = _paths(wrong, data_dir)
-    record = read_record(run) or {}
-    mpp = record.get("arguments", {}).get("mpp") or task().photo_mpp  # patches lie at 0.42 um/px
+    photos = _photos(wrong, read_record(run) or {}, data_dir)
     with step("mistakes") as notes:
         groups = dict(list(patches.groupby("image_id")))
         pairs = dict(list(wrong.groupby(list(_PAIR))))
@@ -294,7 +293,7 @@ def write_mistakes(
             if pair not in pairs:
                 picture.unlink(missing_ok=True)  # of an earlier state of the run
                 continue
-            cards = _cards(pairs[pair].head(limit), groups, paths, picture.stem, mpp)
+            cards = _cards(pairs[pair].head(limit), groups, photos, picture.stem)
             worst[pair] = pairs[pair]["image_id"].iloc[0], cards[0]
             write_png(picture, pair_sheet(cards, pairs[pair]))
         write_png(out / "errors/overview.png", overview(images, worst))
@@ -303,25 +302,26 @@ def write_mistakes(
     return images
 
 
-def _paths(wrong: pd.DataFrame, data_dir: str | os.PathLike) -> dict[str, str]:
-    photos = list_images(data_dir, "A", all_classes=False)
-    paths = dict(zip(photos["image_id"], photos["path"], strict=True))
-    missing = sorted(set(wrong["image_id"]) - paths.keys(), key=natural_key)
+def _photos(
+    wrong: pd.DataFrame, record: Mapping[str, Any], data_dir: str | os.PathLike
+) -> dict[str, tuple[str, float]]:
+    """Path and scale of photos that were predicted wrongly."""
+    found = photos_of(record, data_dir)
+    missing = sorted(set(wrong["image_id"]) - found.keys(), key=natural_key)
     if missing:
         raise InputError(
             "Every photo that was predicted wrongly must be there to be shown.\n"
             f"Received: --data-dir={data_dir} without {listed(missing)}.\n"
             "Name the folder of the data that the run was trained on."
         )
-    return paths
+    return found
 
 
 def _cards(
     wrong: pd.DataFrame,
     groups: dict[str, pd.DataFrame],
-    paths: dict[str, str],
+    photos: dict[str, tuple[str, float]],
     name: str,
-    mpp: float,
 ) -> list[np.ndarray]:
     def draw(row) -> np.ndarray:
         label, predicted = (
@@ -329,7 +329,7 @@ def _cards(
             for k in (row.label, row.predicted)
         )
         text = f"{label}, {predicted}, wrong {row.patches_wrong} of {row.patches}"
-        return card(read_photo(paths[row.image_id], mpp), groups[row.image_id], text)
+        return card(read_photo(*photos[row.image_id]), groups[row.image_id], text)
 
     rows = list(wrong.itertuples())
     with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:

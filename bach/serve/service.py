@@ -21,7 +21,7 @@ from bach.core.files import require_place, writing
 from bach.core.log import log
 from bach.core.pictures import read_header
 from bach.core.tables import require_names
-from bach.data import knows_scale, photo_mpp, photo_size, photo_sizes, read_photo
+from bach.data import knows_scale, photo_size, photo_sizes, read_photo
 from bach.serve.figures import Figures, Labels
 from bach.serve.jobs import ENDED, FINISHED, QUEUED, Job, Jobs, new_id
 from bach.serve.settings import Options, find_root
@@ -206,7 +206,7 @@ class Service:
         row = {"path": [str(path)], "width": [width], "height": [height], "mpp": [mpp]}
         table = pd.DataFrame(row)
         photo_sizes(table, self.models.least)
-        return self.models.inputs(read_photo(path, photo_mpp(table)))
+        return self.models.inputs(read_photo(path, mpp))
 
     # Slides
 

@@ -61,8 +61,8 @@ def use(wanted: "str | Task | None" = None, *built_on: str | os.PathLike | None)
                 f"Received: {place} of the task {one.name}, and {chosen.name}.\n"
                 "Leave --task out, or name runs and models of one task."
             )
-    _current = chosen
-    return chosen
+    _current = BACH if chosen.spec == BACH.spec else chosen
+    return _current
 
 
 def parse(

@@ -28,11 +28,13 @@ _LABELS = ("mean", "centre", "point")
 
 # What a file may say, but for the classes, and of which kind it is.
 _WORDS = ("title", "source", "split", "split_name", "usual", "label")
-_NUMERIC = ("photo_mpp", "patch_px", "stride_px", "side_px", "centre_um")
-_NUMERIC += ("point_threshold", "point_radius_um")
+_FIGURES = (
+    *("photo_mpp", "patch_px", "stride_px", "side_px", "centre_um"),
+    *("point_threshold", "point_radius_um"),
+)
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(_WORDS, str),
-    **dict.fromkeys(_NUMERIC, int | float),
+    **dict.fromkeys(_FIGURES, int | float),
     **dict.fromkeys(("photo_size_px", "thresholds"), list),
     "ordered": bool,
 }
@@ -226,20 +228,20 @@ def make_task(name: str, spec: Mapping[str, Any], place: str) -> Task:
     """
     try:
         return _made(name, spec)
-    except _Fault as fault:
+    except _MisfitError as fault:
         must, received = fault.args
         raise InputError(
             f"{place} must {must}.\nReceived: {received}.\ndocs/tasks.md shows a task file."
         ) from None
 
 
-class _Fault(Exception):
+class _MisfitError(Exception):
     """What must hold of a file, and what it says instead."""
 
 
 def _require(holds: object, must: str, received: object) -> None:
     if not holds:
-        raise _Fault(must, received)
+        raise _MisfitError(must, received)
 
 
 def _made(name: str, spec: Mapping[str, Any]) -> Task:
@@ -274,7 +276,9 @@ def _made(name: str, spec: Mapping[str, Any]) -> Task:
         "stride_px": max(1, round(patch / 5)) if isinstance(patch, int) else 0,
         "side_px": 299,
     }
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in (defaults | said).items()}
+    values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in (defaults | said).items()
+    }
     values |= {"split": classes.index(split), "usual": classes.index(said.get("usual", classes[1]))}
     result = Task(
         name=name,
