@@ -121,7 +121,8 @@ def find_data(data_dir: str | os.PathLike, mpp: float | None = None) -> pd.DataF
         photo = part.startswith("A")
         width, height = _photo_size(path) if photo else (0, 0)
         scale = _photo_mpp(width, height, mpp) if photo else np.nan
-        table.append((path.stem, str(path), part, label, "", width, height, scale))
+        patient = task().patient_of(path.stem) if photo else ""
+        table.append((path.stem, str(path), part, label, patient, width, height, scale))
     return pd.DataFrame(table, columns=COLUMNS)
 
 
@@ -221,7 +222,8 @@ def list_photos(
         else:
             size = _photo_size(file)
         stated = mpp or (None if np.isnan(scale) else scale)
-        row = (name.strip() or file.stem, str(file), "A", known, patient, *size)
+        name = name.strip() or file.stem
+        row = (name, str(file), "A", known, patient.strip() or task().patient_of(name), *size)
         table.append((*row, _photo_mpp(*size, stated)))
     result = pd.DataFrame(table, columns=COLUMNS)
     faults += [
@@ -360,6 +362,11 @@ def read_photo(path: str | os.PathLike, mpp: float | None = None) -> np.ndarray:
     lost = one_color(photo)
     if lost:
         log.warning("%s: %s", path, lost)
+    return scaled(photo, mpp)
+
+
+def scaled(photo: np.ndarray, mpp: float | None) -> np.ndarray:
+    """A photo at the scale of the task, by `mpp`, um per px of it; see `read_photo`."""
     if mpp is None or mpp == task().photo_mpp:
         return photo
     size = _scaled(photo.shape[1], photo.shape[0], mpp)

@@ -173,7 +173,7 @@ def _read_label(
     shape: Shape, meanings: Mapping[str, int], remarks: list[str]
 ) -> tuple[int | None, str]:
     """The class of a shape, None if it cannot be read; and why it is left out, or ""."""
-    found = [(name, meanings.get(_key(name), task().parse_label(name))) for name in shape.classes]
+    found = [(name, meanings.get(_key(name), task().parse_group(name))) for name in shape.classes]
     if shape.unclassed == "without class":  # its own name counts only where it is mapped
         if any(label is not None for _, label in found) and not meanings.keys() & set(
             map(_key, shape.classes)

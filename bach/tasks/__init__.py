@@ -9,10 +9,11 @@ state theirs.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,6 +64,17 @@ def use(wanted: "str | Task | None" = None, *built_on: str | os.PathLike | None)
             )
     _current = BACH if chosen.spec == BACH.spec else chosen
     return _current
+
+
+@contextlib.contextmanager
+def working_on(wanted: Task) -> Iterator[None]:
+    """A task for as long as the body lasts."""
+    before = task()
+    use(wanted)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 def parse(

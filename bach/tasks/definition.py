@@ -27,9 +27,9 @@ _NUMBERS = (
 _LABELS = ("mean", "centre", "point")
 
 # What a file may say, but for the classes, and of which kind it is.
-_WORDS = ("title", "source", "split", "split_name", "usual", "label")
+_WORDS = ("title", "source", "split", "split_name", "usual", "label", "patient")
 _FIGURES = (
-    *("photo_mpp", "patch_px", "stride_px", "side_px", "centre_um"),
+    *("photo_mpp", "patch_px", "stride_px", "side_px", "step_um", "centre_um"),
     *("point_threshold", "point_radius_um"),
 )
 _KINDS: dict[str, Any] = {
@@ -38,7 +38,7 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("photo_size_px", "thresholds"), list),
     "ordered": bool,
 }
-_CLASS_KINDS = {"name": str, "color": str, "spellings": list, "prefix": str}
+_CLASS_KINDS = {"name": str, "color": str, "prefix": str, "spellings": list, "groups": list}
 
 # Of classes without a colour; the first catches no eye. Next four: told apart by all kinds of
 # colour blindness and from H&E, see bach.toml; then those of Okabe and Ito (2008), and others.
@@ -58,6 +58,7 @@ class Task:
         classes: Names, in order; the first is that of glass and of what is not annotated.
         colors: RGB of each.
         spellings: Which class a name means, by its letters and digits in lower case.
+        groups: Which class a group of annotations means by its name, to the letter.
         prefixes: How names of photos of each class begin; "" where nothing is known.
         usual: The label that scores are compared with: always this one.
         split: Labels from here on are the other side of the two-class question.
@@ -71,10 +72,13 @@ class Task:
             state theirs; None if all are at it that state none.
         patch_px, stride_px: Side of a patch of a photo, and the step between two, in px.
         side_px: Side of a patch in network px.
+        step_um: Step between patches of slides, where nobody says another.
         label: How a patch of a slide gets its label from the annotation: "mean" of its pixels,
             rounded; "centre": the highest in the square in the middle; "point": that of the
             middle.
         centre_um: Side of the square in the middle.
+        patient: Pattern of the patient, its first group, at the start of a photo's name; None
+            where names do not tell.
         thresholds: Heatmap values from which on the classes above the first are called.
         point_threshold, point_radius_um: From which heatmap value on a maximum is a finding,
             and how far two of them are apart; None where findings are no points.
@@ -85,6 +89,7 @@ class Task:
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     spellings: Mapping[str, int]
+    groups: Mapping[str, int]
     prefixes: tuple[str, ...]
     usual: int
     split: int
@@ -98,7 +103,9 @@ class Task:
     patch_px: int
     stride_px: int
     side_px: int
+    step_um: float
     photo_size_px: tuple[int, int] | None = None
+    patient: str | None = None
     centre_um: float = 0.0
     point_threshold: float | None = None
     point_radius_um: float | None = None
@@ -132,13 +139,6 @@ class Task:
     def shrink(self) -> int:
         """Photo px along a network px."""
         return self.patch_px // self.side_px
-
-    @property
-    def step_um(self) -> float:
-        """Step between patches of slides, where nobody says another."""
-        # Differs from Kwok 2018: the paper does not state the step on slides. A fifth of the
-        # field gives candidates of the number that it reports.
-        return self.patch_um / 5
 
     @property
     def dense_step_um(self) -> float:
@@ -181,6 +181,15 @@ class Task:
     def record(self) -> dict[str, Any]:
         """What runs state, and fingerprints; nothing for BACH, which all had before."""
         return {} if self.spec == BACH.spec else {"task": {"name": self.name, "spec": self.spec}}
+
+    def patient_of(self, image_id: str) -> str:
+        """The patient that the name of a photo tells, or ""."""
+        match = re.match(self.patient, image_id) if self.patient else None
+        return match[1] if match else ""
+
+    def parse_group(self, text: str) -> int | None:
+        """As `parse_label`, of the name of a group of annotations."""
+        return self.groups.get(text.strip(), self.parse_label(text))
 
     def parse_label(self, text: str) -> int | None:
         """Read a class from any spelling of it; letter case, spaces and marks do not matter.
@@ -275,6 +284,9 @@ def _made(name: str, spec: Mapping[str, Any]) -> Task:
         "patch_px": patch,
         "stride_px": max(1, round(patch / 5)) if isinstance(patch, int) else 0,
         "side_px": 299,
+        # Differs from Kwok 2018: the paper does not state the step on slides. A fifth of the
+        # field gives candidates of the number that it reports.
+        "step_um": patch * said["photo_mpp"] / 5,
     }
     values: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in (defaults | said).items()
@@ -286,6 +298,7 @@ def _made(name: str, spec: Mapping[str, Any]) -> Task:
         classes=classes,
         colors=tuple(_color(one.get("color", _COLORS[k])) for k, one in enumerate(given)),
         spellings=_spellings(given),
+        groups={text: label for label, one in enumerate(given) for text in one.get("groups", ())},
         prefixes=tuple(one.get("prefix", "").lower() for one in given),
         **values,
     )
@@ -296,9 +309,11 @@ def _made(name: str, spec: Mapping[str, Any]) -> Task:
 def _check(task: Task) -> None:
     sides = (task.patch_px, task.stride_px, task.side_px, *(task.photo_size_px or (1, 1)))
     _require(
-        0 < task.photo_mpp < math.inf and all(type(side) is int and side > 0 for side in sides),
-        "give photo_mpp above 0, and whole sides and steps in px",
-        f"photo_mpp {task.photo_mpp}, sides and steps {sides}",
+        0 < task.photo_mpp < math.inf
+        and 0 < task.step_um <= task.patch_um
+        and all(type(side) is int and side > 0 for side in sides),
+        "give photo_mpp above 0, a step_um up to the side of a patch, whole sides and steps in px",
+        f"photo_mpp {task.photo_mpp}, step_um {task.step_um}, sides and steps {sides}",
     )
     _require(
         task.patch_px % task.side_px == 0 and len(sides) == 5,
