@@ -36,7 +36,7 @@ from bach.core.run import Run
 from bach.core.tables import image_key, require_names
 from bach.core.text import listed
 from bach.data import find_data, list_images, list_slides, slide_names
-from bach.heatmap import HeatmapMaker, MapScript, record_file, summarise
+from bach.heatmap import HeatmapMaker, MapScript, cell_um, record_file, summarise
 from bach.honest.records import SlideRecord, read_slides
 from bach.slide_by_slide import mpp_of, over_slides, share
 from bach.tasks import task
@@ -66,18 +66,12 @@ class Options(MapScript):
         "side of a cell in um (default: 125.58; dense: 67.2, or multiples); at most that of a "
         "patch, or parts of the slide would be seen by none",
         above=0,
-        most=task().patch_um,
     )
 
 
 def parse_args(argv: list[str] | None = None) -> Options:
     args = tasks.parse(Options, argv, __doc__)
-    return dataclasses.replace(args, step_um=step_um(args))
-
-
-def step_um(args: Options) -> float:
-    """Side of a cell in um."""
-    return args.step_um or (task().dense_step_um if args.mode == "dense" else task().step_um)
+    return dataclasses.replace(args, step_um=cell_um(args.step_um, args.mode))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -117,6 +117,20 @@ class MapScript(MapRule, options.SlideScript):
     """Options of a script that makes heatmaps of slides."""
 
 
+def cell_um(step_um: float | None, mode: str) -> float:
+    """Side of a cell in um: as it is asked for, or that of the task and mode.
+
+    Raises:
+        InputError: If it is larger than a patch: parts of the slide would be seen by none.
+    """
+    if step_um is not None and step_um > task().patch_um:
+        raise InputError(
+            f"A cell must be no larger than a patch, {task().patch_um:g} um.\n"
+            f"Received: --step-um={step_um:g}.\nName a smaller one, or leave the option out."
+        )
+    return step_um or (task().dense_step_um if mode == "dense" else task().step_um)
+
+
 def heatmap_patches(maps: SlideMaps, step_um: float | None = None) -> pd.DataFrame:
     """Patches centred on the cells of a slide, where there is tissue.
 

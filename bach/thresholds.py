@@ -491,6 +491,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    if not task().ordered:
+        raise InputError(
+            "Thresholds and the score that they are made for are of classes on one scale.\n"
+            f"Received: {args.run_dir}, of the task {task().name}, whose classes are not ordered.\n"
+            "Class maps are by the largest probability; there is nothing to choose."
+        )
 
     # 1. Cells: their values, probabilities and true pixels.
     slides = read_cells(args.run_dir, args.folds)

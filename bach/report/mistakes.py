@@ -38,11 +38,6 @@ CATEGORIES = {
     "network": "a clear image; the network should have known",
 }
 
-COLUMNS = (
-    *("image_id", "patient", "fold", "label", "predicted", "difficulty"),
-    *task().columns,
-    *("patches", "patches_wrong"),
-)
 NOTE = "note"
 
 _PAIR = ("label", "predicted")
@@ -55,6 +50,12 @@ _LINE = line_height(11)
 
 
 # Mistakes
+
+
+def columns_of_mistakes() -> list[str]:
+    """The columns of the table of mistakes."""
+    first = ("image_id", "patient", "fold", "label", "predicted", "difficulty")
+    return [*first, *task().columns, "patches", "patches_wrong"]
 
 
 def read_run(run: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -100,7 +101,7 @@ def mistakes(images: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
         patches: See `read_run`.
 
     Returns:
-        Table with `COLUMNS`, classes as numbers: every image whose most probable
+        Table with `columns_of_mistakes()`, classes as numbers: every image whose most probable
         class is not its label, the greatest difficulty first. `patches_wrong` of its
         `patches` were themselves predicted wrongly.
     """
@@ -113,7 +114,7 @@ def mistakes(images: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
     )
     wrong = wrong.sort_values("image_id", key=lambda ids: ids.map(natural_key), kind="stable")
     wrong = wrong.sort_values("difficulty", ascending=False, kind="stable")
-    return wrong[list(COLUMNS)].reset_index(drop=True)
+    return wrong[columns_of_mistakes()].reset_index(drop=True)
 
 
 def to_tick(wrong: pd.DataFrame) -> pd.DataFrame:
@@ -367,7 +368,7 @@ def read_ticks(path: str | os.PathLike) -> pd.DataFrame:
 
 def _ticks(table: pd.DataFrame) -> pd.DataFrame:
     """Which cells of the category columns are ticked: bool, a column per category."""
-    ticked = table.drop(columns=[*COLUMNS, NOTE], errors="ignore") != ""
+    ticked = table.drop(columns=[*columns_of_mistakes(), NOTE], errors="ignore") != ""
     unnamed = ticked.columns == ""  # they come of separators too many
     if ticked.loc[:, unnamed].to_numpy().any():
         log.warning("ticks in a column without a name are not counted")

@@ -7,8 +7,7 @@ from pathlib import Path
 from bach.core.errors import InputError
 from bach.core.inputs import KB, read_input
 from bach.core.options import Devices, Slides, option
-from bach.heatmap import MapRule
-from bach.tasks import task
+from bach.heatmap import MapRule, cell_um
 
 TOKEN = "BACH_SERVE_TOKEN"  # of the environment
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -70,7 +69,6 @@ class Options(Service, MapRule, Devices, Slides):
         None,
         "side of a heatmap's cell in um (default: 125.58; dense: 67.2, or multiples)",
         above=0,
-        most=task().patch_um,
     )
 
     @property
@@ -81,7 +79,7 @@ class Options(Service, MapRule, Devices, Slides):
     @property
     def cell_um(self) -> float:
         """Side of a heatmap's cell in um, as in make_heatmap.py."""
-        return self.step_um or (task().dense_step_um if self.mode == "dense" else task().step_um)
+        return cell_um(self.step_um, self.mode)
 
 
 def read_token(options: Options) -> str | None:

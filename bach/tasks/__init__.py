@@ -28,7 +28,7 @@ __all__ = ["BACH", "BACKGROUND", "Task", "read_task", "task", "use"]
 T = TypeVar("T")
 
 # Options that name the run or the model that a command builds on.
-_BUILT_ON = ("model_dir", "part_a_dir", "hard_dir", "source")
+_BUILT_ON = ("model_dir", "part_a_dir", "hard_examples_dir", "source")
 
 _ENTRY = "task.json"  # in model files
 _TRAIN = "Train the model again."

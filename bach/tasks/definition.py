@@ -336,6 +336,11 @@ def _check(task: Task) -> None:
         "classes are ordered, else none",
         f"thresholds {given}",
     )
+    try:
+        groups = re.compile(task.patient or "()").groups
+    except re.error:
+        groups = 0
+    _require(groups, "give patient as a pattern with a group, the patient", repr(task.patient))
     points = task.point_threshold, task.point_radius_um
     _require(
         points == (None, None) or all(one is not None and one >= 0 for one in points),
