@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # 1. The models; each slide is predicted by those that have not seen it.
     device = backend.start(args.devices, args.seed, args.precision)
-    predictor = Predictor(args, step_um(args), args.tta)
+    predictor = Predictor(args, cell_um(args.step_um, args.mode), args.tta)
     with run.start(**device, **task().record):
         # 2. Slide by slide; those that the run has from an earlier start stay.
         maker = HeatmapMaker(run.path, predictor, args)
@@ -119,7 +119,7 @@ def worker(args: Options) -> Callable[[Any], SlideRecord]:
     from bach.network.predictor import Predictor
 
     backend.start(args.devices, args.seed, args.precision)
-    maker = HeatmapMaker(Path(args.run_dir), Predictor(args, step_um(args), args.tta), args)
+    maker = HeatmapMaker(Path(args.run_dir), Predictor(args, cell_um(args.step_um, args.mode), args.tta), args)
     return lambda row: maker.make(row.path, row.part, row.image_id, mpp_of(row, args))
 
 
