@@ -119,7 +119,8 @@ def worker(args: Options) -> Callable[[Any], SlideRecord]:
     from bach.network.predictor import Predictor
 
     backend.start(args.devices, args.seed, args.precision)
-    maker = HeatmapMaker(Path(args.run_dir), Predictor(args, cell_um(args.step_um, args.mode), args.tta), args)
+    predictor = Predictor(args, cell_um(args.step_um, args.mode), args.tta)
+    maker = HeatmapMaker(Path(args.run_dir), predictor, args)
     return lambda row: maker.make(row.path, row.part, row.image_id, mpp_of(row, args))
 
 

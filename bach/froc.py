@@ -35,7 +35,6 @@ from bach.annotations import label_mask
 from bach.annotations.files import ENDINGS, Folder
 from bach.annotations.regions import read_annotation
 from bach.charts import froc_figure, pixels
-from bach.classes import CHOICES, CLASSES
 from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.files import to_json
@@ -52,6 +51,7 @@ from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_class
 from bach.points import maxima
 from bach.scores import ratio
+from bach.tasks import task, use
 
 # The organisers' constants. Their script takes 0.243 um per px for every slide, also for those of
 # the second hospital (0.226), and compares at level 5, where a px is 2^5 of level 0.
@@ -494,10 +494,10 @@ def _read_mask(path: Path, downsample: float) -> np.ndarray:
 
 
 def _label(text: str | None) -> int:
-    label = len(CLASSES) - 1 if text is None else read_class(text)
+    label = task().count - 1 if text is None else read_class(text)
     if label is None:
         raise InputError(
-            f"The class must be one of {CHOICES}.\nReceived: --label={text}.\nCorrect the name."
+            f"The class must be one of {task().choices}.\nReceived: --label={text}.\nCorrect the name."
         )
     return label
 
@@ -607,7 +607,7 @@ def score_lesions(args: Score) -> tuple[dict, pd.DataFrame]:
 
 def write_score(args: Score, run: Run) -> int:
     """Score tables of lesions, write and print the figures; the exit code."""
-    with run.start():
+    with run.start(**task().record):
         result, curve = score_lesions(args)
         write_csv(curve, run.path / "froc.csv")
         figure = froc_figure(curve, FALSE_POSITIVES)
@@ -636,6 +636,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Lesions | Score:
     for name, kind in kinds.items():
         options.add(tools.add_parser(name, help=helps[name]), kind)
     values = vars(parser.parse_args(argv))
+    use(values.get("task"), values["source"] if values["tool"] == "lesions" else None)
     args = kinds[values.pop("tool")](**values)
     if isinstance(args, Score) and (args.annotations is None) == (args.masks is None):
         raise InputError(
