@@ -497,7 +497,8 @@ def _label(text: str | None) -> int:
     label = task().count - 1 if text is None else read_class(text)
     if label is None:
         raise InputError(
-            f"The class must be one of {task().choices}.\nReceived: --label={text}.\nCorrect the name."
+            f"The class must be one of {task().choices}.\n"
+            f"Received: --label={text}.\nCorrect the name."
         )
     return label
 

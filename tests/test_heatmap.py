@@ -18,6 +18,7 @@ from bach.core.run import Run, read_record
 from bach.heatmap import (
     MapRule,
     areas_mm2,
+    cell_um,
     cells_to_map,
     clip_to_tissue,
     draw_maps,
@@ -410,3 +411,11 @@ def test_the_commands_that_read_runs_read_one_that_was_made_anew(source, tmp_pat
     assert (tmp_path / "new/thresholds.json").exists()
     class_maps, _ = submission.read_heatmap_run(tmp_path / "new")
     assert set(class_maps) >= {"b"}
+
+
+def test_cells_larger_than_a_patch_would_leave_gaps():
+    assert cell_um(627.9, "patches") == 627.9
+    assert cell_um(None, "patches") == pytest.approx(125.58)
+    assert cell_um(None, "dense") == pytest.approx(67.2)
+    with pytest.raises(InputError, match=r"no larger than a patch, 627\.9 um"):
+        cell_um(628, "patches")

@@ -113,7 +113,6 @@ def test_a_value_out_of_bounds_ends_with_exit_code_2(words, capsys):
         (mine_hard_examples, ["--hardest", "7"]),
         (mine_hard_examples, ["--batch-size", "-5"]),
         (make_heatmap, ["--step-um", "0"]),
-        (make_heatmap, ["--step-um", "628"]),  # patches of 627.9 um would leave gaps
         (make_heatmap, ["--thresholds", "nan", "0.5", "0.6"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value.__name__,
