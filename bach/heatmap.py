@@ -469,7 +469,7 @@ def _notes(record: SlideRecord) -> list[str]:
 
 
 def slide_scores(class_map: np.ndarray, maps: SlideMaps) -> dict[str, Any]:
-    """Part B score of a slide, on tissue only too, and those of always Benign.
+    """Part B score of a slide, on tissue only too, and those of one answer alone.
 
     Args:
         class_map: uint8 `(rows, cols)`, 0..3.
@@ -537,10 +537,10 @@ def summarise(
 
 
 def _line(name: str, scores: dict) -> str:
-    score, tissue, benign = (
+    score, tissue, always = (
         number(scores[key], 4, "undefined") for key in ("score", "score_tissue", "baseline")
     )
-    return f"{name:20} score {score}, tissue only {tissue}, always benign {benign}"
+    return f"{name:20} score {score}, tissue only {tissue}, {task().always.lower()} {always}"
 
 
 # The tool: class maps anew from a finished run

@@ -152,7 +152,7 @@ def _second_column(path: str | os.PathLike, names: list[str], id_column: str, ki
     others = ("predicted", "prediction") if kind == "truth" else ("truth",)
     if not unnamed and (len(names) > 2 or column in (*others, *_NO_CLASSES)):
         what, wanted = (
-            ("true", "label") if kind == "truth" else ("predicted", "predicted, or the four prob_")
+            ("true", "label") if kind == "truth" else ("predicted", "predicted, or all prob_")
         )
         raise InputError(
             f"{path} must have a column of {what} classes.\n"

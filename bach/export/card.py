@@ -25,14 +25,14 @@ tags:
 _INTENDED = """\
 ## Intended use
 
-Research on the classification of breast histology, and teaching: to reproduce figures, to compare
+Research on the classification of histology, and teaching: to reproduce figures, to compare
 methods, to start a training from.
 
 It must not be used for
 
 - diagnosis, triage or any decision about a patient: it is no medical device, and nobody has
   examined how it does on the slides of a hospital that it was not made with;
-- other stains, organs or species than breast tissue in H&E, or another scale than below;
+- other stains, organs or species than it was trained on, in H&E, or another scale than below;
 - a score on images that it was trained on: `seen.json` lists them, with those of the models that
   it started from."""
 
@@ -103,7 +103,7 @@ def model_card(facts: Facts) -> str:
     arguments = record.get("arguments") or {}
     parts = [
         f"{_HEAD}\n\n# {facts.name}",
-        f"Says of breast tissue (H&E) how likely it is {', '.join(task().classes[:-1])} or "
+        f"{task().title}: says of tissue (H&E) how likely it is {', '.join(task().classes[:-1])} or "
         f"{task().classes[-1]}. Made with bach-histology, a toolkit on Keras 3.",
         _INTENDED,
         _how(facts),
@@ -130,7 +130,7 @@ def _how(facts: Facts) -> str:
     probabilities = model.predict(pictures)
 
 `pictures` are RGB, 0 to 255, float32 `(n, {rows}, {columns}, 3)`, at {facts.um_per_px:.3g} um per
-px; nothing is to be scaled. The four probabilities sum to 1: {task().numbered}."""
+px; nothing is to be scaled. The {task().in_words} probabilities sum to 1: {task().numbered}."""
 
 
 def _data(facts: Facts, record: Mapping[str, Any]) -> list[str]:

@@ -103,7 +103,7 @@ def cross_validate(
         seed: Seed of the models.
 
     Returns:
-        Table of `image_id, label` (0..3), `patient, fold` and the four `prob_`
+        Table of `image_id, label` (0..3), `patient, fold` and the `prob_`
         columns; a row per held-out image, in the order of the folds.
     """
     labels = folds["label"].map(task().classes.index).to_numpy()

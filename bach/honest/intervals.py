@@ -276,7 +276,7 @@ def accuracy_interval(table: pd.DataFrame, metric: str = "accuracy", level: floa
     """Interval of a Part A accuracy, with patients as units.
 
     Args:
-        table: One row per image: `image_id`, `label` (0..3), the four `prob_` columns
+        table: One row per image: `image_id`, `label` (0..3), the `prob_` columns
             or `predicted` (0..3), and perhaps `patient`. An image whose patient is
             unknown is a unit of its own, which makes the interval narrower than it
             should be if some of these images do share a patient.

@@ -255,7 +255,7 @@ def predict_photos(
         tta: Mean over all orientations too; Kwok 2018 does without.
 
     Returns:
-        Table with `image_id` and the four `prob_` columns, one row per image.
+        Table with `image_id` and the `prob_` columns, one row per image.
 
     Raises:
         InputError: If a photo is smaller than a patch or of unknown scale.
@@ -310,7 +310,7 @@ def image_means(patches: pd.DataFrame) -> pd.DataFrame:
     """Mean patch probabilities of every image, in order of first appearance.
 
     Args:
-        patches: Table with `image_id`, `label` and the four `prob_` columns.
+        patches: Table with `image_id`, `label` and the `prob_` columns.
 
     Returns:
         Table with `image_id, label, predicted` and the `prob_` columns.

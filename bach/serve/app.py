@@ -105,7 +105,7 @@ def make_app(service: Service, token: str | None) -> Guard:
         token: What whoever asks must send; None where nobody needs one.
     """
     app = FastAPI(
-        title="bach: four-class breast histology",
+        title=f"bach: {task().title}",
         version=VERSION,
         description="A research tool, not a medical device.",
         docs_url=None,  # it would load from elsewhere
@@ -147,6 +147,7 @@ def _add_pages(app: FastAPI, service: Service, guard: Guard) -> None:
         return page(
             "index.html",
             classes=list(zip(task().classes, colors, strict=True)),
+            task=task(),
             models=len(service.models.sources),
             whole=service.models.whole,
             photo_mb=service.options.photo_mb,

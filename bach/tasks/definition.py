@@ -256,9 +256,12 @@ def _require(holds: object, must: str, received: object) -> None:
 def _made(name: str, spec: Mapping[str, Any]) -> Task:
     said = {key: value for key, value in spec.items() if key != "classes"}
     _check_kinds(said, _KINDS)
-    given = [dict(name=one) if isinstance(one, str) else one for one in spec.get("classes", ())]
+    said_of = spec.get("classes")
+    classes_said = said_of if isinstance(said_of, list) else []
+    given = [dict(name=one) if isinstance(one, str) else one for one in classes_said]
     _require(
-        2 <= len(given) <= _MOST_CLASSES and all("name" in one for one in given),
+        2 <= len(given) <= _MOST_CLASSES
+        and all(isinstance(one, dict) and "name" in one for one in given),
         f"name 2 to {_MOST_CLASSES} classes",
         len(given),
     )
