@@ -61,6 +61,7 @@ WINDOW = 64
 RADIUS_UM = 7.5  # TUPAC16
 GRID_UM = 4.0  # step of the sliding window
 _SIDE = 128  # px of a crop
+_OVER = 16  # px that a window may reach beyond it
 # A window is enlarged so often for the network: ImageNet's objects are larger than nuclei.
 ZOOM = 2
 _STRIDE = 32 // ZOOM  # px between features of the enlarged picture
@@ -73,6 +74,7 @@ class Options:
     amibr: str | None = option(None, "folder of AMi-Br", path=True)
     parts: tuple[str, ...] = option(PARTS, "what to measure", choices=PARTS)
     cache: str | None = option(None, "folder to keep features of the crops in", path=True)
+    epochs: int = option(0, "fine-tune the network, too, for so many epochs", at_least=0)
     draws: int = option(5, "draws of both splits, for the leak", at_least=1)
     folds: int = option(5, "folds by case", at_least=3)
     slides: int = option(
@@ -124,6 +126,34 @@ class Features:
 def _enlarged(picture: np.ndarray, zoom: int) -> np.ndarray:
     size = (picture.shape[1] * zoom, picture.shape[0] * zoom)
     return cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+
+
+def fine_tuned(pixels: np.ndarray, label: np.ndarray, asked: np.ndarray, epochs: int) -> np.ndarray:
+    """Probabilities of class 1 of other pictures, by the whole network trained on these.
+
+    Classes weigh the same; every picture is turned and mirrored anew in every epoch.
+    """
+    import keras
+
+    from bach.network.augment import ORIENTATIONS, orient
+    from bach.network.patch_network import build_model
+
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    model = build_model(BACKBONE, "imagenet", fields=True, linear=True)
+    model.compile(keras.optimizers.Adam(3e-4), "sparse_categorical_crossentropy")
+    weight = len(label) / 2 / np.bincount(label)[label]
+    for epoch in range(epochs):
+        start, turn = time.perf_counter(), rng.integers(0, ORIENTATIONS, len(label))
+        seen = pixels.copy()
+        for n in range(ORIENTATIONS):
+            seen[turn == n] = orient(pixels[turn == n], n)
+        if epoch == epochs // 2:
+            model.optimizer.learning_rate = 1e-4
+        fit = model.fit(seen, label, 32, 1, verbose=0, sample_weight=weight)
+        loss, seconds = fit.history["loss"][0], time.perf_counter() - start
+        log.info("fine-tuned: epoch %d, loss %.3f, %.0f s", epoch + 1, loss, seconds)
+    return model.predict(asked, batch_size=64, verbose=0)[:, 1]
 
 
 # AMi-Br
@@ -205,6 +235,20 @@ def measure_leak(table: pd.DataFrame, features: np.ndarray, args: Options) -> di
     }
 
 
+def measure_fine_tuned(table: pd.DataFrame, pixels: np.ndarray, args: Options) -> dict:
+    """Balanced accuracy of a fine-tuned network on one fold by case and one by patch."""
+    label, result = table["atypical"].to_numpy(), {}
+    for split in ("case", "patch"):
+        groups = table["case"] if split == "case" else pd.Series(np.arange(len(table)))
+        out = case_folds(groups, np.ones(len(table)), args.folds, 0) == 0
+        prob = fine_tuned(pixels[~out], label[~out], pixels[out], args.epochs)
+        rows = np.eye(4)[2 * label[out] + (prob >= 0.5)]
+        sums = unit_sums(rows, pd.factorize(table["case"][out])[0])
+        result[split] = jackknife(sums, _balanced, kish(sums.sum(axis=1)), unit="cases")
+        log.info("fine-tuned by %s: %s", split, format_interval(result[split], 3))
+    return result
+
+
 def _balanced(sums: np.ndarray) -> np.ndarray:
     counts = sums.reshape(*sums.shape[:-1], 2, 2)
     return ratio(counts[..., (0, 1), (0, 1)], counts.sum(axis=-1)).mean(axis=-1)
@@ -251,27 +295,45 @@ def measure_stage1(found: pd.DataFrame) -> dict:
     }
 
 
-def windows_of(pixels: np.ndarray, found: pd.DataFrame) -> np.ndarray:
-    """Windows around proposals that lie in their crops: uint8 (n, 64, 64, 3)."""
-    half = WINDOW // 2
-    parts = []
-    for crop, row, col in found[["crop", "row", "col"]].to_numpy():
-        top, left = (min(max(round(v) - half, 0), _SIDE - WINDOW) for v in (row, col))
-        parts.append(pixels[int(crop)][top : top + WINDOW, left : left + WINDOW])
-    return np.stack(parts)
-
-
 def choose_windows(found: pd.DataFrame) -> pd.DataFrame:
-    """Proposals whose window lies in the crop: figures (within 4 um) and others (7.5 um away)."""
-    half = WINDOW // 2
-    inside = found[["row", "col"]].sub(_SIDE / 2).abs().max(axis=1) <= _SIDE / 2 - half
+    """Figures (proposals within 4 um, the nearest of each) and other nuclei (7.5 um away).
+
+    A window may reach `_OVER` px beyond its crop, where it is mirrored. Those of figures never
+    do, which would give them away: they are mirrored as the window of some other nucleus is, whose
+    place in its crop stands in `edge_row` and `edge_col`.
+    """
+    middle = found[["row", "col"]].sub(_SIDE / 2).abs().max(axis=1)
+    inside = middle <= _SIDE / 2 - WINDOW // 2 + _OVER
     figure = found["away_um"] <= 4.0
     chosen = found[inside & (figure | (found["away_um"] > RADIUS_UM))]
     chosen = chosen.assign(figure=figure[chosen.index].astype(int))
-    # Of a figure of two plates one window.
     first = chosen.sort_values("away_um").drop_duplicates(["crop", "figure"])
     keep = (chosen["figure"] == 0) | chosen.index.isin(first.index)
-    return chosen[keep].reset_index(drop=True)
+    chosen = chosen[keep].reset_index(drop=True)
+    others = chosen.loc[chosen["figure"] == 0, ["row", "col"]]
+    like = others.sample(len(chosen), replace=True, random_state=0).to_numpy()
+    own = chosen[["row", "col"]].to_numpy()
+    edges = np.where(chosen[["figure"]] == 1, like, own)
+    return chosen.assign(edge_row=edges[:, 0], edge_col=edges[:, 1])
+
+
+def windows_of(pixels: np.ndarray, chosen: pd.DataFrame) -> np.ndarray:
+    """Windows around proposals: uint8 (n, 64, 64, 3); see `choose_windows`."""
+    half, parts = WINDOW // 2, []
+    places = chosen[["crop", "row", "col", "edge_row", "edge_col"]].to_numpy()
+    for crop, *centre_and_edge in places:
+        row, col, edge_row, edge_col = (round(v) for v in centre_and_edge)
+        before = [max(0, half - v) for v in (edge_row, edge_col)]
+        after = [max(0, v + half - _SIDE) for v in (edge_row, edge_col)]
+        # Of a figure near an edge less is seen than there is; of another nucleus all.
+        top, left = (max(v - half + cut, 0) for v, cut in zip((row, col), before, strict=True))
+        bottom, right = (
+            min(v + half - cut, _SIDE) for v, cut in zip((row, col), after, strict=True)
+        )
+        seen = pixels[int(crop)][top:bottom, left:right]
+        rim = (top - row + half, row + half - bottom, left - col + half, col + half - right)
+        parts.append(cv2.copyMakeBorder(seen, *rim, cv2.BORDER_REFLECT_101))
+    return np.stack(parts)
 
 
 def measure_stage2(chosen: pd.DataFrame, table: pd.DataFrame, features: np.ndarray, k: int) -> dict:
@@ -299,6 +361,24 @@ def measure_stage2(chosen: pd.DataFrame, table: pd.DataFrame, features: np.ndarr
         "thresholds": thresholds,
         "f1_of_always_yes": points.interval(always, unit="cases")["value"],
     }
+
+
+def measure_stage2_fine_tuned(
+    chosen: pd.DataFrame, table: pd.DataFrame, windows: np.ndarray, args: Options
+) -> dict:
+    """As `measure_stage2`, of a fine-tuned network and the first fold alone."""
+    case = table["case"].to_numpy()[chosen["crop"]]
+    label = chosen["figure"].to_numpy()
+    fold = case_folds(pd.Series(case), np.ones(len(case)), args.folds, 0)
+    known, search, test = fold > 1, fold == 1, fold == 0
+    prob = np.zeros(len(label))
+    prob[~known] = fine_tuned(windows[known], label[known], windows[~known], args.epochs)
+    marked = pd.DataFrame({"score": prob[search], "hit": label[search] == 1})
+    threshold, _ = points.best_threshold(marked, int(label[search].sum()))
+    counts = _counted(case[test], label[test] == 1, prob[test] >= threshold)
+    found = {name: points.interval(counts, name, unit="cases") for name in points.FIGURES}
+    log.info("fine-tuned stage two: F1 %s", format_interval(found["f1"], 3))
+    return found | {"thresholds": [threshold]}
 
 
 def _counted(case: np.ndarray, there: np.ndarray, found: np.ndarray) -> pd.DataFrame:
@@ -530,6 +610,8 @@ def main(argv: list[str] | None = None) -> None:
         if "leak" in parts:
             features = kept(args, "crops", lambda: net.of(pixels, zoom=1))
             results["leak"] = measure_leak(table, features, args)
+            if args.epochs:
+                results["leak, fine-tuned"] = measure_fine_tuned(table, pixels, args)
         if {"stage1", "stage2"} & set(parts):
             found = propose_in_crops(table, pixels)
             results["stage1"] = measure_stage1(found)
@@ -537,6 +619,9 @@ def main(argv: list[str] | None = None) -> None:
             chosen = choose_windows(found)
             features = kept(args, "windows", lambda: net.of(windows_of(pixels, chosen)))
             results["stage2"] = measure_stage2(chosen, table, features, args.folds)
+            if args.epochs:
+                tuned = measure_stage2_fine_tuned(chosen, table, windows_of(pixels, chosen), args)
+                results["stage2, fine-tuned"] = tuned
         halves = case_folds(table["case"], np.ones(len(table)), 2, 0)
         crops = pixels[halves == 0], pixels[halves == 1]
     if "fields" in parts:
