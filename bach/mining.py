@@ -93,7 +93,9 @@ def mining_patches(
     table = (
         cell_patches(maps, stride_um or task().step_um) if cells else slide_patches(maps, stride_um)
     )
-    return table[table["tissue"] >= MIN_TISSUE].reset_index(drop=True)
+    # Without a label: beside a mark, of which a part is seen.
+    unsure = (table["label"] < 0) & (maps.marks is not None)
+    return table[(table["tissue"] >= MIN_TISSUE) & ~unsure].reset_index(drop=True)
 
 
 def add_difficulty(table: pd.DataFrame) -> pd.DataFrame:

@@ -136,6 +136,7 @@ class SlideMaps(NamedTuple):
         thumbnail: uint8 `(rows, cols, 3)`; empty where nothing is drawn.
         annotation: Sum of the annotation as it is stored (`AnnotationSummary`), or None.
         warnings: What is odd about pixels, mask or tissue, a sentence each.
+        marks: Of an annotation of places, x, y (level-0 px) and label of each, (n, 3), or None.
     """
 
     name: str
@@ -148,6 +149,7 @@ class SlideMaps(NamedTuple):
     thumbnail: np.ndarray = np.zeros((0, 0, 3), np.uint8)
     annotation: Mapping[str, object] | None = None
     warnings: tuple[str, ...] = ()
+    marks: np.ndarray | None = None
 
 
 def slide_patches(maps: SlideMaps, stride_um: float | None = None) -> pd.DataFrame:
@@ -227,6 +229,8 @@ def _measured(maps: SlideMaps, corners: np.ndarray, size: float) -> pd.DataFrame
         # What lies beyond the slide has no label, and is not Normal.
         inside = maps.width / maps.downsample, maps.height / maps.downsample
         label = _labels(maps.labels, x, y, side, inside)
+    if maps.marks is not None:
+        label = _nearest_label(maps.marks, corners + size / 2, size)
     return _table(maps.name, corners, size, box_means(maps.tissue, x, y, side), label)
 
 
@@ -255,6 +259,28 @@ def _labels(
     for label in range(1, task().count):  # the highest that has a part in the square
         result[box_means(annotation == label, x + around, y + around, middle) > _EDGE] = label
     return result
+
+
+def _nearest_label(marks: np.ndarray, middles: np.ndarray, size: float) -> np.ndarray:
+    """Labels of patches by what is marked in their middle.
+
+    A patch has the label of a mark that is a quarter of its side away at most, that of the
+    nearest. Up to half a side away it has none, -1: a part of what is marked is seen there.
+    Farther away it is of the first class.
+
+    Args:
+        marks: x, y in level-0 px, and label, `(n, 3)`.
+        middles: x, y of the patches' middles, `(patches, 2)`.
+        size: Side of a patch in level-0 px.
+    """
+    from scipy import spatial  # not at the top, which takes its time
+
+    label = np.zeros(len(middles), int)
+    if len(marks):
+        away, nearest = spatial.cKDTree(marks[:, :2]).query(middles)
+        own = marks[nearest, 2].astype(int)
+        label = np.where(away <= size / 4, own, np.where((away <= size / 2) & (own > 0), -1, 0))
+    return label
 
 
 def _table(

@@ -9,6 +9,7 @@ import numpy as np
 
 from bach.annotations.checks import slide_labels
 from bach.annotations.files import annotation_path
+from bach.annotations.regions import read_annotation
 from bach.brightfield import judge
 from bach.core.errors import InputError
 from bach.core.log import log
@@ -19,7 +20,7 @@ from bach.glass import stained
 from bach.labels import same_proportions
 from bach.patches import SlideMaps
 from bach.slides import Slide
-from bach.tasks import BACKGROUND
+from bach.tasks import BACKGROUND, task
 
 # The paper's rule is doubted where so much of its tissue looks like glass, or the reverse. By
 # measurement 0% to 5% and 0% to 55% where it works, above 80% where it does not.
@@ -269,10 +270,11 @@ def slide_maps(
     downsample = map_downsample(slide.mpp)
     thumbnail = slide.thumbnail(downsample * slide.mpp)
     warnings = _judged(slide, thumbnail, not_brightfield)
-    labels, summary = None, None
+    labels, summary, marks = None, None, None
     annotation = annotation_path(slide.path)
     if annotation is not None:
         labels, summary = slide_labels(annotation, slide, downsample, class_map)
+        marks = read_annotation(annotation, class_map).marks if task().marked else None
         summary.log(slide.name)
     file = _mask_path(slide.name, masks)
     if file is None:
@@ -298,6 +300,7 @@ def slide_maps(
         thumbnail,
         None if summary is None else summary.record(),
         tuple(warnings),
+        marks,
     )
 
 

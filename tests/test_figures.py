@@ -71,7 +71,7 @@ def written(tmp_path_factory):
 
 def test_trial_slides_have_their_annotations_and_their_truth(written):
     truth = points.read_points(written / "truth" / "points.csv")
-    marks = read_marks(written / "slides" / "M01.geojson")
+    marks = read_marks(written / "WSI" / "M01.geojson")
     own = truth[truth["image_id"] == "M01"]
     assert len(marks) == len(own) == 8
     np.testing.assert_allclose(marks[["x", "y"]], own[["x", "y"]], atol=0.01)
@@ -103,7 +103,7 @@ def test_slides_of_nothing_are_written_too(tmp_path):
     recipe = figures.Figures(patients=1, slides=1, test_slides=0, figures=0, imposters=0)
     recipe = dataclasses.replace(recipe, slide_size=(512, 512))
     folder = figures.make_figures(tmp_path / "no figures", recipe)
-    assert read_marks(folder / "slides" / "M01.geojson").empty
+    assert read_marks(folder / "WSI" / "M01.geojson").empty
 
 
 def test_blobs_of_hematoxylin_miss_hardly_a_figure(written):

@@ -1,10 +1,19 @@
 import json
 
+import numpy as np
 import pytest
 
+from bach import tasks
 from bach.annotations import read_regions
+from bach.annotations.checks import slide_labels
 from bach.annotations.marks import read_marks
+from bach.annotations.regions import read_annotation
 from bach.core.errors import InputError
+from bach.mining import mining_patches
+from bach.patches import cell_patches
+from bach.slides import Slide
+from bach.tissue import slide_maps
+from bach.toy.aperio import write_slide
 
 
 def geojson(tmp_path, *geometries, offset=None, name="Mitotic figure"):
@@ -86,3 +95,65 @@ def test_boxes_circles_and_points_of_imagescope_are_places(tmp_path):
         "</Annotations>"
     )
     assert [place[:2] for place in places(path)] == [(5, 10), (15, 15), (1, 2)]
+
+
+# Of a task whose annotations mark places
+
+
+@pytest.fixture
+def mitosis():
+    tasks.use("mitosis")
+
+
+def test_a_task_of_places_has_marks_with_labels_and_no_regions(tmp_path, mitosis):
+    point = {"type": "Point", "coordinates": [3.5, 4]}
+    path = geojson(tmp_path, point, BOX, LINE)
+    found = read_annotation(path)
+    assert found.marks.tolist() == [[3.5, 4, 1], [5, 10, 1]]
+    assert found.regions == []
+    assert found.skipped == {"line": 1}
+    assert read_annotation(geojson(tmp_path, point, name="Imposter")).marks.tolist() == [
+        [3.5, 4, 0]
+    ]
+
+
+def test_a_place_of_an_unknown_class_is_an_error_or_what_the_class_map_says(tmp_path, mitosis):
+    path = geojson(tmp_path, {"type": "Point", "coordinates": [3, 4]}, name="MF?")
+    with pytest.raises(InputError, match="MF"):
+        read_annotation(path)
+    (tmp_path / "map.csv").write_text("MF?,Mitosis\n")
+    assert read_annotation(path, tmp_path / "map.csv").marks.tolist() == [[3, 4, 1]]
+
+
+def test_a_slide_without_a_figure_is_annotated_too(tmp_path, mitosis):
+    assert read_annotation(geojson(tmp_path)).marks.shape == (0, 3)
+
+
+def test_every_mark_has_a_pixel_of_the_mask_and_patches_their_labels(tmp_path, mitosis):
+    write_slide(tmp_path / "ä slide.svs", np.full((512, 768, 3), (200, 120, 180), np.uint8), 0.25)
+    geojson(tmp_path, {"type": "MultiPoint", "coordinates": [[100, 100], [300, 301], [767, 511]]})
+    with Slide(tmp_path / "ä slide.svs") as slide:
+        maps = slide_maps(slide, not_brightfield=True)
+    assert (maps.labels == 1).sum() >= 3
+    assert maps.labels[int(301 / maps.downsample), int(300 / maps.downsample)] == 1
+    table = cell_patches(maps, 4.0)
+    middle = table[["x", "y"]].to_numpy() + 32
+    away = np.hypot(*(middle[:, None] - maps.marks[None, :, :2]).transpose(2, 0, 1)).min(axis=1)
+    assert (table["label"] == np.where(away <= 16, 1, np.where(away <= 32, -1, 0))).all()
+    assert set(mining_patches(maps, 4.0, cells=True)["label"]) <= {0, 1}
+    geojson(tmp_path)
+    with Slide(tmp_path / "ä slide.svs") as slide:
+        assert (cell_patches(slide_maps(slide, not_brightfield=True), 4.0)["label"] == 0).all()
+
+
+def test_marks_beyond_the_slide_alone_are_an_error(tmp_path, mitosis):
+    write_slide(tmp_path / "ä slide.svs", np.full((64, 64, 3), 200, np.uint8), 0.25)
+    path = geojson(tmp_path, {"type": "Point", "coordinates": [5000, 4000]})
+    with Slide(tmp_path / "ä slide.svs") as slide, pytest.raises(InputError, match="slide"):
+        slide_labels(path, slide, 30)
+
+
+def test_regions_of_another_task_stay_regions(tmp_path):
+    found = read_annotation(geojson(tmp_path, BOX, name="Invasive"))
+    assert found.marks is None
+    assert len(found.regions) == 1

@@ -16,6 +16,7 @@ COMMANDS = [
     "froc",
     "heatmap",
     "metrics",
+    "points",
     "report",
     "reproduce",
     "runs",

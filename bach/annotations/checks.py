@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bach.annotations.painting import Painting, faults, paint, remarks
+from bach.annotations.painting import Painting, Region, faults, paint, remarks
 from bach.annotations.regions import Annotation, read_annotation, reasons
 from bach.core.errors import InputError
 from bach.core.log import log
@@ -88,9 +88,12 @@ def slide_labels(
     """
     annotation = read_annotation(path, class_map)
     _check_scale(annotation, slide)
+    if annotation.marks is not None:
+        annotation = annotation._replace(regions=_discs(annotation.marks, slide, downsample))
     painting = paint(annotation.regions, slide.width, slide.height, downsample)
     summary = _sum(annotation, painting, slide, downsample)
-    if not summary.painted:
+    nothing = annotation.marks is not None and not len(annotation.marks)
+    if not summary.painted and not nothing:  # a slide without a figure is one, too
         raise InputError(
             f"Of {path} a region must be left on its slide, which would count as Normal.\n"
             f"Received: {reasons(summary.skipped)}; {slide.path} has {slide.width}x{slide.height} "
@@ -98,6 +101,14 @@ def slide_labels(
             "slide is to count as not annotated."
         )
     return painting.labels, summary
+
+
+def _discs(marks: np.ndarray, slide: Slide, downsample: float) -> list[Region]:
+    """Marks as small discs, a quarter of a patch wide or what gives one a pixel of the mask."""
+    radius = max(task().patch_um / 4 / slide.mpp, 0.75 * downsample)
+    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    circle = radius * np.column_stack([np.cos(turn), np.sin(turn)])
+    return [Region(int(label), circle + np.array([x, y])) for x, y, label in marks]
 
 
 def _check_scale(annotation: Annotation, slide: Slide) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bach.annotations.formats import points_of, read_shapes
+from bach.annotations.formats import Content, Shape, points_of, read_shapes
 from bach.core.errors import InputError
 from bach.core.log import log
 
@@ -31,23 +31,31 @@ def read_marks(path: str | os.PathLike) -> pd.DataFrame:
     """
     path = Path(path)
     content = read_shapes(path)
-    places, names, left_out = [], [], 0
+    places, names, left_out = [np.zeros((0, 2))], [], 0
     for shape in content.shapes:
-        if len(shape.marks):
-            found = points_of(f"{shape.name} in {path}", _rows(path, shape.name, shape.marks))
-            found = found + content.offset
-        elif shape.rings and not shape.is_hole:
-            outline = shape.rings[0]
-            found = (outline.min(axis=0, keepdims=True) + outline.max(axis=0, keepdims=True)) / 2
-        else:
-            left_out += 1
-            continue
+        found = places_of(path, shape, content)
         places.append(found)
         names += [tuple(shape.classes)] * len(found)
+        left_out += not len(found)
     if left_out:
         log.warning("%s: left out, %d shapes that mark no place", path, left_out)
-    x, y = np.concatenate([np.zeros((0, 2)), *places]).T
+    x, y = np.concatenate(places).T
     return pd.DataFrame({"x": x, "y": y, "names": pd.Series(names, dtype=object)})
+
+
+def places_of(path: Path, shape: Shape, content: Content) -> np.ndarray:
+    """The places that a shape marks, x, y in level-0 px, float64 (n, 2); see `read_marks`.
+
+    Raises:
+        InputError: If its points are none.
+    """
+    if len(shape.marks):
+        where = f"{shape.name} in {path}"
+        return points_of(where, _rows(path, shape.name, shape.marks)) + content.offset
+    if not shape.rings or shape.is_hole:
+        return np.zeros((0, 2))
+    outline = shape.rings[0]
+    return (outline.min(axis=0, keepdims=True) + outline.max(axis=0, keepdims=True)) / 2
 
 
 def _rows(path: Path, name: str, rows: object) -> list:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from bach.annotations.formats import Shape, read_shapes
+from bach.annotations.marks import places_of
 from bach.annotations.painting import Region
 from bach.core.errors import InputError
 from bach.core.log import log
@@ -28,6 +31,8 @@ class Annotation(NamedTuple):
         skipped: How many shapes were left out, by reason.
         mpp: um per level-0 px that it states, or None.
         remarks: A line for each way in which it was read as it may not have been meant.
+        marks: Of a task whose annotations are places, x, y (level-0 px) and label of each,
+            float64 (n, 3); there are no regions then, and may be no marks.
     """
 
     path: Path
@@ -35,6 +40,7 @@ class Annotation(NamedTuple):
     skipped: Mapping[str, int]
     mpp: float | None
     remarks: list[str]
+    marks: np.ndarray | None = None
 
 
 def read_regions(
@@ -102,16 +108,20 @@ def read_annotation(
     meanings = {} if class_map is None else read_class_map_file(class_map)
     content = read_shapes(path)
     regions: list[Region] = []
+    marks: list[np.ndarray] = []
     skipped: collections.Counter[str] = collections.Counter()
     unknown: list[Shape] = []
     remarks: list[str] = []
     for shape in content.shapes:
         label, reason = (BACKGROUND, "") if shape.is_hole else _read_label(shape, meanings, remarks)
-        reason = shape.no_area or reason
+        places = places_of(path, shape, content) if task().marked else None
+        reason = ("" if places is not None and len(places) else shape.no_area) or reason
         if reason:
             skipped[reason] += 1
         elif label is None:
             unknown.append(shape)
+        elif places is not None:
+            marks.append(np.column_stack([places, np.full(len(places), label)]))
         else:
             for place, ring in enumerate(shape.rings):
                 is_hole = shape.is_hole or place > 0
@@ -120,6 +130,9 @@ def read_annotation(
                 regions.append(named)
     if unknown:
         raise _no_class(path, unknown, content.remedy)
+    if task().marked:
+        found = np.concatenate([np.zeros((0, 3)), *marks])
+        return Annotation(path, [], dict(skipped), content.mpp, remarks, found)
     if all(region.is_hole for region in regions):
         raise InputError(
             f"{path} must hold a region of a class, since its slide would count as Normal.\n"

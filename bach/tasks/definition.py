@@ -120,6 +120,11 @@ class Task:
         """The number of classes as a word: four."""
         return _NUMBERS[self.count]
 
+    @property
+    def marked(self) -> bool:
+        """Whether annotations mark places, not areas: labels and findings are points."""
+        return self.label == "point" and self.point_radius_um is not None
+
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns of tables that hold the probabilities."""

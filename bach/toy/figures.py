@@ -12,7 +12,7 @@ its own; photos are of other patients.
 Reads:   nothing.
 Writes:  DIR/photos/NAME.png           64 px around a figure, an imposter or another nucleus
          DIR/images.csv                path, label, patient, mpp of the photos
-         DIR/slides/NAME.svs, NAME.geojson    points of two classes, as QuPath has them
+         DIR/WSI/NAME.svs, NAME.geojson       points of two classes, as QuPath has them
          DIR/test_slides/NAME.svs
          DIR/truth/points.csv          image_id, x_um, y_um, x, y, name of all slides
 Command: python -m bach.toy figures data/figures
@@ -109,7 +109,7 @@ def make_figures(directory: str | os.PathLike, recipe: Figures | None = None) ->
             f"Received: {directory}, which is not empty.\n"
             "Name another folder, or delete this one."
         )
-    for name in ("photos", "slides", "test_slides", "truth"):
+    for name in ("photos", "WSI", "test_slides", "truth"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     plan = [
         *((f"P{n + 1:02d}", n) for n in range(recipe.patients)),
@@ -128,7 +128,7 @@ def make_figures(directory: str | os.PathLike, recipe: Figures | None = None) ->
             if number < 1000:
                 photos += _write_photos(directory, name, painted, rng)
                 continue
-            folder = directory / ("slides" if number < 2000 else "test_slides")
+            folder = directory / ("WSI" if number < 2000 else "test_slides")
             write_slide(folder / f"{name}.svs", painted.rgb, MPP)
             if number < 2000:
                 write_qupath(painted.points, folder / f"{name}.geojson", _COLORS)
