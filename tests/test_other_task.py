@@ -161,6 +161,13 @@ def test_a_report_and_the_other_commands_know_the_classes(runs, tmp_path, capsys
         thresholds.main([str(runs / "heatmaps")])
 
 
+def test_the_audit_takes_photos_and_patients_of_a_table(data, tmp_path, capsys):
+    words = ["--task", f"{data}/my_task.toml", "--images", f"{data}/photos.csv", "--seeds", "1"]
+    words += ["--folds", "2", "--trees", "20", "--run-dir", str(tmp_path)]
+    assert folds.main(["audit", *words]) == 0
+    assert "20 images of 4 patients" in capsys.readouterr().out
+
+
 def test_a_model_is_a_function_in_three_lines(data, runs):
     classify = bach.load(runs / "final")
     photo = np.asarray(Image.open(data / "photos/Bild 4.png"))

@@ -104,7 +104,8 @@ def model_card(facts: Facts) -> str:
     parts = [
         f"{_HEAD}\n\n# {facts.name}",
         f"{task().title}: says of tissue (H&E) how likely it is "
-        f"{', '.join(task().classes[:-1])} or {task().classes[-1]}. Made with bach-histology, a toolkit on Keras 3.",
+        f"{', '.join(task().classes[:-1])} or {task().classes[-1]}. Made with bach-histology, a "
+        "toolkit on Keras 3.",
         _INTENDED,
         _how(facts),
         "## Data",

@@ -30,10 +30,10 @@ from tqdm import tqdm
 from bach.core.errors import InputError
 from bach.core.files import to_json, write_json
 from bach.core.log import log, step
-from bach.core.options import option, parse
+from bach.core.options import Photos, Shared, again, option
 from bach.core.tables import image_key, patient_key, write_csv
 from bach.core.text import listed
-from bach.data import list_images
+from bach.data import list_images, list_photos
 from bach.honest.features import COLOUR_AND_TEXTURE, Describer, read_features
 from bach.honest.intervals import (
     format_interval,
@@ -54,7 +54,7 @@ from bach.honest.splits import (
 )
 from bach.labels import read_labels
 from bach.scores import ratio
-from bach.tasks import task
+from bach.tasks import parse, task
 
 COLOUR = "colour"  # --features of no network
 
@@ -248,9 +248,12 @@ def score_hidden(
 class Options:
     """Options of the audit."""
 
+    task: str | None = again(Shared, "task", None)
     data_dir: str | None = option(
         None, "folder of the challenge data, for the cheap model", path=True
     )
+    images: str | None = again(Photos, "images", None)
+    mpp: float | None = again(Photos, "mpp", None)
     features: str = option(
         COLOUR,
         "what the cheap model is told: colour (and texture; trees), or a backbone such as "
@@ -286,17 +289,20 @@ def main(argv: Sequence[str] | None, describer_of: Callable[[str], Describer]) -
         describer_of: Makes the describer of a backbone; this room loads no framework.
     """
     args = parse(Options, argv, __doc__, prog="python -m bach.folds audit")
-    if (args.data_dir is None) == (not args.runs) or len(args.runs) not in (0, 2):
+    data = args.images or args.data_dir
+    if (data is None) == (not args.runs) or len(args.runs) not in (0, 2):
         raise InputError(
             "An audit is of a data set or of two runs.\n"
-            f"Received: --data-dir={args.data_dir}, --runs={' '.join(args.runs) or None}.\n"
-            "Give --data-dir, or --runs with the patient-safe run first and the leaky one second."
+            f"Received: {f'the data {data}' if data else 'no data'}, "
+            f"--runs={' '.join(args.runs) or None}.\n"
+            "Give --data-dir or --images, or --runs with the patient-safe run first and the leaky "
+            "one second."
         )
-    if args.data_dir is None:
+    if data is None:
         result = measure_gap(_read_runs(args.runs, args.patients))
         what = f"safe: {args.runs[0]}, leaky: {args.runs[1]}"
     else:
-        result, what = _audit_data(args, args.data_dir, describer_of)
+        result, what = _audit_data(args, data, describer_of)
     print(f"{result['images']} images of {result['patients']} patients; {what}")
     if "leaking" in result:
         print(
@@ -319,24 +325,26 @@ def in_points(gap: dict) -> str:
 
 
 def _audit_data(
-    args: Options, data_dir: str, describer_of: Callable[[str], Describer]
+    args: Options, data: str, describer_of: Callable[[str], Describer]
 ) -> tuple[dict, str]:
     """Audit by the cheap model: the figures, and what was done, in words."""
-    if args.patients is None:
+    if args.patients is None and args.images is None:
         raise InputError(
             "An audit needs to know the patients.\nReceived: no --patients.\n"
             "Name a CSV of image_id and patient, such as folds/patients.csv."
         )
-    images = with_patients(list_images(data_dir, "A"), read_patients(args.patients))
+    images = list_photos(data, args.images, args.mpp)
+    if args.patients is not None:
+        images = with_patients(images, read_patients(args.patients))
     table = images.assign(label=[task().classes[label] for label in images["label"]])
     known = table[table["patient"] != ""]
     if known.empty:
         raise InputError(
             f"An audit needs images whose patient is known.\n"
-            f"Received: --patients={args.patients}, which knows none of the {len(table)} images "
-            f"in {data_dir}.\nCheck that its image_id are the names of the photos."
+            f"Received: {args.patients or args.images}, which knows none of the {len(table)} "
+            f"images in {data}.\nCheck that its image_id are the names of the photos."
         )
-    truth = None if args.test_truth is None else _read_truth(data_dir, args.test_truth)
+    truth = None if args.test_truth is None else _read_truth(data, args.test_truth)
     scored = table if args.with_unknown else known
     make_folds(scored, args.folds, 0, "train")  # refuses too few patients before the slow part
     wanted = scored if truth is None else pd.concat([images, truth], ignore_index=True)
