@@ -212,3 +212,19 @@ def test_two_classes_have_one_threshold():
     assert to_heatmap(probs) == pytest.approx(np.array([[0.4, 0.5, 0]]))
     assert to_classes(to_heatmap(probs)).tolist() == [[0, 1, 0]]
     assert counts_of_thresholds(np.ones((SCALE + 1, 2), int), (0.5,)).sum() == 2 * (SCALE + 1)
+
+
+def test_a_file_may_not_take_the_name_of_a_task_that_comes_along(tmp_path):
+    (tmp_path / "bach.toml").write_text(LEAST)
+    with pytest.raises(InputError, match="a file of another name"):
+        use(str(tmp_path / "bach.toml"))
+
+
+def test_other_words_for_the_same_do_not_make_another_task(tmp_path):
+    spec = {**BACH.spec, "title": "as an earlier version had it"}
+    record = {"arguments": {}, "starts": [], "task": {"name": "bach", "spec": spec}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert use(None, tmp_path) is BACH
+    use("bracs4", tmp_path)  # sees the same, and has the same classes
+    with pytest.raises(InputError, match="must be of its task"):
+        use("bracs", tmp_path)

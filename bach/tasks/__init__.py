@@ -53,17 +53,21 @@ def use(wanted: "str | Task | None" = None, *built_on: str | os.PathLike | None)
     """
     global _current
     stated = {str(place): one for place in built_on if place and (one := stated_task(place))}
-    chosen = read_task(wanted) if isinstance(wanted, str) else wanted
+    chosen = _named(wanted) if isinstance(wanted, str) else wanted
     chosen = chosen or next(iter(stated.values()), BACH)
     for place, one in stated.items():
-        if one.spec != chosen.spec:
+        if one.essence != chosen.essence:
             raise InputError(
                 "All that a command builds on must be of its task.\n"
                 f"Received: {place} of the task {one.name}, and {chosen.name}.\n"
                 "Leave --task out, or name runs and models of one task."
             )
-    _current = BACH if chosen.spec == BACH.spec else chosen
-    return _current
+    _current = chosen
+    return chosen
+
+
+def _named(wanted: str) -> Task:
+    return BACH if wanted == BACH.name else read_task(wanted)
 
 
 @contextlib.contextmanager
@@ -128,7 +132,8 @@ def stated_task(place: str | os.PathLike) -> Task | None:
         raise InputError(
             f"{path} must state a task that is one.\nReceived: {str(stated)[:100]!r}.\n{_TRAIN}"
         )
-    return make_task(str(stated.get("name")), stated["spec"], f"The task of {path}")
+    one = make_task(str(stated.get("name")), stated["spec"], f"The task of {path}")
+    return BACH if (one.name, one.essence) == (BACH.name, BACH.essence) else one
 
 
 def require_task(model: str | os.PathLike) -> None:
@@ -138,7 +143,7 @@ def require_task(model: str | os.PathLike) -> None:
         InputError: If it is of another one.
     """
     stated = stated_task(model) or BACH
-    if stated.spec != task().spec:
+    if stated.essence != task().essence:
         raise InputError(
             f"A model must be of the task {task().name}.\n"
             f"Received: {model}, of {stated.name}: {', '.join(stated.classes)}.\n"

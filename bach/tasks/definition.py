@@ -183,9 +183,14 @@ class Task:
         return ", ".join(f"{label} {name}" for label, name in enumerate(self.classes))
 
     @property
+    def essence(self) -> tuple:
+        """What networks of a task have in common: classes, and what they see."""
+        return self.classes, self.photo_mpp, self.patch_px, self.side_px
+
+    @property
     def record(self) -> dict[str, Any]:
         """What runs state, and fingerprints; nothing for BACH, which all had before."""
-        return {} if self.spec == BACH.spec else {"task": {"name": self.name, "spec": self.spec}}
+        return {} if self is BACH else {"task": {"name": self.name, "spec": self.spec}}
 
     def patient_of(self, image_id: str) -> str:
         """The patient that the name of a photo tells, or ""."""
@@ -215,14 +220,13 @@ def read_task(named: str) -> Task:
     Raises:
         InputError: If there is no such task, or the file is none.
     """
-    path = Path(named)
-    if not named.endswith(".toml"):
-        names = sorted(file.stem for file in _HOME.glob("*.toml"))
-        if named not in names:
-            raise InputError(
-                f"--task must be one of {', '.join(names)}, or a file that ends in .toml.\n"
-                f"Received: --task={named}.\nCheck the name."
-            )
+    path, names = Path(named), sorted(file.stem for file in _HOME.glob("*.toml"))
+    if named.endswith(".toml") == (path.stem in names):
+        raise InputError(
+            f"--task must be one of {', '.join(names)}, or a file of another name that ends in "
+            f".toml.\nReceived: --task={named}.\nCheck the name, or rename the file."
+        )
+    if path.stem in names:
         path = _HOME / f"{named}.toml"
     with open_input(path, "be a task file", "docs/tasks.md shows one.", Limit.TABLE) as stream:
         spec = tomllib.load(stream)
@@ -261,15 +265,12 @@ def _require(holds: object, must: str, received: object) -> None:
 def _made(name: str, spec: Mapping[str, Any]) -> Task:
     said = {key: value for key, value in spec.items() if key != "classes"}
     _check_kinds(said, _KINDS)
-    said_of = spec.get("classes")
-    classes_said = said_of if isinstance(said_of, list) else []
-    given = [dict(name=one) if isinstance(one, str) else one for one in classes_said]
-    _require(
-        2 <= len(given) <= _MOST_CLASSES
-        and all(isinstance(one, dict) and "name" in one for one in given),
-        f"name 2 to {_MOST_CLASSES} classes",
-        len(given),
-    )
+    rows = spec.get("classes")
+    rows = rows if isinstance(rows, list) else []
+    given = [{"name": one} if isinstance(one, str) else one for one in rows]
+    named = all(isinstance(one, dict) and "name" in one for one in given)
+    right = named and 2 <= len(given) <= _MOST_CLASSES
+    _require(right, f"name 2 to {_MOST_CLASSES} classes", len(given))
     for one in given:
         _check_kinds(one, _CLASS_KINDS)
     classes = tuple(one["name"] for one in given)
