@@ -62,9 +62,9 @@ RADIUS_UM = 7.5  # TUPAC16
 GRID_UM = 4.0  # step of the sliding window
 _SIDE = 128  # px of a crop
 _OVER = 16  # px that a window may reach beyond it
-# A window is enlarged so often for the network: ImageNet's objects are larger than nuclei.
-ZOOM = 2
-_STRIDE = 32 // ZOOM  # px between features of the enlarged picture
+# Enlarged twice, frozen features give the same F1 of stage two at four times the cost: 0.786
+# against 0.784.
+_STRIDE = 32  # px between features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Options:
     """Options of the measurement."""
 
     amibr: str | None = option(None, "folder of AMi-Br", path=True)
-    parts: tuple[str, ...] = option(PARTS, "what to measure", choices=PARTS)
+    parts: tuple[str, ...] = option((), f"which of {', '.join(PARTS)} (default: all)")
     cache: str | None = option(None, "folder to keep features of the crops in", path=True)
     epochs: int = option(0, "fine-tune the network, too, for so many epochs", at_least=0)
     draws: int = option(5, "draws of both splits, for the leak", at_least=1)
@@ -103,12 +103,9 @@ class Features:
         maps = keras.Model(model.input, model.get_layer("pool").input)
         self._pooled, self._maps = (backend.compiled(m, "uint8") for m in (pooled, maps))
 
-    def of(self, windows: np.ndarray, zoom: int = ZOOM) -> np.ndarray:
+    def of(self, windows: np.ndarray) -> np.ndarray:
         """Pooled features float32 `(n, 1280)` of windows uint8 `(n, side, side, 3)`."""
-        parts = []
-        for start in range(0, len(windows), 64):
-            batch = [_enlarged(window, zoom) for window in windows[start : start + 64]]
-            parts.append(self._pooled(np.stack(batch)))
+        parts = [self._pooled(windows[n : n + 64]) for n in range(0, len(windows), 64)]
         return np.concatenate(parts) if parts else np.zeros((0, 1280), np.float32)
 
     def dense(self, picture: np.ndarray) -> np.ndarray:
@@ -116,16 +113,11 @@ class Features:
 
         The window whose features are at (row, col) begins at that times the step.
         """
-        maps = self._maps(_enlarged(picture, ZOOM)[None])[0]
+        maps = self._maps(picture[None])[0]
         side = WINDOW // _STRIDE
         total = np.cumsum(np.cumsum(np.pad(maps, ((1, 0), (1, 0), (0, 0))), 0, np.float64), 1)
         boxes = total[side:, side:] - total[:-side, side:] - total[side:, :-side]
         return ((boxes + total[:-side, :-side]) / side**2).astype(np.float32)
-
-
-def _enlarged(picture: np.ndarray, zoom: int) -> np.ndarray:
-    size = (picture.shape[1] * zoom, picture.shape[0] * zoom)
-    return cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
 
 
 def fine_tuned(pixels: np.ndarray, label: np.ndarray, asked: np.ndarray, epochs: int) -> np.ndarray:
@@ -595,7 +587,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(Options, argv, __doc__)
     if args.quick:
         args = dataclasses.replace(args, slides=4, test_slides=2, parts=("fields",), amibr=None)
-    parts = args.parts if args.amibr else tuple(set(args.parts) & {"fields"})
+    parts = set(args.parts or PARTS) & set(PARTS if args.amibr else ("fields",))
     if not parts:
         raise InputError(
             "Real crops are measured on a copy of AMi-Br.\n"
@@ -608,11 +600,11 @@ def main(argv: list[str] | None = None) -> None:
         table, pixels = read_amibr(args.amibr)
         log.info("%d crops of %d cases", len(table), table["case"].nunique())
         if "leak" in parts:
-            features = kept(args, "crops", lambda: net.of(pixels, zoom=1))
+            features = kept(args, "crops", lambda: net.of(pixels))
             results["leak"] = measure_leak(table, features, args)
             if args.epochs:
                 results["leak, fine-tuned"] = measure_fine_tuned(table, pixels, args)
-        if {"stage1", "stage2"} & set(parts):
+        if {"stage1", "stage2"} & parts:
             found = propose_in_crops(table, pixels)
             results["stage1"] = measure_stage1(found)
         if "stage2" in parts:
