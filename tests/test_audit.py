@@ -13,6 +13,7 @@ from made_up import made_up
 from bach import folds
 from bach.classes import PROB_COLUMNS
 from bach.core.errors import InputError
+from bach.core.pictures import write_png
 from bach.honest import audit, splits
 from bach.honest.learners import Trees
 
@@ -335,3 +336,50 @@ def test_the_eva_split_leaks_no_known_patient_and_holds_out_known_ones_only():
     patients = pd.read_csv(COMMITTED / "patients.csv", keep_default_na=False)
     assert len(splits.leaking_images(table, patients)) == 0
     assert (table["patient"][table["fold"] == 0] != "").all()
+
+
+# Photos of a table, and classes that are far from as common
+
+
+def test_audit_of_a_table_of_another_task_by_its_own_patients(tmp_path, capsys):
+    rng, rows = np.random.default_rng(0), []
+    (tmp_path / "two ü.toml").write_text('photo_mpp = 0.25\nside_px = 64\nclasses = ["a", "b"]\n')
+    for number in range(24):
+        label = int(number % 4 == 0)  # a quarter is b
+        rgb = rng.integers(0, 200 + 50 * label, (64, 64, 3)).astype(np.uint8)
+        write_png(tmp_path / f"{number}.png", rgb)
+        rows.append(f"{number}.png,{'ab'[label]},P{number // 4}")
+    (tmp_path / "t.csv").write_text("path,label,patient\n" + "\n".join(rows))
+    words = ["--images", tmp_path / "t.csv", "--task", tmp_path / "two ü.toml", "--seeds", "1"]
+    words += ["--trees", "20", "--run-dir", tmp_path / "run"]
+    code, result, text = run(capsys, *words)
+    assert code == 0
+    assert (result["images"], result["patients"]) == (24, 6)
+    assert "balanced accuracy" in text
+    assert result["balanced"]["safe"]["value"] > 0.9
+    table = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    assert {"prob_a", "prob_b"} <= set(table.columns)
+
+
+def test_the_balanced_gap_of_a_case_worked_out_by_hand():
+    # Six of Normal, two of Benign; as common, both Benign are found by the leaky split alone.
+    label = [0, 0, 0, 0, 0, 0, 1, 1]
+    probs = {"safe": [0.9] * 6 + [0.9, 0.7], "leaky": [0.9] * 5 + [0.1] + [0.5, 0.6]}
+    parts = []
+    for split, normal in probs.items():
+        part = pd.DataFrame({"image_id": [f"i{n}" for n in range(8)], "label": label})
+        part["patient"] = [f"P{n % 4}" for n in range(8)]
+        part[list(PROB_COLUMNS)] = 0.0
+        part["prob_normal"], part["prob_benign"] = normal, 1 - np.array(normal)
+        parts.append(part.assign(split=split, seed=0))
+    found = audit.measure_gap(pd.concat(parts))["balanced"]
+    # Divided by 3/4 and 1/4: 0.7 is 0.93 against 1.2, Benign.
+    assert found["safe"]["value"] == pytest.approx((1 + 1 / 2) / 2)
+    assert found["leaky"]["value"] == pytest.approx((5 / 6 + 1) / 2)
+    assert found["gap"]["value"] == pytest.approx(11 / 12 - 3 / 4)
+
+
+def test_classes_that_are_as_common_have_no_balanced_gap():
+    features, table = made_up(patients=16, images=8, own=1.0)
+    result = audit.measure_gap(audit.score_twice(features, table, k=4, seeds=1, learner=Trees(5)))
+    assert "balanced" not in result

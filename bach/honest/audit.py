@@ -3,6 +3,7 @@
     python -m bach.folds audit --data-dir data/BACH --patients folds/patients.csv
     python -m bach.folds audit --data-dir data/BACH --patients folds/patients.csv \\
         --features EfficientNetLite0
+    python -m bach.folds audit --task my_task.toml --images photos.csv
     python -m bach.folds audit --runs runs/safe runs/leaky --patients folds/patients.csv
 
 Scores the same held-out images twice: with folds that keep patients whole, and with
@@ -57,6 +58,8 @@ from bach.scores import ratio
 from bach.tasks import parse, task
 
 COLOUR = "colour"  # --features of no network
+# Where the rarest class has less of what the most common has, accuracy says little about it.
+_EVEN = 0.5
 
 # The same images, asked twice
 
@@ -173,7 +176,8 @@ def measure_gap(predictions: pd.DataFrame) -> dict:
     Returns:
         `safe` and `leaky` (accuracies) and `gap` (leaky minus safe, paired), each an
         interval as of `bach.honest.intervals.jackknife` over patients; `images` and
-        `patients`, their numbers.
+        `patients`, their numbers; and where classes are far from as common, `balanced`: the
+        same three of the balanced accuracy.
 
     Raises:
         ValueError: If the splits have different images.
@@ -200,13 +204,56 @@ def measure_gap(predictions: pd.DataFrame) -> dict:
             unit=unit,
         )
 
-    return {
+    found = {
         "safe": interval((1, 0)),
         "leaky": interval((0, 1)),
         "gap": interval((-1, 1)),
         "images": len(shares),
         "patients": about["patient"].map(patient_key).nunique(),
     }
+    classes = about["label"].value_counts()
+    if classes.min() < _EVEN * classes.max():
+        found["balanced"] = _balanced_gap(predictions, about, numbers, unit)
+    return found
+
+
+def _balanced_gap(
+    predictions: pd.DataFrame, about: pd.DataFrame, numbers: np.ndarray, unit: str
+) -> dict:
+    """As `measure_gap`, of the mean accuracy over classes, each answered as if all were as common.
+
+    Args:
+        predictions: See `measure_gap`.
+        about: A row per image, indexed by `image_id`, with `label`.
+        numbers, unit: Unit of each of these, see `patient_units`.
+    """
+    label = predictions["label"].to_numpy(int)
+    share = about["label"].value_counts(normalize=True)
+    columns = [name for name in task().columns if name in predictions.columns]
+    if len(columns) == task().count:
+        weights = np.array([share.get(n, np.inf) for n in range(task().count)])
+        predicted = (predictions[columns].to_numpy(np.float64) / weights).argmax(axis=1)
+    else:
+        predicted = predicted_labels(predictions)
+    right = predictions.assign(right=(predicted == label).astype(float))
+    shares = right.pivot_table(index="image_id", columns="split", values="right", aggfunc="mean")
+    shares = shares.loc[about.index]
+    labels = sorted(share.index)
+    own = about["label"].to_numpy(int)[:, None] == np.array(labels)
+    rows = np.concatenate([own * shares[[name]].to_numpy() for name in ("safe", "leaky")], axis=1)
+    units = unit_sums(np.concatenate([rows, own], axis=1), numbers)
+    count = len(labels)
+    # What independent images would add to its variance, up to a factor, as in `accuracy_worth`.
+    worth = kish((units[:, 2 * count :] / units[:, 2 * count :].sum(axis=0) ** 2).sum(axis=1))
+
+    def interval(weights: tuple[int, int]) -> dict:
+        def figure(sums: np.ndarray) -> np.ndarray:
+            parts = sums[..., :count] * weights[0] + sums[..., count : 2 * count] * weights[1]
+            return ratio(parts, sums[..., 2 * count :]).mean(axis=-1)
+
+        return jackknife(units, figure, worth, lowest=min(weights), unit=unit)
+
+    return {"safe": interval((1, 0)), "leaky": interval((0, 1)), "gap": interval((-1, 1))}
 
 
 def mark_right(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -265,7 +312,10 @@ class Options:
         metavar=("SAFE", "LEAKY"),
     )
     patients: str | None = option(
-        None, "CSV of image_id and patient; images without one are never scored", path=True
+        None,
+        "CSV of image_id and patient; images without one are never scored (default: the column "
+        "patient of --images)",
+        path=True,
     )
     seeds: int = option(5, "draws of both splits", at_least=1)
     folds: int = option(3, "number of folds", at_least=2)
@@ -313,6 +363,11 @@ def main(argv: Sequence[str] | None, describer_of: Callable[[str], Describer]) -
         if key in result:
             print(f"{name:14}{format_interval(result[key], 3)}")
     print(f"{'gap':14}{in_points(result['gap'])}")
+    if "balanced" in result:
+        print("balanced accuracy, what is rarer counting more:")
+        for key, name in (("safe", "patient-safe"), ("leaky", "leaky")):
+            print(f"{name:14}{format_interval(result['balanced'][key], 3)}")
+        print(f"{'gap':14}{in_points(result['balanced']['gap'])}")
     print(to_json(result))
     return 0
 

@@ -14,7 +14,8 @@ from bach.core.errors import InputError
 from bach.core.files import fingerprint
 from bach.core.log import step
 from bach.core.tables import read_table, write_csv
-from bach.data import read_photo
+from bach.data import photo_scales, read_photo
+from bach.tasks import task
 
 _QUANTILES = (5, 25, 50, 75, 95)
 
@@ -137,9 +138,13 @@ def read_features(
     if file.exists():
         kept = read_table(file, ("image_id", "state"), key="image_id")
         rows = kept.set_index("image_id").to_dict("index")
+    scales = dict(zip(images["image_id"], photo_scales(images), strict=True))
+    # Of another scale than that of the task, which is not said.
+    said = {name: "" if mpp == task().photo_mpp else f" {mpp:g}" for name, mpp in scales.items()}
     with step("features") as notes:
         states = {
             image.image_id: f"{describer.version} {fingerprint({'photo': image.path})['photo']}"
+            + said[image.image_id]
             for image in tqdm(
                 images.itertuples(), "checksums", len(images), leave=False, disable=None
             )
@@ -152,7 +157,7 @@ def read_features(
         notes.append(f"{len(images)} photos, {len(images) - len(missing)} known from {file}")
         try:
             for image in tqdm(missing, desc="features", unit="photo", disable=None):
-                found = describer.describe(read_photo(image.path))
+                found = describer.describe(read_photo(image.path, scales[image.image_id]))
                 rows[image.image_id] = {"state": states[image.image_id], **found}
         finally:
             if missing:

@@ -9,6 +9,7 @@ from bach.network.fold_norms import fast_clone
 from bach.network.image_network import field_shape, photo_input
 from bach.network.patch_network import build_model, require_layers
 from bach.patches import PLAIN_VIEW
+from bach.tasks import task
 
 
 def pooled_features(backbone: str) -> Describer:
@@ -34,4 +35,6 @@ def pooled_features(backbone: str) -> Describer:
         # As a file has them, for a later call to find the same.
         return {f"feature_{n:04}": float(str(value)) for n, value in enumerate(values)}
 
-    return Describer(backbone, f"v2 {backbone}", describe)
+    # BACH's is the scale that was not said before there were others.
+    scale = f" {task().photo_mpp:g}/{task().shrink}" if task().record else ""
+    return Describer(backbone, f"v2 {backbone}{scale}", describe)
