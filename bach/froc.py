@@ -273,15 +273,24 @@ class Lesions:
     """Options of python -m bach.froc lesions."""
 
     tool: ClassVar[str] = "lesions"
+    task: str | None = again(options.Shared, "task", None)
     source: str = option("", "finished run folder of make_heatmap.py", name="RUN", path=True)
     run_dir: str = option("", "new folder to write to", name="--out", path=True, where=True)
     label: str | None = option(
         None, "class that is looked for, its name or number (default: the last)"
     )
-    threshold: float = option(
-        THRESHOLD, "lowest probability of a lesion", above=0, most=1, metavar="PROB"
+    threshold: float | None = option(
+        None,
+        f"lowest probability of a lesion (default: that of the task, or {THRESHOLD})",
+        above=0,
+        most=1,
+        metavar="PROB",
     )
-    radius_um: float = option(RADIUS_UM, "lesions are at least that far apart, in um", at_least=0)
+    radius_um: float | None = option(
+        None,
+        f"lesions are at least that far apart, in um (default: that of the task, or {RADIUS_UM:g})",
+        at_least=0,
+    )
     resume: bool = again(options.Shared, "resume", False)
 
 
@@ -290,6 +299,7 @@ class Score:
     """Options of python -m bach.froc score."""
 
     tool: ClassVar[str] = "score"
+    task: str | None = again(options.Shared, "task", None)
     source: str = option(
         "",
         "folder that `lesions` wrote, or one with NAME.csv of every slide",
@@ -355,13 +365,13 @@ def write_lesions(args: Lesions, run: Run) -> int:
     """Write the lesions and scores of all slides of a run; the exit code."""
     source = read_source(args.source)
     label = _label(args.label)
-    with run.start(made_from=source.story()):
+    with run.start(made_from=source.story(), **task().record):
         folder = run.path / _LESIONS
         folder.mkdir(exist_ok=True)
         rows = []
         for name, record in source.slides.items():
             probs = read_maps(source.run, record)[0][..., label]
-            found = slide_lesions(probs, record, args.threshold, args.radius_um)
+            found = slide_lesions(probs, record, *_rule(args))
             write_csv(found, folder / f"{name}.csv", header=False)
             known = probs[np.isfinite(probs)]
             rows.append((name, float(known.max(initial=0))))
@@ -372,6 +382,16 @@ def write_lesions(args: Lesions, run: Run) -> int:
         run.finish({"slides": len(rows), "failed": failed, "class": label, "mpp": mpp})
     print(run.path)
     return 1 if source.failures else 0
+
+
+def _rule(args: Lesions) -> tuple[float, float]:
+    """Threshold and radius in um: as said, else as the task has them, else as Liu et al. 2017."""
+    said = (args.threshold, task().point_threshold, THRESHOLD)
+    away = (args.radius_um, task().point_radius_um, RADIUS_UM)
+    threshold, radius = (
+        next(float(one) for one in values if one is not None) for values in (said, away)
+    )
+    return threshold, radius
 
 
 def read_lesions(path: str | os.PathLike) -> pd.DataFrame:
@@ -637,7 +657,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Lesions | Score:
     for name, kind in kinds.items():
         options.add(tools.add_parser(name, help=helps[name]), kind)
     values = vars(parser.parse_args(argv))
-    use(values.get("task"), values["source"] if values["tool"] == "lesions" else None)
+    use(values["task"], values["source"])
     args = kinds[values.pop("tool")](**values)
     if isinstance(args, Score) and (args.annotations is None) == (args.masks is None):
         raise InputError(
