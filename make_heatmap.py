@@ -33,9 +33,9 @@ from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.options import again, option
 from bach.core.run import Run
-from bach.core.tables import image_key, require_names
+from bach.core.tables import image_key
 from bach.core.text import listed
-from bach.data import find_data, list_images, list_slides, slide_names
+from bach.data import find_data, list_images, list_slides, require_apart, slide_names
 from bach.heatmap import HeatmapMaker, MapScript, cell_um, record_file, summarise
 from bach.honest.records import SlideRecord, read_slides
 from bach.slide_by_slide import mpp_of, over_slides, share
@@ -135,14 +135,7 @@ def choose_slides(args: Options) -> pd.DataFrame:
         table = table[table["part"].isin(["B", "B-test"])]
         if table.empty:
             raise InputError(f"There must be slides.\nReceived: --data-dir={args.data_dir}.")
-    require_names(table["image_id"])
-    keys = table["image_id"].map(image_key)
-    if keys.duplicated().any():
-        raise InputError(
-            "Slides must have different names, since the results are named after them.\n"
-            f"Received twice: {listed(table.loc[keys.duplicated(), 'image_id'])}. Rename one, or "
-            "use two runs."
-        )
+    table = require_apart(table)
     table = table.head(args.limit or len(table)).reset_index(drop=True)
     if args.masks is not None:
         others = None if args.slides else slide_names(args.data_dir)

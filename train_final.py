@@ -13,6 +13,8 @@ Writes   runs/final/fold_K/            model.keras (which says what it has seen)
 
     python train_final.py
     python train_final.py --fold none       the paper's single model, on all slides
+    python train_final.py --part-a-dir none --hard-examples-dir runs/drawn --folds none
+                                            without photos: patches of slides alone
 
 Paper (Kwok 2018): within 15 epochs, under 40 min on two GTX 1080 Ti.
 """
@@ -46,9 +48,23 @@ class Options(options.TrainingScript):
 
     run_dir: str = again(options.Shared, "run_dir", "runs/final")
     epochs: int = again(options.Training, "epochs", 15)
-    part_a_dir: str = option("runs/part_a", "run of train_part_a.py", path=True)
+    part_a_dir: str = option(
+        "runs/part_a",
+        "run of train_part_a.py; none: train on patches of slides alone",
+        path=True,
+    )
     hard_examples_dir: str = option("runs/hard_examples", "run of mine_hard_examples.py", path=True)
-    folds: str = option("folds/part_b.csv", "table of folds of slides", path=True)
+    more_patches_dir: tuple[str, ...] = option(
+        (),
+        "further runs of mine_hard_examples.py, whose patches are trained on as well",
+        path=True,
+        metavar="RUN",
+    )
+    folds: str = option(
+        "folds/part_b.csv",
+        "table of folds of slides; none: nothing is held out, one model on all slides",
+        path=True,
+    )
     fold: str | None = option(
         None,
         "train only this fold, the others later or elsewhere; none: one model on all slides",
@@ -62,8 +78,9 @@ def parse_args(argv: list[str] | None = None) -> Options:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    folds = read_folds(args.folds)
-    check_folds(folds)
+    folds = None if args.folds.lower() == "none" else read_folds(args.folds)
+    if folds is not None:
+        check_folds(folds)
     chosen = choose_folds(args, folds)
     run = Run(args, lambda metrics: set(map(str, chosen)) <= set(metrics.get("per_fold") or ()))
     if run.finished:
@@ -72,14 +89,23 @@ def main(argv: list[str] | None = None) -> None:
     from bach.network import backend, training, watch  # load the framework, which --help must not
     from bach.network.stores import PatchStore, take_rows
 
-    # 1. Both sets of patches; what a fold may train on was drawn without its held-out slides.
-    part_a = PatchStore(patch_folder(args.part_a_dir))
-    photos = take_rows(part_a.table, args.limit)
-    hard = PatchStore(patch_folder(args.hard_examples_dir))
-    fold_of = join_folds(hard.table, folds, args.folds)["fold"].to_numpy()
-    draws = {fold: find_draw(args.hard_examples_dir, folds, fold) for fold in chosen}
+    # 1. Photos' patches, if any, and those of slides; what a fold may train on was drawn without
+    #    its held-out slides.
+    parts, photos = [], pd.Series(dtype=str)
+    if args.part_a_dir.lower() != "none":
+        part_a = PatchStore(patch_folder(args.part_a_dir))
+        parts = [(part_a, take_rows(part_a.table, args.limit))]
+        photos = part_a.table["image_id"].iloc[parts[0][1]]
+    runs = (args.hard_examples_dir, *args.more_patches_dir)
+    stores = [PatchStore(patch_folder(run)) for run in runs]
+    draws = {fold: [find_draw(run, folds, fold) for run in runs] for fold in chosen}
+    hard = stores[0]
+    fold_of = np.full(len(hard.table), ALWAYS_TRAIN)
+    if folds is not None:
+        fold_of = join_folds(hard.table, folds, args.folds)["fold"].to_numpy()
     starts = {fold: started(args, fold, folds) for fold in chosen}
-    patients = patients_of(args.part_a_dir) if training.what_to_train(args) == "top" else {}
+    known = bool(parts) and training.what_to_train(args) == "top"
+    patients = patients_of(args.part_a_dir) if known else {}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     hooks = watch.Hooks(args)
@@ -88,21 +114,25 @@ def main(argv: list[str] | None = None) -> None:
 
         # 2. A model per fold.
         tables = []
-        for fold, draw in draws.items():
-            trained = np.flatnonzero(hard.table[draw] == 1)
+        for fold, names in draws.items():
+            trained = [
+                (store, np.flatnonzero(store.table[draw] == 1))
+                for store, draw in zip(stores, names, strict=True)
+            ]
             held = np.flatnonzero((fold_of == fold) & (hard.table[ALL] == 1))
-            said = f"{len(photos)} Part A patches, {len(trained)} hard examples"
+            count = sum(len(rows) for _, rows in trained)
+            said = f"{len(photos)} Part A patches, {count} hard examples"
             log.info("fold %s: %s, %d held out", fold, said, len(held))
             start, seen = starts[fold]
-            slides = hard.table["image_id"].iloc[trained]
+            slides = pd.concat([store.table["image_id"].iloc[rows] for store, rows in trained])
             job = training.Fold(
                 ALWAYS_TRAIN if fold is None else fold,
                 run.path / f"fold_{name_of(fold)}",
-                [(part_a, photos), (hard, trained)],
+                [*parts, *trained],
                 (hard, held) if len(held) else None,
                 builder(args, start),
                 start,
-                seen | Seen.of(photos=part_a.table["image_id"].iloc[photos], slides=slides),
+                seen | Seen.of(photos=photos, slides=slides),
                 patients,
             )
             probs = training.train_fold(args, job, hooks)
@@ -112,8 +142,8 @@ def main(argv: list[str] | None = None) -> None:
                 tables.append(table.assign(predicted=probs.argmax(axis=1)))
 
         # 3. How the held-out hard examples fare, once all parts are together.
-        metrics: dict = {"folds": len(chosen), "hard_examples": len(hard.table)}
-        metrics["per_fold"] = {name_of(fold): draw for fold, draw in draws.items()}
+        metrics: dict = {"folds": len(chosen), "hard_examples": sum(len(s.table) for s in stores)}
+        metrics["per_fold"] = {name_of(fold): " ".join(names) for fold, names in draws.items()}
         metrics |= training.stopped_learning(run.path)
         if tables and run.shard is None:
             table = pd.concat(tables, ignore_index=True)
@@ -157,7 +187,9 @@ def name_of(fold: int | None) -> str:
     return "none" if fold is None else str(fold)
 
 
-def started(args: Options, fold: int | None, folds: pd.DataFrame) -> tuple[Path | None, Seen]:
+def started(
+    args: Options, fold: int | None, folds: pd.DataFrame | None
+) -> tuple[Path | None, Seen]:
     """The model that a fold starts from, and what it has seen.
 
     Raises:
@@ -166,12 +198,21 @@ def started(args: Options, fold: int | None, folds: pd.DataFrame) -> tuple[Path 
     file = start_file(args.weights, fold)
     if file is None:
         return None, NOTHING
-    heldout = folds["image_id"][folds["fold"] == fold] if fold is not None else []
+    heldout = []
+    if fold is not None and folds is not None:
+        heldout = folds["image_id"][folds["fold"] == fold]
     return file, check_unseen("weights", file, heldout, "slides", fold)
 
 
-def choose_folds(args: Options, folds: pd.DataFrame) -> list[int | None]:
+def choose_folds(args: Options, folds: pd.DataFrame | None) -> list[int | None]:
     """The folds to train: all, one, or [None] for a single model on all slides."""
+    if folds is None and (args.fold or "none").lower() == "none":
+        return [None]
+    if folds is None:
+        raise InputError(
+            f"A fold is one of a table of folds.\nReceived: --fold={args.fold} --folds=none.\n"
+            "Leave --fold out, or name the table."
+        )
     every = sorted(set(folds["fold"]) - {ALWAYS_TRAIN})
     own = share_of_folds(args, every)
     if args.fold is None:

@@ -292,6 +292,23 @@ def list_slides(places: Iterable[str | os.PathLike]) -> pd.DataFrame:
     return table.assign(part="", mpp=table["mpp"].astype(float))
 
 
+def require_apart(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of slides, if results can be named after them.
+
+    Raises:
+        InputError: If a name cannot stand in tables, or two slides have the same.
+    """
+    require_names(table["image_id"])
+    keys = table["image_id"].map(image_key)
+    if keys.duplicated().any():
+        raise InputError(
+            "Slides must have different names, since the results are named after them.\n"
+            f"Received twice: {listed(table.loc[keys.duplicated(), 'image_id'])}. Rename one, or "
+            "use two runs."
+        )
+    return table
+
+
 def _slide_table(path: Path) -> list[tuple[str, str, float]]:
     table = read_table(path, ["path"])
     if table.empty:

@@ -1,8 +1,10 @@
 """Hard example mining: the patches of slides that a model gets most wrong."""
 
+import dataclasses
 import os
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,15 +21,15 @@ from bach.core.drawings import (
 from bach.core.errors import InputError
 from bach.core.files import fingerprint, read_object, write_json
 from bach.core.log import log, step
-from bach.core.options import SlideScript
+from bach.core.options import SlideScript, option
 from bach.core.pictures import write_png
 from bach.core.tables import write_csv
 from bach.core.text import listed
 from bach.honest.splits import ALWAYS_TRAIN, join_folds
 from bach.patches import SlideMaps, cell_patches, read_patches, slide_patches
-from bach.slide_by_slide import NotDone
+from bach.slide_by_slide import NotDone, mpp_of
 from bach.slides import Slide
-from bach.tasks import decisive, task
+from bach.tasks import BACKGROUND, decisive, task
 from bach.tissue import map_files, slide_maps
 
 if TYPE_CHECKING:  # it loads the framework
@@ -77,6 +79,34 @@ def difficulty(label, predicted, prob):
             raise ValueError(f"{name} must lie in 0..{top}. Received: {name}={value}.")
     result = np.abs(label - predicted) * prob
     return float(result) if result.ndim == 0 else result
+
+
+@dataclasses.dataclass(frozen=True)
+class MiningScript(SlideScript):
+    """Options of a script that draws patches from slides."""
+
+    draw: str = option(
+        "hardest",
+        "which patches are drawn: those that the models get most wrong; or any, without a model "
+        "(class, then slide, then patch, drawn uniformly: Liu et al. 2017)",
+        choices=("hardest", "uniform"),
+        later=True,
+    )
+    min_tissue: float | None = option(
+        None,
+        f"share of tissue of a patch that may be drawn (default: {MIN_TISSUE_HARD}; uniform: "
+        f"{MIN_TISSUE})",
+        at_least=MIN_TISSUE,
+        most=1,
+        later=True,
+    )
+
+    @property
+    def least_tissue(self) -> float:
+        """Share of tissue of a patch that may be drawn."""
+        if self.min_tissue is not None:
+            return self.min_tissue
+        return MIN_TISSUE if self.draw == "uniform" else MIN_TISSUE_HARD
 
 
 def mining_patches(
@@ -150,17 +180,60 @@ def draw_evenly(candidates: pd.DataFrame, count: int = HARD_EXAMPLES, seed: int 
     return table.sort_values(["image_id", "y", "x"], kind="stable").reset_index(drop=True)
 
 
+def draw_uniformly(table: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
+    """Draw patches without a model: as many of each class, of each slide with that class, any.
+
+    A class or a slide with fewer patches than its share gives all it has; what a slide lacks
+    is taken from the others of the class.
+
+    Args:
+        table: Patch table with `image_id` and `label`.
+        count: How many in all.
+        seed: Seed of the draw.
+
+    Returns:
+        Patch table, in the order of slide and position.
+
+    Source: Liu et al. 2017, section 3: the class, then the slide, then the patch is drawn
+    uniformly, so that neither large slides nor normal tissue prevail.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for label, name in enumerate(task().classes):
+        left = count // task().count + (label < count % task().count)
+        rows = np.flatnonzero(table["label"] == label)
+        if len(rows) < left:
+            log.warning("%s: only %d patches for %d to be drawn", name, len(rows), left)
+        of_slide = [rng.permutation(rows[own]) for own in _groups(table["image_id"].iloc[rows])]
+        # The smallest first: what they lack is shared by the others. Of equals, in any order.
+        order = sorted(rng.permutation(len(of_slide)).tolist(), key=lambda k: len(of_slide[k]))
+        for place, number in enumerate(order):
+            part = of_slide[number][: left // (len(order) - place)]
+            drawn.append(part)
+            left -= len(part)
+    chosen = table.iloc[np.concatenate(drawn) if drawn else np.zeros(0, int)]
+    return chosen.sort_values(["image_id", "y", "x"], kind="stable").reset_index(drop=True)
+
+
+def _groups(names: pd.Series) -> list[np.ndarray]:
+    """Positions of the rows of each name, names in order."""
+    numbers, found = pd.factorize(names, sort=True)
+    return [np.flatnonzero(numbers == number) for number in range(len(found))]
+
+
 ALL = "draw_all"  # the paper's draw: over all slides
 _DRAWS = "draws.json"
 
 
 def draw_hard_examples(
-    table: pd.DataFrame, folds: pd.Series, share: float, count: int, seed: int
+    table: pd.DataFrame,
+    folds: pd.Series,
+    share: float,
+    count: int,
+    seed: int,
+    seen: Collection[str] = (),
 ) -> pd.DataFrame:
     """Cut the hardest and draw evenly, once over all slides and once for every fold.
-
-    The labels of a slide that a fold holds out would decide over the examples it is trained
-    on: which are among the hardest, and how many of a class are left for the others.
 
     Args:
         table: Patch table with `difficulty`.
@@ -168,19 +241,48 @@ def draw_hard_examples(
         share: Share of the patches that are candidates.
         count: Patches per draw.
         seed: Seed of ties and draws.
+        seen: See `draw_for_folds`.
+
+    Returns:
+        As `draw_for_folds`.
+
+    Source: Kwok 2018, section 4.5.
+    """
+
+    def draw(rest: pd.DataFrame) -> pd.DataFrame:
+        return draw_evenly(hardest(rest, share, seed), count, seed)
+
+    return draw_for_folds(table, folds, draw, seen)
+
+
+def draw_for_folds(
+    table: pd.DataFrame,
+    folds: pd.Series,
+    draw: Callable[[pd.DataFrame], pd.DataFrame],
+    seen: Collection[str] = (),
+) -> pd.DataFrame:
+    """Draw patches, once over all slides and once for every fold, without what it holds out.
+
+    The labels of a slide that a fold holds out would decide over the examples it is trained
+    on: which are among the hardest, and how many of a class are left for the others.
+
+    Args:
+        table: Patch table.
+        folds: Fold of every slide by its name; -1 is never held out.
+        draw: Draws from a patch table of some slides.
+        seen: Slides that the models were trained on that chose among the patches. For a fold
+            that holds one of them out nothing is drawn.
 
     Returns:
         Patch table of all that were drawn, in the order of slide and position, with a column
         per draw, 1 where a patch belongs to it: `draw_all`, and `draw_0` ... for the folds.
-
-    Source: Kwok 2018, section 4.5.
     """
     # Differs from Kwok 2018: the paper draws once, over all slides, as `draw_all` does.
     keys = ["image_id", "y", "x"]
     chosen = {}
-    for name, slides in _left_out(folds).items():
+    for name, slides in _left_out(folds, seen).items():
         rest = table[~table["image_id"].isin(slides)].reset_index(drop=True)
-        chosen[name] = draw_evenly(hardest(rest, share, seed), count, seed)
+        chosen[name] = draw(rest)
     drawn = pd.concat(chosen.values()).drop_duplicates(keys)
     drawn = drawn.sort_values(keys, kind="stable").reset_index(drop=True)
     index = pd.MultiIndex.from_frame(drawn[keys])
@@ -189,17 +291,17 @@ def draw_hard_examples(
     return drawn
 
 
-def write_draws(run: Path, folds: pd.Series) -> None:
+def write_draws(run: Path, folds: pd.Series, seen: Collection[str] = ()) -> None:
     """Write which slides were mined, and which of them each draw leaves out."""
-    write_json(run / _DRAWS, {"slides": list(folds.index), "left_out": _left_out(folds)})
+    write_json(run / _DRAWS, {"slides": list(folds.index), "left_out": _left_out(folds, seen)})
 
 
-def find_draw(run: str | os.PathLike, folds: pd.DataFrame, fold: int | None) -> str:
+def find_draw(run: str | os.PathLike, folds: pd.DataFrame | None, fold: int | None) -> str:
     """The draw of hard examples that a fold may be trained on.
 
     Args:
         run: Run folder of mine_hard_examples.py.
-        folds: Fold table of slides.
+        folds: Fold table of slides; None where no slide is ever held out.
         fold: Number of the fold; None for a model that nothing is held out from.
 
     Returns:
@@ -215,8 +317,10 @@ def find_draw(run: str | os.PathLike, folds: pd.DataFrame, fold: int | None) -> 
             f"{Path(run) / _DRAWS} must say what was drawn.\nReceived: {listed(record)}.\n{again}"
         )
     mined = pd.DataFrame({"image_id": record["slides"]}, dtype=str)
-    fold_of = join_folds(mined, folds, f"--folds (for {Path(run) / _DRAWS})")["fold"]
-    heldout = sorted(mined["image_id"][fold_of == (np.nan if fold is None else fold)])
+    heldout: list[str] = []
+    if folds is not None:
+        fold_of = join_folds(mined, folds, f"--folds (for {Path(run) / _DRAWS})")["fold"]
+        heldout = sorted(mined["image_id"][fold_of == (np.nan if fold is None else fold)])
     for name, slides in record["left_out"].items():
         if slides == heldout and (heldout or name == ALL):
             return name
@@ -224,14 +328,16 @@ def find_draw(run: str | os.PathLike, folds: pd.DataFrame, fold: int | None) -> 
         "Hard examples must have been drawn without the slides that a fold holds out, whose "
         "labels would else decide over its training.\n"
         f"Received: fold {fold} holds out {listed(heldout) or 'no slide'}; those of {run} were "
-        "drawn for other folds.\nRun mine_hard_examples.py with the same --folds."
+        "drawn for other folds, or by models that have seen these slides.\n"
+        "Run mine_hard_examples.py with the same --folds."
     )
 
 
-def _left_out(folds: pd.Series) -> dict[str, list[str]]:
-    """The slides that every draw leaves out."""
+def _left_out(folds: pd.Series, seen: Collection[str] = ()) -> dict[str, list[str]]:
+    """The slides that every draw leaves out; none for folds that hold out what was seen."""
     every = sorted(set(folds) - {ALWAYS_TRAIN})
-    return {ALL: []} | {f"draw_{fold}": sorted(folds.index[folds == fold]) for fold in every}
+    heldout = {f"draw_{fold}": sorted(folds.index[folds == fold]) for fold in every}
+    return {ALL: []} | {name: one for name, one in heldout.items() if not set(one) & set(seen)}
 
 
 class Mined(NamedTuple):
@@ -241,7 +347,9 @@ class Mined(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Path) -> Mined:
+def mine_slide(
+    row: Any, predictor: "Predictor | None", args: MiningScript, folder: Path, step_um: float
+) -> Mined:
     """Predict the patches of one slide, or read its table if nothing has changed since.
 
     Writes `NAME.csv` (every patch with at least 5% tissue), `NAME.png` (tissue mask and
@@ -249,25 +357,26 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
     warnings), last.
 
     Args:
-        path: The slide.
-        predictor: The models, whose mean is what is mined with; their step is that between
-            patches.
+        row: The slide: `path`, `image_id` and, where it is known, `mpp`.
+        predictor: The models, whose mean is what is mined with; None to predict nothing.
         args: Options of the script.
         folder: Where to write.
+        step_um: Step between patches.
 
     Returns:
-        The patch table with the `prob_` columns, which are not a number for patches of less
-        than 70% tissue: these cannot become hard examples and are not predicted; and the
-        slide's warnings.
+        The patch table, with the `prob_` columns if there are models, which are not a number
+        for patches of less than 70% tissue: these cannot become hard examples and are not
+        predicted; and the slide's warnings. A slide without annotation has the first class.
 
     Raises:
         InputError: If slide, annotation or mask cannot be read.
         NotDone: If it is to be read and is not there.
     """
-    name = Path(path).stem
+    path, name, mpp = row.path, str(row.image_id), mpp_of(row, args)
     file, key_file = folder / f"{name}.csv", folder / f"{name}.json"
-    settings = {**decisive(args), "models": predictor.digests}
-    key = fingerprint(map_files(path, args.masks, args.class_map), settings)
+    models = {} if predictor is None else predictor.digests
+    settings = {**decisive(args), "mpp": mpp, "models": models}
+    key = fingerprint(map_files(path, args.masks, args.class_map, name), settings)
     if file.exists():
         # The table itself counts, which a damaged disk may have cut short.
         then = {}
@@ -282,7 +391,7 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
             file.unlink()
     if args.collect:
         raise NotDone(name)
-    with step(name) as notes, Slide(path, mpp=args.mpp) as slide:
+    with step(name) as notes, Slide(path, mpp=mpp, name=name) as slide:
         maps = slide_maps(
             slide,
             args.masks,
@@ -291,13 +400,16 @@ def mine_slide(path: str, predictor: "Predictor", args: SlideScript, folder: Pat
             rule=args.tissue,
             not_brightfield=args.not_brightfield,
         )
-        table = mining_patches(maps, predictor.step_um, args.mode == "dense")
-        used = (table["tissue"] >= MIN_TISSUE_HARD).to_numpy()
-        probs = np.full((len(table), task().count), np.nan, np.float32)
-        probs[used] = predictor.predict(slide, table[used])
-        table = table.assign(**dict(zip(task().columns, probs.T, strict=True)))
+        if maps.labels is None:
+            maps = maps._replace(labels=np.full(maps.tissue.shape, BACKGROUND, np.uint8))
+        table = mining_patches(maps, step_um, args.mode == "dense")
+        used = (table["tissue"] >= args.least_tissue).to_numpy()
         notes.append(f"{maps.tissue.mean():.0%} tissue -> {len(table):,} patches")
-        notes.append(f"{used.sum():,} with {MIN_TISSUE_HARD:.0%} tissue predicted")
+        if predictor is not None:
+            probs = np.full((len(table), task().count), np.nan, np.float32)
+            probs[used] = predictor.predict(slide, table[used])
+            table = table.assign(**dict(zip(task().columns, probs.T, strict=True)))
+            notes.append(f"{used.sum():,} with {args.least_tissue:.0%} tissue predicted")
     write_png(folder / f"{name}.png", draw_grid(maps, table[used]))
     write_csv(table, file)
     done = key | fingerprint({"table": file})

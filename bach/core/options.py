@@ -41,6 +41,7 @@ def option(
     bare: object = None,
     path: bool = False,
     where: bool = False,
+    later: bool = False,
     name: str | None = None,
 ) -> T:
     """Define an option; its type is that of the dataclass field, and so is its name, usually.
@@ -55,6 +56,8 @@ def option(
         bare: The value where the option is named without one.
         path: It names a file or folder: the same one by another path is no change.
         where: It says where or whether, not what: it may differ when a run is resumed.
+        later: It came after results had been stored: at its default it is no part of their
+            fingerprints, which stay those of before.
         name: How it is called on the command line, where that is not the field's name:
             "--out", or "RUN" for a word without an option. It must then be given.
     """
@@ -66,6 +69,7 @@ def option(
         "bare": bare,
         "path": path,
         "where": where,
+        "later": later,
         "name": name,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -464,6 +468,7 @@ def decisive(settings: object) -> dict[str, object]:
         field.name: getattr(settings, field.name)
         for field in _fields(type(settings))
         if not field.metadata["where"] and not field.metadata["path"]
+        if not (field.metadata["later"] and getattr(settings, field.name) == field.default)
     }
 
 

@@ -75,20 +75,25 @@ class Predictor:
         """The folds whose models were not trained on a slide."""
         return [fold for fold in self.folds if image_key(slide) not in self._seen[fold]]
 
+    def seen_of(self, slides: Iterable[str]) -> list[str]:
+        """Those of some slides that a model was trained on."""
+        every = frozenset().union(*self._seen.values())
+        return sorted(slide for slide in slides if image_key(slide) in every)
+
     def refuse_seen(self, slides: Iterable[str]) -> None:
         """Refuse models that were trained on slides that are to be mined.
 
         Raises:
             InputError: If one was.
         """
-        keys = set(map(image_key, slides))
-        seen = sorted(keys & frozenset().union(*self._seen.values()))
+        seen = sorted(map(image_key, self.seen_of(slides)))
         if seen:
             raise InputError(
                 "Slides must be mined by models that have not seen them, which are right on what "
                 "they were trained on.\n"
                 f"Received: --model-dir={self._model_dir}, trained on {listed(seen)}.\n"
-                "Name a run of train_part_a.py."
+                "Name a run of train_part_a.py; or add --seen, and train on what is drawn with "
+                "nothing of this held out."
             )
 
     def predict(

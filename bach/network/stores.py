@@ -105,7 +105,7 @@ class _Recipe:
     cut: Callable[[int], np.ndarray]
     view: View | None
     size: tuple[int, int]
-    mpp: float | list[float] | None = None
+    mpp: float | Sequence[float | None] | None = None
 
     def record(self) -> dict[str, Any]:
         """What `store.json` holds: two stores of the same record have the same pixels."""
@@ -192,7 +192,7 @@ def cut_slides(
     table: pd.DataFrame,
     slides: Mapping[str, str],
     folder: str | os.PathLike,
-    mpp: float | None,
+    mpp: float | Mapping[str, float | None] | None,
     view: View = PLAIN_VIEW,
     replace: bool = False,
 ) -> PatchStore:
@@ -202,7 +202,7 @@ def cut_slides(
         table: Patch table over several slides.
         slides: Path of each slide by image id.
         folder: Where to write; a store there of the same slides and table is used as it is.
-        mpp: Overrides the slides' scale if given.
+        mpp: Overrides the slides' scale if given; one for all, or of each by image id.
         view: What the network is to see.
         replace: Whether a store there of something else gives way. That of a run does, whose
             table is another one by now: a slide that had failed was mended, say.
@@ -213,14 +213,16 @@ def cut_slides(
     groups = dict(list(table.groupby("image_id", sort=False)))
     files = {str(name): slides[str(name)] for name in groups}
     tables = list(groups.values())
+    scales = [mpp.get(name) if isinstance(mpp, Mapping) else mpp for name in files]
 
     def cut(index: int) -> np.ndarray:
         group = tables[index]
-        with Slide(files[group["image_id"].iloc[0]], mpp=mpp) as slide:
+        with Slide(files[group["image_id"].iloc[0]], mpp=scales[index]) as slide:
             return np.stack([read_patch(slide, row, view) for row in group.itertuples()])
 
     size = (view.side, view.side)
-    return _cut_once(folder, _Recipe("slides", files, tables, cut, view, size, mpp), replace)
+    stated = scales if isinstance(mpp, Mapping) else mpp
+    return _cut_once(folder, _Recipe("slides", files, tables, cut, view, size, stated), replace)
 
 
 def photo_to_patches(photo: np.ndarray, table: pd.DataFrame, view: View = PLAIN_VIEW) -> np.ndarray:
