@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     predictor = load(args)
     if predictor is not None and not args.seen:
         predictor.refuse_seen(slides["image_id"])
-    seen = [] if predictor is None else predictor.seen_of(slides["image_id"])
+    seen = predictor.seen if predictor is not None and args.seen else frozenset()
     with run.start(**device, **task().record):
         # 2. Slide by slide: tissue, patches, labels, predictions.
         table, warnings, failures = mine_slides(slides, predictor, args, run)
@@ -218,7 +218,9 @@ def load(args: Options) -> "Predictor | None":
     return Predictor(args, stride_um(args))
 
 
-def draw(table: pd.DataFrame, folds: pd.Series, args: Options, seen: list[str]) -> pd.DataFrame:
+def draw(
+    table: pd.DataFrame, folds: pd.Series, args: Options, seen: frozenset[str]
+) -> pd.DataFrame:
     """What is drawn of the patches of all slides, with a column per draw."""
     if args.draw == "hardest":
         how = (args.hardest, args.hard_examples, args.seed, seen)

@@ -23,7 +23,7 @@ from bach.core.files import fingerprint, read_object, write_json
 from bach.core.log import log, step
 from bach.core.options import SlideScript, option
 from bach.core.pictures import write_png
-from bach.core.tables import write_csv
+from bach.core.tables import image_key, write_csv
 from bach.core.text import listed
 from bach.honest.splits import ALWAYS_TRAIN, join_folds
 from bach.patches import SlideMaps, cell_patches, read_patches, slide_patches
@@ -292,8 +292,9 @@ def draw_for_folds(
 
 
 def write_draws(run: Path, folds: pd.Series, seen: Collection[str] = ()) -> None:
-    """Write which slides were mined, and which of them each draw leaves out."""
-    write_json(run / _DRAWS, {"slides": list(folds.index), "left_out": _left_out(folds, seen)})
+    """Write which slides were mined, which of them each draw leaves out, and what models saw."""
+    said = {"slides": list(folds.index), "left_out": _left_out(folds, seen)}
+    write_json(run / _DRAWS, said | ({"seen": sorted(seen)} if seen else {}))
 
 
 def find_draw(run: str | os.PathLike, folds: pd.DataFrame | None, fold: int | None) -> str:
@@ -311,7 +312,7 @@ def find_draw(run: str | os.PathLike, folds: pd.DataFrame | None, fold: int | No
         InputError: If no draw left out just the slides that the fold holds out.
     """
     again = "Run mine_hard_examples.py again."
-    record = read_object(Path(run) / _DRAWS, again, slides=list, left_out=dict)
+    record = read_object(Path(run) / _DRAWS, again, slides=list, left_out=dict, seen=list)
     if not record.keys() >= {"slides", "left_out"}:
         raise InputError(
             f"{Path(run) / _DRAWS} must say what was drawn.\nReceived: {listed(record)}.\n{again}"
@@ -321,6 +322,7 @@ def find_draw(run: str | os.PathLike, folds: pd.DataFrame | None, fold: int | No
     if folds is not None:
         fold_of = join_folds(mined, folds, f"--folds (for {Path(run) / _DRAWS})")["fold"]
         heldout = sorted(mined["image_id"][fold_of == (np.nan if fold is None else fold)])
+        _refuse_chosen_by_heldout(run, record.get("seen", ()), folds, fold)
     for name, slides in record["left_out"].items():
         if slides == heldout and (heldout or name == ALL):
             return name
@@ -328,16 +330,38 @@ def find_draw(run: str | os.PathLike, folds: pd.DataFrame | None, fold: int | No
         "Hard examples must have been drawn without the slides that a fold holds out, whose "
         "labels would else decide over its training.\n"
         f"Received: fold {fold} holds out {listed(heldout) or 'no slide'}; those of {run} were "
-        "drawn for other folds, or by models that have seen these slides.\n"
-        "Run mine_hard_examples.py with the same --folds."
+        "drawn for other folds.\nRun mine_hard_examples.py with the same --folds."
     )
+
+
+def _refuse_chosen_by_heldout(
+    run: str | os.PathLike, seen: Collection[str], folds: pd.DataFrame, fold: int | None
+) -> None:
+    """Refuse patches that models have chosen which were trained on what a fold holds out.
+
+    Raises:
+        InputError: If so.
+    """
+    own = folds["image_id"][folds["fold"] == (np.nan if fold is None else fold)].map(image_key)
+    both = sorted(set(own) & set(map(image_key, seen)))
+    if both:
+        raise InputError(
+            "Patches must not have been chosen by models that were trained on slides which the "
+            "fold holds out.\n"
+            f"Received: fold {fold} holds out {listed(both)}, and {run} was mined by models that "
+            "have seen them.\n"
+            "Train with nothing held out (--folds none), or mine with the model of this fold."
+        )
 
 
 def _left_out(folds: pd.Series, seen: Collection[str] = ()) -> dict[str, list[str]]:
     """The slides that every draw leaves out; none for folds that hold out what was seen."""
     every = sorted(set(folds) - {ALWAYS_TRAIN})
     heldout = {f"draw_{fold}": sorted(folds.index[folds == fold]) for fold in every}
-    return {ALL: []} | {name: one for name, one in heldout.items() if not set(one) & set(seen)}
+    keys = set(map(image_key, seen))
+    return {ALL: []} | {
+        name: slides for name, slides in heldout.items() if not keys & set(map(image_key, slides))
+    }
 
 
 class Mined(NamedTuple):

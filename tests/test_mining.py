@@ -13,6 +13,7 @@ from bach.mining import (
     draw_evenly,
     draw_grid,
     draw_hard_examples,
+    draw_uniformly,
     find_draw,
     hardest,
     mining_patches,
@@ -129,6 +130,61 @@ def test_a_fold_finds_the_draw_that_left_out_its_slides(tmp_path):
         find_draw(tmp_path, folds.assign(fold=[0, 0, -1]), 0)
     # None of the slides that fold 2 holds out was mined: nothing of them decided.
     assert find_draw(tmp_path, folds, 2) == "draw_all"
+
+
+def test_nothing_is_drawn_for_a_fold_whose_slides_the_models_have_seen(tmp_path):
+    drawn = draw_hard_examples(_mined(), FOLDS, 0.4, 12, seed=0, seen=["a"])
+    assert [name for name in drawn if name.startswith("draw_")] == ["draw_all", "draw_1"]
+    write_draws(tmp_path, FOLDS, ["a", "d"])
+    folds = pd.DataFrame({"image_id": ["a.svs", "B", "C", "D"], "patient": ""})
+    folds = folds.assign(fold=[0, 1, -1, 2])
+    assert find_draw(tmp_path, folds, 1) == "draw_1"
+    assert find_draw(tmp_path, folds, None) == "draw_all"
+    # Of fold 2 no slide was mined, but the models that chose were trained on it.
+    for fold in (0, 2):
+        with pytest.raises(InputError, match="models that have seen them"):
+            find_draw(tmp_path, folds, fold)
+
+
+def test_where_no_slide_is_ever_held_out_the_draw_is_that_of_all(tmp_path):
+    write_draws(tmp_path, FOLDS)
+    assert find_draw(tmp_path, None, None) == "draw_all"
+
+
+def _patches(**counts):
+    rows = [
+        {"image_id": slide, "label": label, "x": float(x), "y": 0.0}
+        for slide, of_slide in counts.items()
+        for label, count in of_slide.items()
+        for x in range(1000 * label, 1000 * label + count)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_uniform_draw_shares_each_class_evenly_among_its_slides():
+    table = _patches(a={0: 500, 3: 5}, b={0: 50, 3: 200}, c={0: 900}, d={1: 30, 2: 40})
+    drawn = draw_uniformly(table, 80, seed=1)
+    counts = drawn.groupby(["label", "image_id"]).size()
+    assert counts[1].to_dict() == {"d": 20}
+    assert counts[2].to_dict() == {"d": 20}
+    assert counts[3].to_dict() == {"a": 5, "b": 15}  # what a lacks b gives
+    assert sorted(counts[0]) == [6, 7, 7]
+    assert not drawn.duplicated().any()
+    assert drawn.equals(draw_uniformly(table, 80, seed=1))
+    assert not drawn.equals(draw_uniformly(table, 80, seed=2))
+
+
+def test_a_uniform_draw_takes_all_of_a_rare_class_and_says_so(caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    table = _patches(a={0: 50, 1: 2, 2: 50, 3: 50})
+    assert draw_uniformly(table, 40)["label"].value_counts().to_dict() == {
+        0: 10,
+        1: 2,
+        2: 10,
+        3: 10,
+    }
+    assert caplog.messages == ["Benign: only 2 patches for 10 to be drawn"]
+    assert draw_uniformly(table.head(0), 40).empty
 
 
 def test_of_patches_that_overlap_the_first_is_kept():

@@ -75,10 +75,10 @@ class Predictor:
         """The folds whose models were not trained on a slide."""
         return [fold for fold in self.folds if image_key(slide) not in self._seen[fold]]
 
-    def seen_of(self, slides: Iterable[str]) -> list[str]:
-        """Those of some slides that a model was trained on."""
-        every = frozenset().union(*self._seen.values())
-        return sorted(slide for slide in slides if image_key(slide) in every)
+    @property
+    def seen(self) -> frozenset[str]:
+        """Keys of all slides that a model was trained on."""
+        return frozenset().union(*self._seen.values())
 
     def refuse_seen(self, slides: Iterable[str]) -> None:
         """Refuse models that were trained on slides that are to be mined.
@@ -86,7 +86,7 @@ class Predictor:
         Raises:
             InputError: If one was.
         """
-        seen = sorted(map(image_key, self.seen_of(slides)))
+        seen = sorted(set(map(image_key, slides)) & self.seen)
         if seen:
             raise InputError(
                 "Slides must be mined by models that have not seen them, which are right on what "
