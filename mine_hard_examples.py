@@ -56,7 +56,7 @@ from bach.mining import (
     one_per_place,
     write_draws,
 )
-from bach.patches import PLAIN_VIEW
+from bach.patches import View
 from bach.slide_by_slide import mpp_of, over_slides
 from bach.tasks import BACKGROUND, task
 from bach.tissue import check_masks
@@ -91,6 +91,21 @@ class Options(MiningScript):
         "first class throughout",
         path=True,
     )
+    margin: int = option(
+        0,
+        "with --draw uniform: surroundings of a patch that networks are to see, as --margin of "
+        "train_part_a.py",
+        at_least=0,
+        later=True,
+    )
+    magnifications: int = option(
+        1,
+        "with --draw uniform: 2 for two networks side by side, as --magnifications of "
+        "train_part_a.py",
+        at_least=1,
+        most=2,
+        later=True,
+    )
     seen: bool = option(
         False,
         "mine slides that the models were trained on, too (Liu et al. 2017); nothing is then drawn "
@@ -107,6 +122,12 @@ def parse_args(argv: list[str] | None = None) -> Options:
             "Without a model nothing has been seen, and nothing is predicted densely.\n"
             f"Received: --draw={args.draw} with {'--seen' if args.seen else '--mode dense'}.\n"
             "Leave one of them out."
+        )
+    if args.draw == "hardest" and (args.margin or args.magnifications > 1):
+        raise InputError(
+            "What is seen of the hardest patches is what their models see.\n"
+            f"Received: --margin={args.margin} --magnifications={args.magnifications}.\n"
+            "Leave them out, or draw with --draw uniform."
         )
     return dataclasses.replace(args, stride_um=stride_um(args))
 
@@ -161,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
 
         # 4. Their pixels, and a look at some.
         paths = dict(zip(slides["image_id"], slides["path"], strict=True))
-        patches, view = run.path / "patches", PLAIN_VIEW if predictor is None else predictor.view
+        patches = run.path / "patches"
+        view = View(args.margin, args.magnifications) if predictor is None else predictor.view
         store = cut_slides(drawn, paths, patches, scales(slides, args), view, replace=True)
         draw_some(store, run, args)
         names = [name for name in slides["image_id"] if name not in failures]

@@ -41,19 +41,18 @@ from bach.annotations import Region
 from bach.annotations.painting import faults, paint, remarks
 from bach.annotations.regions import read_annotation
 from bach.brightfield import judge
-from bach.classes import CLASSES
 from bach.core.errors import exit_with
 from bach.core.files import to_json
 from bach.core.options import option, parse
 from bach.core.pictures import read_rgb, write_png
 from bach.core.tables import write_csv
 from bach.core.text import markdown
+from bach.tasks import use
 from bach.tissue import find_tissue
 from bach.toy.nodes import write_asap_xml
 
 DOWNSAMPLE = 32  # level 5
-TUMOUR, NORMAL = len(CLASSES) - 1, 0
-GROUPS = {"Tumor": TUMOUR, "_0": TUMOUR, "_1": TUMOUR, "_2": NORMAL, "Exclusion": NORMAL}
+NORMAL, TUMOUR = range(2)
 RULES = ("paper", "robust", "gray")
 GLASS, GAP = (243, 242, 243), 128
 
@@ -109,11 +108,8 @@ def measure(path: Path, scratch: Path) -> dict[str, Any]:
     width, height = (int(side) + 8 * DOWNSAMPLE for side in corners)
     file = scratch / f"{path.stem}.xml"
     write_asap_xml(file, regions)
-    (scratch / "map.csv").write_text(
-        "".join(f"{theirs},{CLASSES[ours]}\n" for theirs, ours in GROUPS.items())
-    )
     start = time.perf_counter()
-    annotation = read_annotation(file, scratch / "map.csv")
+    annotation = read_annotation(file)
     painting = paint(annotation.regions, width, height, DOWNSAMPLE)
     seconds = time.perf_counter() - start
     mask = painting.labels == TUMOUR
@@ -212,6 +208,7 @@ def of_crops(folder: Path, picture: str | None) -> list[list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(Options, argv, __doc__)
+    use("camelyon16")  # whose groups these are
     figures: dict[str, Any] = {}
     if args.annotations is not None:
         table = of_annotations(Path(args.annotations), args.quick)

@@ -105,6 +105,23 @@ def test_drawn_parameters_lie_in_their_ranges_and_are_seeded():
     assert np.array_equal(drawn, again)
 
 
+def test_contrast_stretches_each_channel_about_its_mean(patch):
+    parameters = np.array([[0, 0, 0, 0, 1, 1, 0.5], [0, 0, 0, 0, 1, 1, 1.6]], np.float32)
+    seen = keras.ops.convert_to_numpy(Augment()(np.stack([patch, patch]), parameters))
+    pixels = patch.astype(float)
+    mean = pixels.mean(axis=(0, 1))
+    for factor, one in zip((0.5, 1.6), seen, strict=True):
+        assert np.abs(one - np.clip(mean + factor * (pixels - mean), 0, 255)).max() < 0.02
+
+
+def test_contrast_is_drawn_after_all_else():
+    without = Augmentation(0.1, 0.2, 0.3).draw(np.random.default_rng(0), 4000)
+    drawn = Augmentation(0.1, 0.2, 0.3, 0.75).draw(np.random.default_rng(0), 4000)
+    assert np.array_equal(drawn[:, :6], without)
+    assert 0.25 <= drawn[:, 6].min() < 0.27
+    assert 1.73 < drawn[:, 6].max() <= 1.75
+
+
 def test_the_eight_orientations_differ_and_turn_back():
     image = np.random.default_rng(0).integers(0, 256, (1, 5, 5, 3), np.uint8)
     turned = [orient(image, index) for index in range(8)]

@@ -271,6 +271,13 @@ class Training:
     value: float = option(
         0.25, "largest relative brightness change (Liu et al. 2017)", at_least=0, most=1
     )
+    contrast: float = option(
+        0.0,
+        "largest relative contrast change; Liu et al. 2017 take 0.75",
+        at_least=0,
+        below=1,
+        later=True,
+    )
     # Differs from Kwok 2018: the statistics of batch normalisation are estimated anew after every
     # epoch, since moving averages lag behind weights that still change. The paper says nothing
     # about them; 0 keeps the moving averages.

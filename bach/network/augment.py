@@ -14,7 +14,7 @@ from keras import ops
 
 from bach.network import backend
 
-PARAMETERS = 6  # of a patch, see `Augmentation.draw`
+PARAMETERS = 6  # of a patch, see `Augmentation.draw`; one more with contrast
 ORIENTATIONS = 8  # of a square
 
 
@@ -28,6 +28,7 @@ class Augmentation:
         hue: Largest shift of the hue, in turns of the colour circle.
         saturation: Largest relative change of the saturation.
         value: Largest relative change of the value (brightness).
+        contrast: Largest relative change of the distance from the mean of the patch.
     """
 
     # Differs from Kwok 2018: the paper says "random HSV shifts" without numbers. The defaults
@@ -35,18 +36,28 @@ class Augmentation:
     hue: float = 0.04
     saturation: float = 0.25
     value: float = 0.25
+    contrast: float = 0.0
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are drawn for a patch."""
+        return PARAMETERS + (self.contrast > 0)
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw parameters for `count` patches.
 
         Returns:
             float32 array `(count, 6)`: transpose, flip left-right, flip up-down
-            (0 or 1), hue shift (turns), saturation factor, value factor.
+            (0 or 1), hue shift (turns), saturation factor, value factor; and with contrast
+            its factor.
         """
         flips = rng.integers(0, 2, (count, 3))
         ranges = np.array([self.hue, self.saturation, self.value])
         shifts = rng.uniform(-1, 1, (count, 3)) * ranges + [0, 1, 1]
-        return np.concatenate([flips, shifts], axis=1).astype(np.float32)
+        columns = [flips, shifts]
+        if self.contrast > 0:  # drawn last, so that without it all is as it was
+            columns.append(rng.uniform(1 - self.contrast, 1 + self.contrast, (count, 1)))
+        return np.concatenate(columns, axis=1).astype(np.float32)
 
 
 class Augment(keras.layers.Layer):
@@ -68,17 +79,18 @@ class Augment(keras.layers.Layer):
         return self._change(patches, parameters)
 
 
-def with_augmentation(network: keras.Model) -> keras.Model:
+def with_augmentation(network: keras.Model, count: int = PARAMETERS) -> keras.Model:
     """The network as it is trained, with `Augment` before it; the weights are the same.
 
     Args:
         network: Model of float patches in 0..255.
+        count: Numbers in a row of `Augmentation.draw`.
 
     Returns:
         Model from (uint8 patches, rows of `Augmentation.draw`) to the network's output.
     """
     patches = keras.Input(network.input_shape[1:], dtype="uint8", name="patches")
-    parameters = keras.Input((PARAMETERS,), name="parameters")
+    parameters = keras.Input((count,), name="parameters")
     outputs = network(Augment()(patches, parameters))
     return keras.Model((patches, parameters), outputs, name=f"augmented_{network.name}")
 
@@ -92,18 +104,22 @@ def change(patches, parameters):
     Args:
         patches: uint8 tensor `(n, rows, cols, 3)`, RGB. Photos that are not square are
             not transposed.
-        parameters: float32 tensor `(n, 6)`, see `Augmentation.draw`.
+        parameters: float32 tensor `(n, 6)` or `(n, 7)`, see `Augmentation.draw`.
 
     Returns:
         float32 tensor `(n, rows, cols, 3)`, 0..255.
     """
     hsv = ops.image.rgb_to_hsv(ops.cast(patches, "float32") / 255)
-    shifts = ops.reshape(parameters[:, 3:], (-1, 3, 1, 1))
+    shifts = ops.reshape(parameters[:, 3:PARAMETERS], (-1, 3, 1, 1))
     hue = hsv[..., 0] + shifts[:, 0]
     saturation = ops.clip(hsv[..., 1] * shifts[:, 1], 0, 1)
     value = ops.clip(hsv[..., 2] * shifts[:, 2], 0, 1)
     hsv = ops.stack([hue - ops.floor(hue), saturation, value], axis=-1)
     patches = 255 * ops.image.hsv_to_rgb(hsv)
+    if parameters.shape[-1] > PARAMETERS:
+        mean = ops.mean(patches, axis=(1, 2), keepdims=True)  # of each channel
+        factor = ops.reshape(parameters[:, PARAMETERS], (-1, 1, 1, 1))
+        patches = ops.clip(mean + factor * (patches - mean), 0, 255)
     # Turned after that: XLA on a CPU would recolour a pixel once for every place that it
     # might come from.
     flips = ops.reshape(parameters[:, :3], (-1, 3, 1, 1, 1)) > 0

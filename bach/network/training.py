@@ -94,7 +94,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     with backend.scope():
         model.compile(jit_compile=backend.jit())
-        learner = with_augmentation(with_logits(model))
+        learner = with_augmentation(with_logits(model), augmentation_of(settings).parameters)
     compile_learner(learner, settings, learning_rate(settings, training.batch_size, len(training)))
     checkpoint = Checkpoint(
         model, folder, settings.monitor, settings.monitor_mode, settings.keep_every, seen
@@ -133,6 +133,11 @@ def train(
                 watcher.on_train_begin()
                 watcher.on_train_end()
     return pd.DataFrame(checkpoint.history)
+
+
+def augmentation_of(args: Training) -> Augmentation:
+    """How training patches are changed."""
+    return Augmentation(args.hue, args.saturation, args.value, args.contrast)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +179,7 @@ class Fold:
         """Batches to train on, and those held out."""
         known = [store.select(rows) for store, rows in self.parts]
         known[0] = known[0]._replace(per_image=args.patches_per_photo)
-        augmentation = Augmentation(args.hue, args.saturation, args.value)
+        augmentation = augmentation_of(args)
         training = Batches(known, args.batch_size, self.seed(args), augmentation)
         return training, self.heldout_batches(args)
 
