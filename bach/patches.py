@@ -117,9 +117,13 @@ def grid(width: float, height: float, size: float, stride: float) -> np.ndarray:
 def photo_patches(image_id: str, width: int, height: int, label: int | None) -> pd.DataFrame:
     """Table of the patches of a photo, 14 for one of 2048x1536 px.
 
-    The share of tissue of a photo is not measured: photos show tissue.
+    The share of tissue of a photo is not measured: photos show tissue. Of a task whose findings
+    are points there is one patch, in the middle: what the photo is of lies there.
     """
-    corners = grid(width, height, task().patch_px, task().stride_px)
+    size = task().patch_px
+    corners = grid(width, height, size, task().stride_px)
+    if task().marked:
+        corners = np.array([[max(side - size, 0) // 2 for side in (width, height)]])
     return _table(image_id, corners, task().patch_px, 1.0, -1 if label is None else label)
 
 

@@ -89,7 +89,7 @@ def test_photos_are_of_other_patients_and_of_every_class(written):
         figures.IMPOSTER: 6,
         figures.OTHER: 16,
     }
-    assert {read_rgb(written / path, "").shape for path in table["path"]} == {(64, 64, 3)}
+    assert {read_rgb(written / path, "").shape for path in table["path"]} == {(128, 128, 3)}
 
 
 def test_trial_slides_need_a_folder_of_their_own(written):

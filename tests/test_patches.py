@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bach import tasks
 from bach.core.errors import InputError
 from bach.core.tables import write_csv
 from bach.patches import (
@@ -22,6 +23,13 @@ from bach.tasks import BACH
 def test_a_photo_has_14_patches_and_400_photos_5600():
     assert len(grid(2048, 1536, BACH.patch_px, BACH.stride_px)) == 14
     assert 400 * len(photo_patches("n001", 2048, 1536, 0)) == 5600
+
+
+def test_a_photo_of_a_point_has_one_patch_in_its_middle():
+    tasks.use("mitosis")
+    for size, corner in (((128, 128), (32, 32)), ((64, 64), (0, 0)), ((101, 70), (18, 3))):
+        table = photo_patches("crop", *size, 1)
+        assert table[["x", "y", "size", "label"]].to_numpy().tolist() == [[*corner, 64, 1]]
 
 
 def test_the_last_row_and_column_are_flush_with_the_edge():

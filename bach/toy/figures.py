@@ -10,7 +10,7 @@ each at a place of its own, so that the truth is known by its points. Every slid
 its own; photos are of other patients.
 
 Reads:   nothing.
-Writes:  DIR/photos/NAME.png           64 px around a figure, an imposter or another nucleus
+Writes:  DIR/photos/NAME.png           128 px around a figure, an imposter or another nucleus
          DIR/images.csv                path, label, patient, mpp of the photos
          DIR/WSI/NAME.svs, NAME.geojson       points of two classes, as QuPath has them
          DIR/test_slides/NAME.svs
@@ -46,7 +46,7 @@ MPP = 0.25
 SIZE = (2048, 1536)
 
 FIGURE, IMPOSTER, OTHER = "Mitotic figure", "Imposter", "Other"
-PHOTO = 64  # px of a photo
+PHOTO = 128  # px of a photo, of which the middle 64 are looked at
 
 # The painter's blur is that of a scanner at low power: chromosomes would be lost in it.
 _BLUR_SHARE = 0.3
@@ -158,7 +158,7 @@ def _write_photos(
     places = rng.permutation(apart(cells, 8.0)[["x", "y"]].to_numpy())
     away = np.hypot(*(places[:, None] - truth[None]).transpose(2, 0, 1)).min(axis=1, initial=np.inf)
     inside = ((places > half) & (places < np.array(painted.rgb.shape[1::-1]) - half)).all(axis=1)
-    others = places[(away > 2 * half) & inside][: len(truth)]
+    others = places[(away > half) & inside][: len(truth)]
     rows = []
     names = [*painted.points["name"], *(OTHER for _ in others)]
     for number, ((x, y), name) in enumerate(zip([*truth, *others], names, strict=True)):
