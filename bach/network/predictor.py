@@ -1,7 +1,7 @@
 """The models of a run, ready to predict patches of slides, one by one or densely."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,6 @@ import pandas as pd
 from bach.core.errors import InputError
 from bach.core.files import fingerprint
 from bach.core.log import log
-from bach.core.options import SlideScript
 from bach.core.tables import image_key
 from bach.core.text import listed
 from bach.honest.seen import read_seen
@@ -17,6 +16,22 @@ from bach.network.dense import DenseModel, dense_step_um, predict_dense
 from bach.network.predict import common_view, load_models, model_file, predict_slide, prepare
 from bach.patches import View, grid_shape
 from bach.slides import Slide
+
+
+class Settings(Protocol):
+    """Options that say which models predict how, as those of `bach.core.options.SlideScript`."""
+
+    @property
+    def model_dir(self) -> str: ...
+
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def batch_size(self) -> int: ...
 
 
 class Predictor:
@@ -43,7 +58,7 @@ class Predictor:
 
     def __init__(
         self,
-        args: SlideScript,
+        args: Settings,
         step_um: float,
         tta: bool = False,
         models: Mapping[int, Any] | None = None,
