@@ -24,6 +24,7 @@ COMMANDS = [
     "submission",
     "thresholds",
     "toy",
+    "two_stages",
 ]
 SCRIPTS = ["train_part_a", "mine_hard_examples", "train_final", "make_heatmap"]
 
