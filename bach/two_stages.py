@@ -66,17 +66,16 @@ class Seen(NamedTuple):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:
-    args = completed(tasks.parse(Options, argv, __doc__, "python -m bach.two_stages"))
+    return tasks.parse(Options, argv, __doc__, "python -m bach.two_stages")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = completed(parse_args(argv))
     if not args.slides:
         raise InputError(
             "There must be slides to look at.\nReceived: no --slides.\n"
             "Name slides, or their folder, with --slides."
         )
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
     out, table = Path(args.out), list_slides(args.slides)
     require_names(table["image_id"])
     require_place(out, "Name another --out.", folder=True)

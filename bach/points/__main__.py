@@ -48,11 +48,11 @@ class Options(Answer):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:
-    return completed(tasks.parse(Options, argv, __doc__, "python -m bach.points"))
+    return tasks.parse(Options, argv, __doc__, "python -m bach.points")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = completed(parse_args(argv))
     run, out = Path(args.source), Path(args.out or Path(args.source) / "points")
     require_place(out, "Name another --out.", folder=True)
     slides = read_slides(run)
