@@ -43,7 +43,7 @@ from bach.core.text import columns, number
 from bach.honest.comparison import figure_of, minus, paired_worth
 from bach.honest.intervals import FEW_UNITS, accuracy_sums, limits
 from bach.honest.splits import known_patients, read_image_table
-from bach.scores import ACCURACIES
+from bach.scores import accuracy_names
 
 PATIENTS = Path(__file__).resolve().parent.parent / "folds" / "patients.csv"
 REAL = "29 real patients"
@@ -164,7 +164,7 @@ def of_images(rng: np.random.Generator, draws: int) -> Iterator[Cell]:
             one, alike, worse = (answer(rng, images, chance * k) for k in (1, 1, less))
             apart = answer(rng, images, chances(rng, shape, value, correlation))
             two_class = answer(rng, images, chances(rng, shape, accuracy_for(value), correlation))
-            for metric, title in ACCURACIES.items():
+            for metric, title in accuracy_names().items():
                 sums = two_class if metric == "binary_accuracy" else one
                 yield Cell(name, title, metric, value, correlation, value, sums)
             for title, truth, other in (
@@ -264,7 +264,7 @@ def summary(table: pd.DataFrame, replicates: int) -> dict:
     coverage, errors = table["coverage"], table["better"] + table["worse"]
     slack = 3 * np.sqrt(NULL * (1 - NULL) / replicates)
     least, most = PROMISED[0] - slack, PROMISED[1] + slack
-    one = real & table["figure"].isin(ACCURACIES.values())
+    one = real & table["figure"].isin(accuracy_names().values())
     broken = (real & (coverage < least)) | (one & (coverage > most)) | (errors > NULL + slack)
     return {
         "replicates": replicates,

@@ -76,7 +76,7 @@ from bach.honest.intervals import (
 from bach.honest.learners import Trees
 from bach.honest.records import read_images
 from bach.honest.splits import ALWAYS_TRAIN, join_folds, read_folds
-from bach.scores import ACCURACIES
+from bach.scores import accuracy_names
 from bach.toy.dataset import Recipe, make_data_set
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -421,7 +421,7 @@ def main(argv: list[str] | None = None) -> None:
 def report(results: dict[str, dict], common: Sequence[str]) -> None:
     """Print the table and the result as JSON."""
     header = ["recipe", "arguments", "seeds", "accuracy", "minus base", "sd over seeds"]
-    header += [ACCURACIES["binary_accuracy"], "minus base", ""]
+    header += [accuracy_names()["binary_accuracy"], "minus base", ""]
     rows = []
     for name, result in results.items():
         four, two = (
