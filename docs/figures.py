@@ -108,11 +108,12 @@ def _interval(axes, place, value, low, high, colour, mark) -> None:
 # Whatever stands in no room of its own is on the floor that `room_of` says.
 ROOMS = {
     "scripts": (0.0, 6.85, 10.0, 0.7, "#f3e6d0"),
-    "commands": (0.0, 5.65, 10.0, 0.7, "#f3e6d0"),
-    "upper floor": (0.0, 4.45, 10.0, 0.7, "#dbe9f4"),
-    "network": (0.0, 2.95, 7.2, 1.0, "#f7d9c8"),
-    "honest": (0.0, 1.5, 7.2, 0.95, "#d5ecdf"),
-    "toy": (7.6, 1.5, 2.4, 0.95, "#eeeeee"),
+    "commands": (0.0, 5.6, 10.0, 0.8, "#f3e6d0"),
+    "upper floor": (0.0, 4.4, 7.2, 0.8, "#dbe9f4"),
+    "toy": (7.6, 4.4, 2.4, 0.8, "#eeeeee"),
+    "network": (0.0, 2.8, 7.2, 1.2, "#f7d9c8"),
+    "points": (7.6, 2.8, 2.4, 1.2, "#d5ecdf"),
+    "honest": (0.0, 1.5, 10.0, 0.8, "#d5ecdf"),
     "lower floor": (0.0, 0.3, 10.0, 0.7, "#dbe9f4"),
     "core": (0.0, -0.9, 10.0, 0.7, "#eeeeee"),
 }
@@ -121,13 +122,14 @@ TITLES = {
     "commands": "Commands: python -m bach.NAME",
     "upper floor": "Method, upper floor",
     "network": "bach/network: all that loads Keras",
-    "honest": "bach/honest",
     "toy": "bach/toy",
+    "points": "bach/points, and nuclei",
+    "honest": "bach/honest",
     "lower floor": "Method, lower floor",
     "core": "bach/core: imports nothing of ours",
 }
 SCRIPTS = ("train_part_a", "mine_hard_examples", "train_final", "make_heatmap")
-UPPER_FLOOR = {"heatmap", "mining"}
+UPPER_FLOOR = {"engine", "heatmap", "mining", "slide_by_slide", "two_stages"}
 LOWER_FLOOR = {
     *(
         "annotations",
@@ -140,7 +142,7 @@ LOWER_FLOOR = {
         "labels",
         "patches",
     ),
-    *("scores", "slides", "tissue"),
+    *("scores", "slides", "tasks", "tissue"),
 }
 
 
@@ -151,7 +153,7 @@ def room_of(module: str) -> tuple[str, str]:
         return "scripts", f"{module}.py"
     if names[0] in ROOMS:
         return names[0], ".".join(names[1:])
-    floor = {"upper floor": UPPER_FLOOR, "lower floor": LOWER_FLOOR}
+    floor = {"upper floor": UPPER_FLOOR, "points": {"nuclei"}, "lower floor": LOWER_FLOOR}
     return next((room for room, held in floor.items() if names[0] in held), "commands"), names[0]
 
 
@@ -178,7 +180,7 @@ def rooms_and_arrows() -> tuple[dict[str, list[str]], set[tuple[str, str]]]:
     arrows = set()
     for module, imported in imports.items():
         room, name = room_of(module)
-        if name not in ("__main__", *rooms[room]):
+        if name not in ("", "__main__", *rooms[room]):
             rooms[room].append(name)
         # A room's own __init__ holds nothing: what stands in it is named.
         arrows |= {(room, room_of(other)[0]) for other in imported if other != "bach"}
