@@ -170,6 +170,9 @@ def read_truth(place: str, slides: Mapping[str, Looked]) -> pd.DataFrame:
                 )
     names = {image_key(name): name for name in slides}
     own = table["image_id"].map(image_key).map(names)
+    others = sorted(set(table["image_id"][own.isna()]))
+    if others:
+        log.warning("left out, true points on %d other slides: %s", len(others), listed(others))
     table = table.assign(image_id=own)[own.notna() & (table["label"] == last)]
     if not {"x_um", "y_um"} <= set(table.columns):
         mpp = table["image_id"].map({name: slide.mpp for name, slide in slides.items()})
