@@ -118,10 +118,10 @@ def test_a_task_of_places_has_marks_with_labels_and_no_regions(tmp_path, mitosis
 
 
 def test_a_place_of_an_unknown_class_is_an_error_or_what_the_class_map_says(tmp_path, mitosis):
-    path = geojson(tmp_path, {"type": "Point", "coordinates": [3, 4]}, name="MF?")
-    with pytest.raises(InputError, match="MF"):
+    path = geojson(tmp_path, {"type": "Point", "coordinates": [3, 4]}, name="Blob?")
+    with pytest.raises(InputError, match="Blob"):
         read_annotation(path)
-    (tmp_path / "map.csv").write_text("MF?,Mitosis\n")
+    (tmp_path / "map.csv").write_text("Blob?,Mitosis\n")
     assert read_annotation(path, tmp_path / "map.csv").marks.tolist() == [[3, 4, 1]]
 
 
