@@ -50,7 +50,8 @@ from bach.honest.records import SlideRecord
 from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_class
 from bach.points import maxima
-from bach.scores import ratio
+from bach.scores import finite, ratio
+from bach.slides import SLIDE_SUFFIXES
 from bach.tasks import task, use
 
 # The organisers' constants. Their script takes 0.243 um per px for every slide, also for those of
@@ -461,7 +462,17 @@ def _masks_of(folder: Path, slides: Sequence[str]) -> dict[str, Path]:
 def _annotations_of(folder: Path, slides: Sequence[str]) -> dict[str, Path]:
     """The annotation of each slide that has one."""
     files = Folder(folder, slides)
-    found = {name: path for name in slides if (path := files.only(name)) is not None}
+    # A file may bear the name of its slide with the ending, where the slide lies beside it.
+    beside = {
+        image_key(path.stem): path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in SLIDE_SUFFIXES
+    }
+    found = {}
+    for name in slides:
+        path = files.only(name) or files.only(beside.get(image_key(name), name))
+        if path is not None:
+            found[name] = path
     known = {path.name for path in found.values()}
     others = [
         path.name
@@ -619,7 +630,7 @@ def score_lesions(args: Score) -> tuple[dict, pd.DataFrame]:
         "froc_interval": interval,
     }
     at = sensitivity_at(*curve)
-    result["sensitivity"] = {f"{n:g}": float(s) for n, s in zip(FALSE_POSITIVES, at, strict=True)}
+    result["sensitivity"] = {f"{n:g}": finite(s) for n, s in zip(FALSE_POSITIVES, at, strict=True)}
     if scores is not None:
         result["auc_interval"] = auc = auc_interval(np.array(tumour), scores, numbers, unit)
         result["auc"] = auc["value"]

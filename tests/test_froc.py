@@ -203,6 +203,28 @@ def test_an_annotation_gives_the_same_figures_as_its_mask(scored):
     assert score(scored, "--annotations", scored / "xml", out="two") == wanted
 
 
+def test_annotations_may_lie_beside_their_slides(scored):
+    wanted = score(scored, "--masks", scored / "masks")
+    angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    unit = np.column_stack([np.cos(angle), np.sin(angle)])
+    both = ((100, 100, 40), (300, 200, 30))
+    regions = [Region(INVASIVE, 32 * (r * unit + (x + 0.5, y + 0.5))) for x, y, r in both]
+    (scored / "slides").mkdir()
+    for name in ("tumör 1.svs", "normal.svs"):
+        write_slide(scored / "slides" / name, np.full((64, 64, 3), 240, np.uint8))
+    write_annotation_xml(scored / "slides" / "tumör 1.svs.xml", regions)
+    assert score(scored, "--annotations", scored / "slides", out="two") == wanted
+
+
+def test_without_any_tumour_there_is_no_score_and_that_is_said(scored, capsys):
+    (scored / "none").mkdir()
+    result = score(scored, "--masks", scored / "none", "--slides", scored / "scores.csv")
+    assert result["froc"] is None
+    assert result["auc"] is None
+    assert set(result["sensitivity"].values()) == {None}
+    assert "froc undefined" in capsys.readouterr().out
+
+
 def test_a_level_of_the_organisers_pyramid_is_read(scored):
     wanted = score(scored, "--masks", scored / "masks")
     mask = disc(300, 400, 100, 100, 40) | disc(300, 400, 200, 300, 30)
