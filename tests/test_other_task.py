@@ -151,6 +151,8 @@ def test_a_report_and_the_other_commands_know_the_classes(runs, tmp_path, capsys
         assert name in page
     assert "InSitu" not in page
     assert "five classes" in page
+    slide = next((tmp_path / "report/slides").glob("*_one/index.html")).read_text()
+    assert "<span>0 Fat</span><span>heatmap</span><span>1 not Fat</span>" in slide
     assert calibration.main([str(runs / "part_a")]) == 0
     export.main(["qupath", str(runs / "heatmaps"), "--out", f"{tmp_path}/qupath"])
     with gzip.open(tmp_path / "qupath/one.geojson.gz", "rt") as file:

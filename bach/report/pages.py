@@ -343,6 +343,7 @@ def _write_page(
         kinds=_KINDS,
         present=collections.Counter(place["kind"] for place in slide["places"]),
         heat=[_css(color) for color in stops],
+        most=task().classes[-1] if task().ordered else f"not {task().classes[0]}",
         **beside,
     )
 
