@@ -59,7 +59,7 @@ def image_key(text: object) -> str:
         'test0'
     """
     name = _visible(unicodedata.normalize("NFC", str(text))).strip()
-    name = re.split(r"[/\\]", name)[-1].casefold()
+    name = re.split(r"[/\\]", name)[-1].strip().casefold()
     while True:  # slide.ome.tif is slide.tif to whoever takes its ending away
         stem, dot, ending = name.rpartition(".")
         if not stem or dot + ending not in _ENDINGS:
