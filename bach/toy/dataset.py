@@ -41,7 +41,6 @@ from tqdm import tqdm
 
 from bach.annotations import label_mask
 from bach.classes import CLASSES, PREFIXES
-from bach.core.errors import InputError
 from bach.core.files import atomic_path
 from bach.core.log import step
 from bach.core.options import MOST_SEED, option
@@ -50,6 +49,7 @@ from bach.core.tables import write_csv
 from bach.data import GROUND_TRUTH, TEST_FOLDER, TRAIN_FOLDER
 from bach.labels import write_class_map
 from bach.toy.aperio import FACTORS, SPELLINGS, write_annotation_xml, write_slide
+from bach.toy.folder import new_folder
 from bach.toy.painter import Look, make_look
 from bach.toy.scenes import PHOTO_SIZE, SLIDE_SIZE, paint_photo, paint_slide
 
@@ -136,13 +136,7 @@ def make_data_set(
             f"slide_size must be multiples of {_SMALL}, at least 256. "
             f"Received: slide_size={recipe.slide_size}."
         )
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(
-            "The trial data set needs a new or empty folder.\n"
-            f"Received: {directory}, which is not empty.\n"
-            "Name another folder, or delete this one."
-        )
+    directory = new_folder(directory, "The trial data set needs")
     train, test, truth = directory / TRAIN_FOLDER, directory / TEST_FOLDER, directory / "truth"
     for folder in (
         *(train / "Photos" / name for name in CLASSES),

@@ -32,7 +32,6 @@ from numpy.random import Generator
 from tqdm import tqdm
 
 from bach.classes import INVASIVE
-from bach.core.errors import InputError
 from bach.core.log import step
 from bach.core.options import MOST_SEED, option
 from bach.core.pictures import write_png
@@ -41,6 +40,7 @@ from bach.nuclei import blobs
 from bach.points import apart, of_cells, write_qupath
 from bach.toy import painter
 from bach.toy.aperio import write_slide
+from bach.toy.folder import new_folder
 
 MPP = 0.25
 SIZE = (2048, 1536)
@@ -102,13 +102,7 @@ def make_figures(directory: str | os.PathLike, recipe: Figures | None = None) ->
         InputError: If the folder is not empty.
     """
     recipe = recipe or Figures()
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(
-            "The trial slides need a new or empty folder.\n"
-            f"Received: {directory}, which is not empty.\n"
-            "Name another folder, or delete this one."
-        )
+    directory = new_folder(directory, "The trial slides need")
     for name in ("photos", "WSI", "test_slides", "truth"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     plan = [

@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from bach.annotations import Region
 from bach.annotations.painting import paint
-from bach.core.errors import InputError
 from bach.core.files import atomic_path
 from bach.core.log import step
 from bach.core.options import MOST_SEED, option
@@ -38,6 +37,7 @@ from bach.core.pictures import write_gray
 from bach.core.tables import write_csv
 from bach.toy import painter
 from bach.toy.aperio import FACTORS, TILE, write_bands
+from bach.toy.folder import new_folder
 
 # Twice the um per px that the challenge's evaluation takes for its slides; a sixteenth of this is
 # the scale that lesions are compared at.
@@ -114,13 +114,7 @@ def make_nodes(directory: str | os.PathLike, recipe: Nodes | None = None) -> Pat
         InputError: If the folder is not empty.
     """
     recipe = recipe or Nodes()
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(
-            "The trial lymph nodes need a new or empty folder.\n"
-            f"Received: {directory}, which is not empty.\n"
-            "Name another folder, or delete this one."
-        )
+    directory = new_folder(directory, "The trial lymph nodes need")
     folders = [directory / name for name in ("slides", "test_slides", "truth")]
     for folder in (*folders, folders[2] / "annotations", folders[2] / "masks"):
         folder.mkdir(parents=True, exist_ok=True)
