@@ -157,7 +157,7 @@ def read_job(inputs: Path, model: Path) -> Job:
     """
     settings = read_settings(model)
     kind, image = find_image(inputs, settings)
-    words = option_words(kind, getattr(settings, kind))
+    words = option_words(kind, getattr(settings, kind), model)
     own = model / MODELS[kind]
     return Job(kind, image, own if own.is_dir() else model, words, settings.outputs)
 
@@ -255,7 +255,7 @@ def find_image(inputs: Path, settings: Settings) -> tuple[str, Path]:
     return kind, found[0]
 
 
-def option_words(kind: str, given: Mapping[str, Any]) -> list[str]:
+def option_words(kind: str, given: Mapping[str, Any], model: Path) -> list[str]:
     """The options of settings.json as words of the command that they are for, which it accepts.
 
     Raises:
@@ -276,7 +276,8 @@ def option_words(kind: str, given: Mapping[str, Any]) -> list[str]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            parse_options(kind, words)
+            # By the task of the job's models, not of a run that lies in the working folder.
+            parse_options(kind, words if kind == "photo" else [*words, "--model-dir", str(model)])
     except SystemExit as error:
         raise InputError(
             f"Options for {kind} must be those of its command.\n"

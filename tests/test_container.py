@@ -380,7 +380,7 @@ def test_a_challenge_names_its_sockets(tmp_path):
         "class_map": inference.OUTPUTS["class_map"],
         "prob_invasive": "images/invasive",
     }
-    assert inference.option_words("photo", found.photo) == ["--tta", "--mpp", "0.5"]
+    assert inference.option_words("photo", found.photo, tmp_path) == ["--tta", "--mpp", "0.5"]
 
 
 def test_a_probability_has_a_map_of_its_own_and_a_slide_without_tissue_has_no_label(
