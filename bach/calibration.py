@@ -63,7 +63,7 @@ def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
     p^(1/T), rescaled to sum to 1: the same as dividing the logits of a softmax.
 
     Args:
-        probs: Probabilities, `(..., 4)`; nan stays nan.
+        probs: Probabilities, `(..., classes)`; nan stays nan.
         temperature: T, above 0.
 
     Returns:
@@ -104,8 +104,8 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     The likelihood has a single maximum in 1/T, so a scalar search finds it.
 
     Args:
-        probs: Probabilities, `(n, 4)`, of images that the network did not train on.
-        labels: True classes, 0..3, `(n,)`; or counts of each true class, `(n, 4)`,
+        probs: Probabilities, `(n, classes)`, of images that the network did not train on.
+        labels: True classes, 0..n-1, `(n,)`; or counts of each true class, `(n, classes)`,
             where a row stands for many pixels.
 
     Returns:
@@ -160,7 +160,7 @@ def leave_fold_out(
         folds: Fold of every image, integers, `(images,)`.
 
     Returns:
-        Scaled probabilities `(images, 4)` and {fold: temperature used on it}.
+        Scaled probabilities `(images, classes)` and {fold: temperature used on it}.
 
     Raises:
         ValueError: If there are fewer than two folds.
@@ -192,7 +192,7 @@ def read_predictions(
             that it does not hold out (fold -1, or not listed) are left out.
 
     Returns:
-        Probabilities `(images, 4)`, labels `(images,)` and folds `(images,)`.
+        Probabilities `(images, classes)`, labels `(images,)` and folds `(images,)`.
 
     Raises:
         InputError: If the predictions cannot be read, or lack probabilities, true

@@ -84,7 +84,7 @@ def find_data(data_dir: str | os.PathLike, mpp: float | None = None) -> pd.DataF
     Returns:
         Table of images with the columns `image_id, path, part, label, patient,
         width, height, mpp`. `part` is "A", "B", "A-test" or "B-test"; `label` is
-        0..3, or -1 where it is unknown or, for slides, varies; sizes are those of
+        0..n-1, or -1 where it is unknown or, for slides, varies; sizes are those of
         the file's header, 0 where it cannot be read (`check_data` says why); `mpp`
         is that of photos, not a number where nobody states it: for photos of another
         size than the challenge's.

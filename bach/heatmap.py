@@ -82,7 +82,7 @@ class MapRule:
         choices=("thresholds", "least-cost", "largest"),
     )
     clip_to_tissue: bool = option(
-        False, "class maps are of the first class, Normal, where there is no tissue"
+        False, "class maps are of the first class (Normal in BACH) where there is no tissue"
     )
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class MapRule:
         """The class of every cell, uint8 `(rows, cols)`; Normal without a prediction.
 
         Args:
-            probs: Probabilities `(rows, cols, 4)`.
+            probs: Probabilities `(rows, cols, classes)`.
             heatmap: Heatmap `(rows, cols)` of them.
         """
         if self.rule == "least-cost":
@@ -151,11 +151,11 @@ def stitch(table: pd.DataFrame, probs: np.ndarray, shape: tuple[int, int]) -> np
 
     Args:
         table: Patch table with `row, col`.
-        probs: Probabilities `(len(table), 4)`.
+        probs: Probabilities `(len(table), classes)`.
         shape: Rows and columns of cells.
 
     Returns:
-        float32 array `(rows, cols, 4)`, not a number where nothing was predicted.
+        float32 array `(rows, cols, classes)`, not a number where nothing was predicted.
     """
     result = np.full((*shape, task().count), np.nan, np.float32)
     result[table["row"], table["col"]] = probs
@@ -168,7 +168,7 @@ def to_heatmap(probs: np.ndarray) -> np.ndarray:
     Where the classes of a task are not ordered: what is not of the first class.
 
     Args:
-        probs: float array `(rows, cols, 4)`.
+        probs: float array `(rows, cols, classes)`.
 
     Returns:
         float32 array `(rows, cols)` in 0..1.
@@ -191,7 +191,7 @@ def to_classes(heatmap: np.ndarray, thresholds: tuple[float, ...] | None = None)
             default.
 
     Returns:
-        uint8 array of the same shape, 0..3.
+        uint8 array of the same shape, 0..n-1.
 
     Raises:
         ValueError: If the thresholds do not ascend or are not as many.
@@ -235,7 +235,7 @@ def areas_mm2(class_map: np.ndarray, maps: SlideMaps) -> dict[str, float]:
     """Area of each class in mm2; Normal counts only where there is tissue.
 
     Args:
-        class_map: uint8 `(rows, cols)`, 0..3.
+        class_map: uint8 `(rows, cols)`, 0..n-1.
         maps: The slide's maps, of the same size.
     """
     pixel = (maps.downsample * maps.mpp / 1000) ** 2
@@ -363,7 +363,7 @@ def write_maps(
     Args:
         folder: Run folder to write to.
         maps: The slide's maps.
-        probs: Probabilities of its cells, float32 `(rows, cols, 4)`, nan where not predicted.
+        probs: Probabilities of its cells, float32 `(rows, cols, classes)`, nan where not predicted.
         record: What is known about the slide before classes are decided.
         rule: How they are.
 
@@ -409,7 +409,7 @@ def draw_maps(
 
     Args:
         maps: The slide's maps; their warnings stand above.
-        class_map: uint8 `(rows, cols)`, 0..3.
+        class_map: uint8 `(rows, cols)`, 0..n-1.
         probs: Probabilities of the cells.
         record: The slide's record, whose scores and areas are written on the picture.
 
@@ -472,7 +472,7 @@ def slide_scores(class_map: np.ndarray, maps: SlideMaps) -> dict[str, Any]:
     """Part B score of a slide, on tissue only too, and those of one answer alone.
 
     Args:
-        class_map: uint8 `(rows, cols)`, 0..3.
+        class_map: uint8 `(rows, cols)`, 0..n-1.
         maps: The slide's maps, of the same size.
 
     Returns:

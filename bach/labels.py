@@ -27,7 +27,7 @@ def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:
     """Read the class of every image from a table of ours or of anyone else.
 
     With or without a header; comma, semicolon or tab; classes as names in any
-    spelling or as numbers 0..3. A header with `case` (or `P(...)` columns) and
+    spelling or as numbers 0..n-1. A header with `case` (or `P(...)` columns) and
     `class` is the dialect of the later challenge script, with classes 1..4.
 
     Predictions are taken from the `prob_*` columns (largest), else from
@@ -41,7 +41,7 @@ def read_labels(path: str | os.PathLike, kind: str) -> pd.DataFrame:
         kind: "predictions" or "truth".
 
     Returns:
-        Table of `key` (see `image_key`), `image_id` (as written), `label` (int 0..3)
+        Table of `key` (see `image_key`), `image_id` (as written), `label` (int 0..n-1)
         and `patient` (as written; empty without such a column), in the order of the file.
 
     Raises:
@@ -79,7 +79,7 @@ def _read_named(path: str | os.PathLike) -> pd.DataFrame:
         raise InputError(
             f"{path} must have an image and a class in every row.\n"
             f"Received: {'one column' if len(table) else 'an empty file'}.\n"
-            "Write it as CSV, for example `test0.tif,Benign`."
+            f"Write it as CSV, for example `test0.tif,{task().classes[1]}`."
         )
     first = [str(cell).lower() for cell in table.iloc[0]]
     if first[0] not in _ID_COLUMNS and read_class(first[1]) is not None:
@@ -166,7 +166,7 @@ def _is_challenge_prob(name: str) -> bool:
 
 
 def _prob_columns(names: list[str]) -> list[str] | None:
-    """Columns of the four probabilities in class order: prob_normal or P(Normal) ..."""
+    """Columns of the probabilities in class order: prob_normal or P(Normal) ..."""
     found = {}
     for name in names:
         match = re.fullmatch(r"prob_(\w+)|p\((.+)\)", name)
@@ -216,14 +216,14 @@ def same_proportions(size: Sequence[float], whole: Sequence[float], slack: float
 
 
 def write_class_map(path: str | os.PathLike, class_map: np.ndarray) -> None:
-    """Write a class map as palette PNG: pixels are 0..3, viewers show colours.
+    """Write a class map as palette PNG: pixels are 0..n-1, viewers show colours.
 
     Args:
         path: File to write, ending in `.png`; written whole or not at all.
-        class_map: uint8 0..3, (height, width).
+        class_map: uint8 0..n-1, (height, width).
 
     Raises:
-        ValueError: If the map is not two-dimensional or not of integers 0..3.
+        ValueError: If the map is not two-dimensional or not of integers 0..n-1.
     """
     class_map = as_labels(np.asarray(class_map), "class_map")
     if class_map.ndim != 2:
@@ -235,10 +235,10 @@ def read_class_map(path: str | os.PathLike) -> np.ndarray:
     """Read a class map from a palette or gray PNG.
 
     Args:
-        path: PNG whose palette indices or gray values are the classes 0..3.
+        path: PNG whose palette indices or gray values are the classes 0..n-1.
 
     Returns:
-        uint8 0..3, (height, width).
+        uint8 0..n-1, (height, width).
 
     Raises:
         InputError: If the file cannot be read, is in colour, or holds other
@@ -251,13 +251,13 @@ def read_class_map(path: str | os.PathLike) -> np.ndarray:
     )
     if image.dtype == bool:
         raise InputError(
-            f"{path} must be a map of classes 0..3.\nReceived: a mask of 1 bit.\n"
+            f"{path} must be a map of classes {task().numbers}.\nReceived: a mask of 1 bit.\n"
             f"Write the class in its place: {task().numbered}."
         )
     found = np.unique(image)
     if found.size and (found[0] < 0 or found[-1] >= task().count):
         raise InputError(
-            f"The pixels of {path} must be classes 0..3 (palette index or gray value).\n"
+            f"Pixels of {path} must be classes {task().numbers} (palette index or gray value).\n"
             f"Received the values: {listed(found)}.\n"
             f"Map them to {task().numbered} first."
         )

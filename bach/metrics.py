@@ -65,7 +65,7 @@ def pair_part_a_files(
             of the predictions, or else of the truth, see `with_known_patients`.
 
     Returns:
-        Table of `image_id` (see `image_key`), `label` and `predicted` (0..3) and
+        Table of `image_id` (see `image_key`), `label` and `predicted` (0..n-1) and
         `patient` (empty where unknown), in the order of the truth.
 
     Raises:

@@ -136,7 +136,7 @@ class SlideMaps(NamedTuple):
         mpp: um per level-0 px.
         downsample: Level-0 px per px of the maps.
         tissue: Tissue mask, bool `(rows, cols)`.
-        labels: Annotation as uint8 0..3 `(rows, cols)`, or None.
+        labels: Annotation as uint8 0..n-1 `(rows, cols)`, or None.
         thumbnail: uint8 `(rows, cols, 3)`; empty where nothing is drawn.
         annotation: Sum of the annotation as it is stored (`AnnotationSummary`), or None.
         warnings: What is odd about pixels, mask or tissue, a sentence each.

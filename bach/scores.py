@@ -46,16 +46,16 @@ def joint_counts(
     add up.
 
     Args:
-        predicted: Class map, integer 0..3, (height, width).
-        truth: Class map, integer 0..3, of the same shape.
+        predicted: Class map, integer 0..n-1, (height, width).
+        truth: Class map, integer 0..n-1, of the same shape.
         mask: Bool, of the same shape; only pixels that are True count
             ("tissue only"). By default all count.
 
     Returns:
-        int64 (4, 4), rows are the true and columns the predicted class.
+        int64 (classes, classes), rows are the true and columns the predicted class.
 
     Raises:
-        ValueError: If shapes differ, a map is not of integers 0..3, or the mask
+        ValueError: If shapes differ, a map is not of integers 0..n-1, or the mask
             is not bool.
     """
     predicted, truth = np.asarray(predicted), np.asarray(truth)
@@ -87,7 +87,7 @@ def always(counts: np.ndarray, label: int | None = None) -> np.ndarray:
 
     Args:
         counts: int (4, 4) from `joint_counts`, rows the true class.
-        label: The class, 0..3; by default that of the task: Benign is the best single answer
+        label: The class, 0..n-1; by default that of the task: Benign is the best single answer
             on the challenge's slides.
     """
     result = np.zeros_like(counts)
@@ -96,7 +96,7 @@ def always(counts: np.ndarray, label: int | None = None) -> np.ndarray:
 
 
 def as_labels(values: np.ndarray, name: str) -> np.ndarray:
-    """Check that all values are classes 0..3: uint8, of the same shape.
+    """Check that all values are classes 0..n-1: uint8, of the same shape.
 
     Raises:
         ValueError: If they are not; `name` says which.
@@ -161,8 +161,8 @@ def part_b_score(predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray | No
     count, so that large empty areas earn nothing.
 
     Args:
-        predicted: Class map p, integer 0..3, (height, width).
-        truth: Class map g, integer 0..3, of the same shape.
+        predicted: Class map p, integer 0..n-1, (height, width).
+        truth: Class map g, integer 0..n-1, of the same shape.
         mask: Bool, of the same shape; only pixels that are True count
             ("tissue only", an extra and never the headline). By default all count.
 
@@ -170,7 +170,7 @@ def part_b_score(predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray | No
         The score, 0..1; nan if both maps are Normal everywhere (0/0).
 
     Raises:
-        ValueError: If shapes differ, a map is not of integers 0..3, or the mask
+        ValueError: If shapes differ, a map is not of integers 0..n-1, or the mask
             is not bool.
 
     Example:
@@ -215,8 +215,9 @@ def score_part_b(pairs: Iterable[tuple]) -> dict:
     undefined = [slide for slide, score in result["per_slide"].items() if np.isnan(score)]
     if undefined:
         log.warning(
-            "score undefined and left out of the mean: %s (Normal everywhere, predicted and true)",
+            "score undefined and left out of the mean: %s (%s everywhere, predicted and true)",
             ", ".join(undefined),
+            task().classes[0],
         )
     result["undefined"] = undefined
     result["baseline"] = _scores({slide: always(count) for slide, count in counts.items()})
@@ -259,11 +260,11 @@ def dinkelbach(probs: np.ndarray, weights: np.ndarray | None = None) -> tuple[np
     which is the same in the limit of many pixels.
 
     Args:
-        probs: Probabilities, `(..., 4)`, nan where not predicted.
+        probs: Probabilities, `(..., classes)`, nan where not predicted.
         weights: Number of pixels that each stands for, `(...)`; 1 by default.
 
     Returns:
-        Classes, uint8 `(...)`, 0..3; and the expected ratio E[N] / E[D], so that 1
+        Classes, uint8 `(...)`, 0..n-1; and the expected ratio E[N] / E[D], so that 1
         minus it is the expected score (nan without pixels).
 
     Raises:
@@ -343,8 +344,8 @@ def part_a_metrics(truth: Sequence[int], predicted: Sequence[int]) -> dict:
     """Compute all Part A figures.
 
     Args:
-        truth: True classes, integers 0..3, (images,).
-        predicted: Predicted classes, integers 0..3, (images,).
+        truth: True classes, integers 0..n-1, (images,).
+        predicted: Predicted classes, integers 0..n-1, (images,).
 
     Returns:
         `accuracy`, `balanced_accuracy` and `binary_accuracy`, see
@@ -353,7 +354,7 @@ def part_a_metrics(truth: Sequence[int], predicted: Sequence[int]) -> dict:
         undefined, since no image counts in it, is None.
 
     Raises:
-        ValueError: If the two differ in length or are not integers 0..3.
+        ValueError: If the two differ in length or are not integers 0..n-1.
     """
     counts = joint_counts(_flat(predicted), _flat(truth))
     total, positives, called = counts.sum(), counts.sum(axis=1), counts.sum(axis=0)
@@ -382,8 +383,8 @@ def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> pd.D
     """Compare how sure the answers are with how often they are right.
 
     Args:
-        probs: Probabilities, `(images, 4)`.
-        labels: True classes, 0..3, `(images,)`.
+        probs: Probabilities, `(images, classes)`.
+        labels: True classes, 0..n-1, `(images,)`.
         bins: Number of bins of equal width; a bin holds the images whose largest
             probability is above `low` and up to `high`.
 
@@ -432,7 +433,7 @@ def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int 
 
 
 def checked_probs(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities as float64 `(images, 4)` and labels as integers `(images,)`.
+    """Probabilities as float64 `(images, classes)` and labels as integers `(images,)`.
 
     Raises:
         ValueError: If shapes do not fit, or a value is not finite or negative.

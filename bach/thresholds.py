@@ -83,7 +83,7 @@ def cell_histogram(cells: np.ndarray, counts: np.ndarray) -> np.ndarray:
         counts: True classes of the pixels in each cell, see `count_truth`.
 
     Returns:
-        int64 `(SCALE + 1, 4)`; rows are the steps reached, columns the true class.
+        int64 `(SCALE + 1, classes)`; rows are the steps reached, columns the true class.
         Counts of several slides add up.
     """
     result = np.zeros((SCALE + 1, task().count), np.int64)
@@ -97,13 +97,13 @@ def count_truth(
     """Count the pixels of each true class in every cell of a heatmap.
 
     Args:
-        truth: Class map, uint8 0..3, `(height, width)`.
+        truth: Class map, uint8 0..n-1, `(height, width)`.
         shape: Rows and columns of cells.
         step: Side of a cell in level-0 px.
         downsample: Level-0 px per px of `truth`.
 
     Returns:
-        int64 `(rows, cols, 4)`. A pixel belongs to the cell that its centre lies in,
+        int64 `(rows, cols, classes)`. A pixel belongs to the cell that its centre lies in,
         as in `bach.heatmap.cells_to_map`.
     """
     rows, cols = shape
@@ -129,13 +129,13 @@ def counts_of_thresholds(hist: np.ndarray, thresholds: Sequence[float]) -> np.nd
             multiple above.
 
     Returns:
-        int64 (4, 4), rows the true class, as `bach.scores.joint_counts`.
+        int64 (classes, classes), rows the true class, as `bach.scores.joint_counts`.
     """
     return _joint(hist, to_classes(_edges(len(hist) - 1), tuple(thresholds)))
 
 
 def _joint(counts: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Joint counts (4, 4) where pixels `(..., 4)` by true class are predicted as one class."""
+    """Joint counts where pixels by true class `(..., classes)` are predicted as one class."""
     by_label = [counts[predicted == label].sum(axis=0) for label in range(task().count)]
     return np.stack(by_label, axis=1)
 
@@ -252,7 +252,7 @@ def leave_slides_out(
 
     Returns:
         `thresholds` ({fold: those that its slides were scored with}) and
-        `counts` ({slide: joint counts (4, 4)}).
+        `counts` ({slide: joint counts (classes, classes)}).
 
     Raises:
         ValueError: If nothing is left to fit on for some fold.
@@ -280,8 +280,8 @@ class Cells:
 
     Attributes:
         values: Heatmap, float32 `(rows, cols)`.
-        probs: Probabilities, float32 `(rows, cols, 4)`, nan off tissue.
-        counts: True classes of the pixels, int64 `(rows, cols, 4)`, see `count_truth`.
+        probs: Probabilities, float32 `(rows, cols, classes)`, nan off tissue.
+        counts: True classes of the pixels, int64 `(rows, cols, classes)`, see `count_truth`.
         fold: Thresholds fitted on other folds never saw the slide.
     """
 

@@ -89,7 +89,9 @@ def test_normal_that_is_annotated_counts_as_painted(tmp_path, slide):
 )
 def test_an_annotation_of_which_nothing_is_painted_is_refused(tmp_path, slide, outline):
     path = written(tmp_path, Region(3, outline))
-    with pytest.raises(InputError, match=r"count as Normal[\s\S]*640x320 px[\s\S]*delete the file"):
+    with pytest.raises(
+        InputError, match=r"counts as Normal[\s\S]*640x320 px[\s\S]*delete the file"
+    ):
         slide_labels(path, slide, 16)
 
 

@@ -580,7 +580,7 @@ def test_other_files_are_refused_with_what_is_wrong_with_them(tmp_path, content,
 
 
 def test_a_file_without_regions_says_that_it_would_make_the_slide_normal(tmp_path):
-    with pytest.raises(InputError, match=r"count as Normal[\s\S]*Delete the file"):
+    with pytest.raises(InputError, match=r"counts as Normal[\s\S]*Delete the file"):
         read_regions(write(tmp_path))
     only_a_hole = write(tmp_path, layer(region(hole=1)))
     with pytest.raises(InputError, match="Received: 1 holes"):

@@ -1,12 +1,16 @@
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
 
 from bach import tasks
+from bach.annotations.regions import read_class_map_file
 from bach.core.errors import InputError
 from bach.heatmap import MapRule, to_classes, to_heatmap
+from bach.honest.intervals import accuracy_sums
+from bach.labels import read_class_map, read_labels, write_class_map
 from bach.patches import SlideMaps, slide_patches
 from bach.scores import accuracy_from_counts, dinkelbach, joint_counts, part_b_score
 from bach.tasks import BACH, read_task, task, use
@@ -228,3 +232,21 @@ def test_other_words_for_the_same_do_not_make_another_task(tmp_path):
     use("bracs4", tmp_path)  # sees the same, and has the same classes
     with pytest.raises(InputError, match="must be of its task"):
         use("bracs", tmp_path)
+
+
+def test_messages_name_the_classes_of_the_task(tmp_path):
+    table, mask, empty = tmp_path / "t.csv", tmp_path / "m.png", tmp_path / "e.csv"
+    table.write_text("Tumor,Elsewhere\n")
+    write_class_map(mask, np.array([[0, 3]], np.uint8))
+    empty.write_text("only\n")
+    use("camelyon16")
+    for read, path, named in (
+        (read_class_map_file, table, "Tumor,Tumor"),
+        (read_class_map, mask, "0..1"),
+        (lambda path: read_labels(path, "truth"), empty, "test0.tif,Tumor"),
+        (lambda _: accuracy_sums([2], [0]), None, "0..1"),
+    ):
+        with pytest.raises((InputError, ValueError)) as refused:
+            read(path)
+        assert named in str(refused.value)
+        assert not re.search(r"Benign|Invasive|0\.\.3", str(refused.value))

@@ -80,7 +80,7 @@ def slide_labels(
         class_map: As in `read_regions`.
 
     Returns:
-        uint8 0..3 as `label_mask` paints it, and the sum.
+        uint8 0..n-1 as `label_mask` paints it, and the sum.
 
     Raises:
         InputError: If the file cannot be read, was made at another scale, or holds nothing
@@ -95,7 +95,7 @@ def slide_labels(
     nothing = annotation.marks is not None and not len(annotation.marks)
     if not summary.painted and not nothing:  # a slide without a figure is one, too
         raise InputError(
-            f"Of {path} a region must be left on its slide, which would count as Normal.\n"
+            f"Of {path} a region must be left, or its slide counts as {task().classes[0]}.\n"
             f"Received: {reasons(summary.skipped)}; {slide.path} has {slide.width}x{slide.height} "
             "px.\nExport the annotation of this slide, at its full size; or delete the file if the "
             "slide is to count as not annotated."

@@ -35,7 +35,7 @@ class Region(NamedTuple):
     """One outline.
 
     Attributes:
-        label: Class 0..3; 0 (Normal) for a hole.
+        label: Class 0..n-1; 0 (Normal) for a hole.
         points: Vertices x, y in level-0 px, float64 (n, 2). The outline closes
             itself. With fewer than 3 it encloses nothing and paints nothing.
         is_hole: Whether it takes its area away from the regions of its layer.
@@ -78,7 +78,7 @@ class Painting(NamedTuple):
     """A painted map.
 
     Attributes:
-        labels: uint8 0..3 (height, width); what no region covers is 0 (Normal).
+        labels: uint8 0..n-1 (height, width); what no region covers is 0 (Normal).
         counts: Pixels per class that regions cover, int64 (4,).
         fates: What became of each region, in their order.
     """
@@ -110,7 +110,7 @@ def label_mask(regions: Sequence[Region], width: int, height: int, downsample: f
         downsample: Level-0 px per mask pixel, above 0; may be fractional.
 
     Returns:
-        uint8 0..3, (ceil(height / downsample), ceil(width / downsample)); what no
+        uint8 0..n-1, (ceil(height / downsample), ceil(width / downsample)); what no
         region covers is 0 (Normal).
 
     Raises:

@@ -135,7 +135,7 @@ def read_annotation(
         return Annotation(path, [], dict(skipped), content.mpp, remarks, found)
     if all(region.is_hole for region in regions):
         raise InputError(
-            f"{path} must hold a region of a class, since its slide would count as Normal.\n"
+            f"{path} must hold a region of a class, or its slide counts as {task().classes[0]}.\n"
             f"Received: {_left_out(skipped, len(regions))}.\n"
             f"Draw regions and name their classes, or say with {_OPTION} what their names mean. "
             "Delete the file if its slide is to count as not annotated."
@@ -157,7 +157,7 @@ def read_class_map_file(path: str | os.PathLike) -> dict[str, int]:
             `ignore`.
 
     Returns:
-        {name: label 0..3, or -1 to leave such regions out}.
+        {name: label 0..n-1, or -1 to leave such regions out}.
 
     Raises:
         InputError: If the file cannot be read, a class of ours in it is none, or a name of
@@ -177,7 +177,7 @@ def read_class_map_file(path: str | os.PathLike) -> dict[str, int]:
         raise InputError(
             f"Every row of {path} must have a name and what it means: {task().choices}, or ignore; "
             f"each name once.\nReceived: {listed(map(repr, bad)) or 'no row'}.\n"
-            "Write it as CSV, for example `Tumor,Invasive`."
+            f"Write it as CSV, for example `Tumor,{task().classes[-1]}`."
         )
     return meanings
 

@@ -33,7 +33,7 @@ def outlines(class_map: np.ndarray) -> Iterator[Outline]:
     the library in QuPath (JTS) goes by.
 
     Args:
-        class_map: uint8 0..3, `(rows, cols)`.
+        class_map: uint8 0..n-1, `(rows, cols)`.
 
     Example:
         >>> [one] = outlines(np.array([[0, 3, 3]], np.uint8))

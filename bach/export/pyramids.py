@@ -51,7 +51,7 @@ def write_classes(path: Path, result: Result) -> None:
 def write_values(path: Path, values: np.ndarray, mpp: float) -> None:
     """Write a map of one channel as a tiled pyramid, deflated, with the values as they are.
 
-    For tools that read the values: classes (uint8 0..3; a px of a smaller level as in
+    For tools that read the values: classes (uint8 0..n-1; a px of a smaller level as in
     `write_classes`) with their range in the tags, which grand-challenge.org asks of a
     segmentation, or a heatmap (float32 0..1; the mean).
 

@@ -28,9 +28,9 @@ class Result(NamedTuple):
     Attributes:
         name: Name of the slide in the run.
         record: What the run says about the slide.
-        probs: float32 `(rows, cols, 4)` per cell, nan where nothing was predicted; on disk.
+        probs: float32 `(rows, cols, classes)` per cell, nan where nothing was predicted; on disk.
         heatmap: float32 `(rows, cols)`, 0..1; on disk.
-        class_map: uint8 0..3, one px for `record.downsample` level-0 px.
+        class_map: uint8 0..n-1, one px for `record.downsample` level-0 px.
     """
 
     name: str

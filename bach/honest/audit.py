@@ -106,7 +106,7 @@ def cross_validate(
         seed: Seed of the models.
 
     Returns:
-        Table of `image_id, label` (0..3), `patient, fold` and the `prob_`
+        Table of `image_id, label` (0..n-1), `patient, fold` and the `prob_`
         columns; a row per held-out image, in the order of the folds.
     """
     labels = folds["label"].map(task().classes.index).to_numpy()
@@ -169,7 +169,7 @@ def measure_gap(predictions: pd.DataFrame) -> dict:
     intervals are about patients; the draws only make the figures steadier.
 
     Args:
-        predictions: Table of `image_id`, `label` (0..3), `patient`, `split` ("safe",
+        predictions: Table of `image_id`, `label` (0..n-1), `patient`, `split` ("safe",
             "leaky"), and the `prob_` columns or `predicted`; an image may come any
             number of times, and both splits must have the same images.
 
@@ -269,8 +269,8 @@ def score_hidden(
 
     Args:
         features: See `bach.honest.features.read_features`; has the images of both.
-        images: The photos to train on: `image_id`, `label` (0..3) and `patient`.
-        truth: True class 0..3 of the test photos, indexed by `image_id`.
+        images: The photos to train on: `image_id`, `label` (0..n-1) and `patient`.
+        truth: True class 0..n-1 of the test photos, indexed by `image_id`.
         learner: The kind of model.
         seeds: Number of models, averaged as draws are in `measure_gap`.
 

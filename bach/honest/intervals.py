@@ -222,24 +222,26 @@ def accuracy_sums(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """What the accuracies are made of, for every row: its joint counts.
 
     Args:
-        label: True classes, integers 0..3, `(rows,)`.
-        predicted: Predicted classes, integers 0..3, `(rows,)`.
+        label: True classes, integers 0..n-1, `(rows,)`.
+        predicted: Predicted classes, integers 0..n-1, `(rows,)`.
 
     Returns:
-        float64 `(rows, 16)`: 1 at the pair of true and predicted class, else 0.
+        float64 `(rows, classes x classes)`: 1 at the pair of true and predicted class, else 0.
 
     Raises:
-        ValueError: If a class is not 0..3.
+        ValueError: If a class is not 0..n-1.
     """
     label, predicted = np.asarray(label, int), np.asarray(predicted, int)
     for name, values in (("label", label), ("predicted", predicted)):
         if values.size and (values.min() < 0 or values.max() >= task().count):
-            raise ValueError(f"Classes must be 0..3. Received: {name} with {np.unique(values)}.")
+            raise ValueError(
+                f"Classes must be {task().numbers}. Received: {name} with {np.unique(values)}."
+            )
     return np.eye(task().count ** 2)[label * task().count + predicted]
 
 
 def accuracy_from_sums(sums: np.ndarray, metric: str = "accuracy") -> np.ndarray:
-    """An accuracy from sums `(..., 16)` of the rows of `accuracy_sums`.
+    """An accuracy from sums `(..., classes x classes)` of the rows of `accuracy_sums`.
 
     Metric and values `(...)` are those of `bach.scores.accuracy_from_counts`.
     """
@@ -256,7 +258,7 @@ def unit_sums(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def accuracy_worth(sums: np.ndarray, metric: str = "accuracy") -> float:
-    """The number of even units that units of these joint counts `(units, 16)` are worth.
+    """The number of even units that units of these joint counts `(units, classes x classes)` are worth.
 
     By their images. An image of a rare class weighs more in the balanced accuracy, which
     makes units uneven that hold as many images: then the smaller of the two numbers.
@@ -276,8 +278,8 @@ def accuracy_interval(table: pd.DataFrame, metric: str = "accuracy", level: floa
     """Interval of a Part A accuracy, with patients as units.
 
     Args:
-        table: One row per image: `image_id`, `label` (0..3), the `prob_` columns
-            or `predicted` (0..3), and perhaps `patient`. An image whose patient is
+        table: One row per image: `image_id`, `label` (0..n-1), the `prob_` columns
+            or `predicted` (0..n-1), and perhaps `patient`. An image whose patient is
             unknown is a unit of its own, which makes the interval narrower than it
             should be if some of these images do share a patient.
         metric: See `bach.scores.accuracy_from_counts`.
@@ -287,7 +289,7 @@ def accuracy_interval(table: pd.DataFrame, metric: str = "accuracy", level: floa
         As `jackknife`.
 
     Raises:
-        ValueError: If a column is missing or a class is not 0..3.
+        ValueError: If a column is missing or a class is not 0..n-1.
     """
     numbers, unit = patient_units(table)
     rows = accuracy_sums(table["label"].to_numpy(int), predicted_labels(table))
@@ -306,7 +308,7 @@ def slide_sums(per_slide_counts: Mapping[str, np.ndarray] | Sequence[np.ndarray]
     """What the Part B scores are made of, for every slide.
 
     Args:
-        per_slide_counts: Joint counts (4, 4) of every slide, rows the true class,
+        per_slide_counts: Joint counts (classes, classes) of every slide, rows the true class,
             as from `bach.scores.joint_counts`; {slide: counts} or a sequence.
 
     Returns:

@@ -1,7 +1,7 @@
 """Cheap models of features: of photos for the leak audit, of patches for `--train top`.
 
-`Trees` and `Logistic` take float features `(images, features)`, labels 0..3 and the images'
-patients, and return probabilities `(images, 4)` of other images.
+`Trees` and `Logistic` take float features `(images, features)`, labels 0..n-1 and the images'
+patients, and return probabilities `(images, classes)` of other images.
 """
 
 from typing import NamedTuple, Protocol
@@ -34,13 +34,13 @@ class Learner(Protocol):
 
         Args:
             known: Features of the images to train on.
-            labels: Their classes, 0..3.
+            labels: Their classes, 0..n-1.
             groups: Numbers of their patients, another one for every unknown.
             asked: Features of the images to predict.
             seed: Seed of what is random.
 
         Returns:
-            Probabilities `(images, 4)`; 0 of a class of which nothing was trained on.
+            Probabilities `(images, classes)`; 0 of a class of which nothing was trained on.
         """
 
 
@@ -82,7 +82,7 @@ class Linear(NamedTuple):
     strength: float
 
     def probs(self, features: np.ndarray) -> np.ndarray:
-        """Probabilities `(n, 4)`."""
+        """Probabilities `(n, classes)`."""
         return _softmax(features @ self.kernel + self.bias)
 
 
@@ -91,7 +91,7 @@ def fit_logistic(known: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> L
 
     Args:
         known: Features `(n, features)`.
-        labels: Classes, 0..3.
+        labels: Classes, 0..n-1.
         groups: Whose each is; those of one are left out together.
     """
     from sklearn.model_selection import GroupKFold

@@ -223,7 +223,7 @@ def first_shown(properties: Mapping[str, str]) -> tuple[int, int]:
 
 
 def counts_of(slides: Mapping[str, SlideRecord]) -> dict[str, np.ndarray]:
-    """The pixels of the annotated slides by class, {slide: int64 (4, 4)}, rows the true one."""
+    """Pixels of the annotated slides by class, {slide: int64 (classes, classes)}, rows the true."""
     return {name: slide.counts for name, slide in slides.items() if slide.counts is not None}
 
 
@@ -264,7 +264,7 @@ def read_images(
         alone: Whether nobody else is asked, so that it is logged if no patient is known.
 
     Returns:
-        Table of `image_id` (reduced to its key), `label`, `predicted` (0..3) and
+        Table of `image_id` (reduced to its key), `label`, `predicted` (0..n-1) and
         `patient` (empty where unknown).
 
     Raises:

@@ -304,7 +304,7 @@ def check_classes(images: pd.DataFrame, folds: Collection[int]) -> None:
     """Refuse folds whose model would not learn a class; one that holds none out is logged.
 
     Args:
-        images: Images with `label` (0..3) and `fold`, at least one of every class.
+        images: Images with `label` (0..n-1) and `fold`, at least one of every class.
         folds: The folds that are to be trained.
 
     Raises:

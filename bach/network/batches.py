@@ -23,7 +23,7 @@ class Selection(NamedTuple):
 
     Attributes:
         patches: All patches of the store, uint8 `(n, side, side, 3)`.
-        labels: Their labels 0..3, `(n,)`.
+        labels: Their labels 0..n-1, `(n,)`.
         images: Image id of each, `(n,)`.
         rows: Numbers of those to use, int.
         per_image: How many of an image to train on in an epoch, drawn anew for each; 0: all.
@@ -165,7 +165,7 @@ class Bar(keras.callbacks.Callback):
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:
-    """Labels 0..3 as float32 rows `(n, 4)`."""
+    """Labels 0..n-1 as float32 rows `(n, classes)`."""
     return np.eye(task().count, dtype=np.float32)[labels]
 
 

@@ -175,7 +175,7 @@ class EvaluateHeldOut(keras.callbacks.Callback):
 
     Attributes:
         labels: True class of every patch that is held out, `(n,)`.
-        probs: Their probabilities after the last epoch, `(n, 4)`; None before.
+        probs: Their probabilities after the last epoch, `(n, classes)`; None before.
     """
 
     def __init__(self, network: keras.Model, heldout: Batches):
@@ -341,7 +341,7 @@ def scores(labels: np.ndarray, probs: np.ndarray, images: np.ndarray) -> dict[st
 
     Args:
         labels: True class of every patch, `(n,)`.
-        probs: Probabilities `(n, 4)`.
+        probs: Probabilities `(n, classes)`.
         images: Image id of every patch, `(n,)`.
 
     Returns:

@@ -175,7 +175,7 @@ class DenseModel:
             features: float32 `(rows, cols, channels)`.
 
         Returns:
-            float32 `(rows - window + 1, cols - window + 1, 4)`.
+            float32 `(rows - window + 1, cols - window + 1, classes)`.
         """
         return self._top(features[None])[0]
 
@@ -204,7 +204,7 @@ def predict_dense(
         tta: Mean over the eight orientations, at eight times the cost.
 
     Returns:
-        float32 `(rows, cols, 4)`, not a number where nothing was wanted.
+        float32 `(rows, cols, classes)`, not a number where nothing was wanted.
 
     Raises:
         InputError: If the models' strides or margins differ.
@@ -245,7 +245,7 @@ class _Sweep:
 
     Attributes:
         total: Sum of the probabilities over models and passes, float32
-            `(rows, cols, 4)`.
+            `(rows, cols, classes)`.
     """
 
     def __init__(self, models: Sequence[DenseModel], slide: Slide, cells: np.ndarray, every: int):
@@ -529,7 +529,7 @@ class _Network:
         return features, probs
 
     def _places(self, features: np.ndarray) -> np.ndarray:
-        """Probabilities of all patches of a feature map: `(rows, cols, 4)`."""
+        """Probabilities of all patches of a feature map: `(rows, cols, classes)`."""
         sums = np.pad(features, ((1, 0), (1, 0), (0, 0))).astype(np.float64).cumsum(0).cumsum(1)
         n = self.window
         means = (sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]) / n**2
@@ -540,7 +540,7 @@ class _Network:
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """How much probabilities `(..., 4)` change at most, if they were not as sure of themselves.
+    """How much probabilities `(..., classes)` change at most, were they not as sure of themselves.
 
     Of a trial image a trained network may be so sure that it takes much to change its
     probabilities; of tissue it is not. A change of log-odds by x changes probabilities by
@@ -561,7 +561,7 @@ class _EveryPlace(layers.Layer):
     """Asks a model of pooled features about every place of a map of them.
 
     Args:
-        top: From `(n, channels)` to `(n, 4)`.
+        top: From `(n, channels)` to `(n, classes)`.
     """
 
     def __init__(self, top: keras.Model):

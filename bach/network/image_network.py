@@ -44,7 +44,7 @@ def build_image_network(patch_network: keras.Model, width: int, height: int) -> 
 
     Returns:
         Model from float `(batch, rows, cols, 3)` in 0..255, see `photo_input`, to
-        `(batch, 4)`.
+        `(batch, classes)`.
 
     Raises:
         InputError: If the patch network sees two magnifications.

@@ -70,7 +70,7 @@ def build_model(
 
     Returns:
         Model from float `(batch, side, side, 3)` in 0..255, side that of the view or any, to
-        `(batch, 4)`.
+        `(batch, classes)`.
 
     Raises:
         InputError: If the backbone is unknown, the weights cannot be had, or the
@@ -275,7 +275,7 @@ def _shapes(model: object) -> list[tuple]:
 
 
 def probabilities(outputs: keras.KerasTensor, last: layers.Dense) -> keras.KerasTensor:
-    """Outputs of a classifier's last layer, `(..., 4)`, as probabilities that sum to 1.
+    """Outputs of a classifier's last layer, `(..., classes)`, as probabilities that sum to 1.
 
     Four sigmoids divided by their sum are the softmax of their logarithms, which is exact
     where all sigmoids are too small for float32.

@@ -117,7 +117,7 @@ def check_probabilities(probs: np.ndarray, model: object, names: Iterable[str]) 
     """Refuse what are no probabilities: as a map they would be glass, as a class Normal.
 
     Args:
-        probs: Array `(n, 4)`.
+        probs: Array `(n, classes)`.
         model: What has returned them.
         names: Image id of each; or of all, one.
 
@@ -142,7 +142,7 @@ def check_probabilities(probs: np.ndarray, model: object, names: Iterable[str]) 
 def predict_patches(
     model: keras.Model, patches: np.ndarray, tta: bool = False, name: str = "a batch"
 ) -> np.ndarray:
-    """Probabilities of a batch: float32 `(n, 4)`.
+    """Probabilities of a batch: float32 `(n, classes)`.
 
     Args:
         model: From `prepare`.
@@ -165,7 +165,7 @@ def predict_patches(
 
 
 def predict_batches(model: keras.Model, batches: Batches, count: int) -> np.ndarray:
-    """Probabilities of `count` patches: float32 `(count, 4)`; what fills up is dropped.
+    """Probabilities of `count` patches: float32 `(count, classes)`; what fills up is dropped.
 
     Raises:
         InputError: If the network returns something else.
@@ -203,7 +203,7 @@ def predict_slide(
         tta: Mean over the eight orientations too.
 
     Returns:
-        float32 array `(len(table), 4)`.
+        float32 array `(len(table), classes)`.
     """
     if table.empty:
         return np.zeros((0, len(task().columns)), np.float32)

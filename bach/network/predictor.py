@@ -122,7 +122,7 @@ class Predictor:
             folds: Whose models to use; all by default.
 
         Returns:
-            float32 `(len(table), 4)`.
+            float32 `(len(table), classes)`.
         """
         models = [self._models[fold] for fold in (self.folds if folds is None else folds)]
         if not self._dense:

@@ -105,7 +105,7 @@ class ServedModels:
         return photo_inputs(self._models, photo)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """Probabilities of a batch: float32 `(models, n, 4)`.
+        """Probabilities of a batch: float32 `(models, n, classes)`.
 
         Args:
             inputs: uint8 `(n, rows, cols, 3)`, of one photo or several; more than a batch go

@@ -211,7 +211,7 @@ def train_fold(
         hooks: Who else watches the training.
 
     Returns:
-        Probabilities of the held-out patches `(n, 4)`, or None without any.
+        Probabilities of the held-out patches `(n, classes)`, or None without any.
 
     Raises:
         InputError: If the folder holds a fold of other patches or settings.
@@ -284,7 +284,7 @@ def _train_top(
 
 
 def _read_heldout(file: Path, count: int) -> np.ndarray:
-    """Probabilities of a finished fold's `count` held-out patches, `(count, 4)`."""
+    """Probabilities of a finished fold's `count` held-out patches, `(count, classes)`."""
     remedy = f"Delete {file.parent} to train the fold again."
     probs = read_array(file, remedy, dimensions=2)
     if probs.shape != (count, task().count) or not np.isfinite(probs).all():

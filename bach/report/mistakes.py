@@ -66,7 +66,7 @@ def read_run(run: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Returns:
         Table of images, with `predicted` and `difficulty`, and table of patches;
-        `label` and `predicted` are 0..3, `patient` is empty where unknown.
+        `label` and `predicted` are 0..n-1, `patient` is empty where unknown.
 
     Raises:
         InputError: If one of them is missing or has other columns.
@@ -129,7 +129,7 @@ def format_counts(images: pd.DataFrame) -> str:
     """Counts by class pair and by patient, laid out to be read.
 
     Args:
-        images: Table of `label`, `predicted` (0..3) and `patient` (empty where
+        images: Table of `label`, `predicted` (0..n-1) and `patient` (empty where
             unknown), one row per image.
     """
     counts = joint_counts(images["predicted"].to_numpy(int), images["label"].to_numpy(int))
@@ -344,10 +344,10 @@ def read_ticks(path: str | os.PathLike) -> pd.DataFrame:
     """Read a filled-in `errors.csv`, as any spreadsheet saves it.
 
     Args:
-        path: CSV with `label` and `predicted` (names or 0..3), and columns with ticks.
+        path: CSV with `label` and `predicted` (names or 0..n-1), and columns with ticks.
 
     Returns:
-        The table as text, `label` and `predicted` as 0..3.
+        The table as text, `label` and `predicted` as 0..n-1.
 
     Raises:
         InputError: If the file or a class in it cannot be read.

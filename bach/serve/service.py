@@ -186,7 +186,7 @@ class Service:
         return await loop.run_in_executor(self._decoders, read_tensor, body, shape)
 
     async def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """Probabilities: float32 `(models, n, 4)`.
+        """Probabilities: float32 `(models, n, classes)`.
 
         Raises:
             InputError: If the network returns something else.
@@ -451,7 +451,7 @@ def predictions(probs: np.ndarray) -> list[dict[str, Any]]:
     """Probabilities of a photo in the form of IBM's Model Asset eXchange, highest first.
 
     Args:
-        probs: float32 `(models, n, 4)`, whose mean is taken as `predict_photos` does.
+        probs: float32 `(models, n, classes)`, whose mean is taken as `predict_photos` does.
     """
     means = probs.mean(axis=(0, 1))
     return [

@@ -150,7 +150,7 @@ class PhotoWorker(threading.Thread):
             inputs: uint8 `(n, rows, cols, 3)`.
 
         Returns:
-            What becomes float32 `(models, n, 4)`; if it is cancelled in time, the network is
+            What becomes float32 `(models, n, classes)`; if it is cancelled in time, the network is
             spared.
         """
         photo = _Photo(inputs, Future())
