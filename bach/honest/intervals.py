@@ -258,7 +258,7 @@ def unit_sums(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def accuracy_worth(sums: np.ndarray, metric: str = "accuracy") -> float:
-    """The number of even units that units of these joint counts `(units, classes x classes)` are worth.
+    """The number of even units that units of joint counts `(units, classes x classes)` are worth.
 
     By their images. An image of a rare class weighs more in the balanced accuracy, which
     makes units uneven that hold as many images: then the smaller of the two numbers.
