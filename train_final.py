@@ -121,8 +121,9 @@ def main(argv: list[str] | None = None) -> None:
             ]
             held = np.flatnonzero((fold_of == fold) & (hard.table[ALL] == 1))
             count = sum(len(rows) for _, rows in trained)
-            said = f"{len(photos)} Part A patches, {count} hard examples"
-            log.info("fold %s: %s, %d held out", fold, said, len(held))
+            said = f"{len(photos):,} patches of photos, " if parts else ""
+            said += f"{count:,} of slides, {len(held):,} held out"
+            log.info("fold %s: %s", name_of(fold), said)
             start, seen = starts[fold]
             slides = pd.concat([store.table["image_id"].iloc[rows] for store, rows in trained])
             job = training.Fold(
