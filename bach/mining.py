@@ -49,15 +49,16 @@ def difficulty(label, predicted, prob):
     """Score how wrong a patch prediction is, for hard example mining.
 
     Class distance on the scale normal 0 ... invasive 3, weighted by the confidence
-    of the wrong answer; 0 means correct.
+    of the wrong answer; 0 means correct. Where the classes of a task are not ordered, every
+    wrong class is as far.
 
     Args:
-        label: True class, 0..3; a number or an array.
-        predicted: Predicted class, 0..3.
+        label: True class, 0..n-1; a number or an array.
+        predicted: Predicted class, 0..n-1.
         prob: Probability of the predicted class, 0..1.
 
     Returns:
-        Difficulty, 0..3: a float, or an array where arrays were given.
+        Difficulty, 0..n-1: a float, or an array where arrays were given.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -77,7 +78,7 @@ def difficulty(label, predicted, prob):
         # A little more than 1 is float rounding of a probability.
         if not ((value >= 0) & (value <= top + 1e-6)).all():
             raise ValueError(f"{name} must lie in 0..{top}. Received: {name}={value}.")
-    result = np.abs(label - predicted) * prob
+    result = task().distance(label, predicted) * prob
     return float(result) if result.ndim == 0 else result
 
 

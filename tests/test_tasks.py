@@ -11,6 +11,7 @@ from bach.core.errors import InputError
 from bach.heatmap import MapRule, to_classes, to_heatmap
 from bach.honest.intervals import accuracy_sums
 from bach.labels import read_class_map, read_labels, write_class_map
+from bach.mining import difficulty
 from bach.patches import SlideMaps, slide_patches
 from bach.scores import accuracy_from_counts, dinkelbach, joint_counts, part_b_score
 from bach.tasks import BACH, read_task, task, use
@@ -165,6 +166,7 @@ def test_of_classes_without_order_every_mistake_costs_the_same(tmp_path):
     probs = np.array([[[0.4, 0.3, 0.3], [0.1, 0.2, 0.7]]])
     assert to_heatmap(probs).tolist() == [[pytest.approx(0.6), pytest.approx(0.9)]]
     assert MapRule().decide(probs, to_heatmap(probs)).tolist() == [[0, 2]]
+    assert difficulty([0, 1, 2, 2], [0, 2, 2, 0], 0.5).tolist() == [0, 0.5, 0, 0.5]
     with pytest.raises(InputError, match="say where no class begin"):
         MapRule(thresholds=(0.5,))
     # Least expected cost: whatever is called, no choice has a higher expected score.

@@ -150,12 +150,16 @@ class Task:
         """Step of dense prediction: a stride of 32 network px."""
         return 32 * self.mpp
 
+    def distance(self, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """How far classes are apart: steps of the scale, or 1 where there is no scale."""
+        apart = np.abs(label - predicted)
+        return apart if self.ordered else np.minimum(apart, 1)
+
     @functools.cached_property
     def error(self) -> np.ndarray:
         """What it costs to call a true class (row) a predicted one (column), int `(n, n)`."""
         labels = np.arange(self.count)
-        distance = np.abs(labels[:, None] - labels[None, :])
-        return distance if self.ordered else np.minimum(distance, 1)
+        return self.distance(labels[:, None], labels[None, :])
 
     @functools.cached_property
     def worst(self) -> np.ndarray:
