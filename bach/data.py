@@ -1,10 +1,12 @@
 """Find the challenge data on disk and check it.
 
     python -m bach.data data/BACH
+    python -m bach.data --task my_task.toml --images photos.csv
     python -m bach.data download data/BACH
 
-The second one downloads and unpacks it first. Both print counts per class, the sum of every
-annotation and every problem found, and exit with 1 if there is any problem.
+The second one checks the photos of a table; the last one downloads and unpacks the challenge data
+first. All print counts per class, the sum of every annotation and every problem found, and exit
+with 1 if there is any problem.
 """
 
 import argparse
@@ -37,7 +39,7 @@ from bach.core.pictures import read_header, read_rgb, remarks
 from bach.core.tables import as_numbers, image_key, name_fault, read_table, require_names
 from bach.core.text import columns, listed, number
 from bach.slides import PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide, check_mpp
-from bach.tasks import task, use
+from bach.tasks import BACH, task, use
 from bach.tissue import map_downsample
 
 TRAIN_FOLDER = "ICIAR2018_BACH_Challenge"
@@ -52,6 +54,7 @@ class Options:
     """Options of bach.data."""
 
     task: str | None = options.again(options.Shared, "task", None)
+    images: str | None = options.again(options.Photos, "images", None)
     class_map: str | None = options.again(options.Slides, "class_map", None)
 
 
@@ -468,14 +471,17 @@ def _scaled(width: int, height: int, mpp: float) -> tuple[int, int]:
 
 
 def check_data(
-    data_dir: str | os.PathLike, class_map: str | os.PathLike | None = None
+    data_dir: str | os.PathLike,
+    class_map: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Open and check every file of the challenge data.
+    """Open and check every file of the challenge data, or every photo of a table.
 
     Args:
         data_dir: As in `find_data`.
         class_map: What names of classes in annotations mean, as in
             `bach.annotations.read_regions`.
+        images: As in `list_photos`; in place of the folder.
 
     Returns:
         The table of `find_data`, and one line for each problem: unreadable or
@@ -486,9 +492,9 @@ def check_data(
 
     Raises:
         InputError: If there is no challenge data in the folder, or the class map
-            cannot be read.
+            cannot be read; as `list_photos`.
     """
-    checked = _check(data_dir, class_map)
+    checked = _check(data_dir, class_map, images)
     return checked.table, checked.problems
 
 
@@ -504,16 +510,23 @@ class _Checked(NamedTuple):
     notes: list[str]
 
 
-def _check(data_dir: str | os.PathLike, class_map: str | os.PathLike | None) -> _Checked:
+def _check(
+    data_dir: str | os.PathLike,
+    class_map: str | os.PathLike | None,
+    images: str | os.PathLike | None = None,
+) -> _Checked:
     if class_map is not None:
         read_class_map_file(class_map)
-    table = find_data(data_dir)
-    paths = table.loc[table["part"].isin(["A", "A-test"]), "path"].tolist()
+    table = find_data(data_dir) if images is None else list_photos(data_dir, images)
+    some = table[table["part"].isin(["A", "A-test"])]
     with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
-        checked = pool.map(_check_photo, paths)
-        photos = list(tqdm(checked, total=len(paths), desc="photos", disable=None))
+        checked = pool.map(_check_photo, some["path"], some["mpp"])
+        photos = list(tqdm(checked, total=len(some), desc="photos", disable=None))
     problems = [problem for photo in photos for problem in photo.problems]
-    problems += _label_problems(Path(data_dir), table[table["part"] == "A"])
+    problems += _name_problems(table[table["part"] == "A"])
+    if images is not None:
+        return _Checked(table, problems + _duplicates(photos), {}, [])
+    problems += _ground_truth_problems(Path(data_dir), table[table["part"] == "A"])
     problems += _duplicates(photos)
     problems += _unread(Path(data_dir), table[table["part"] == "A"])
     slides = table.loc[table["part"].isin(["B", "B-test"]), "path"]
@@ -706,17 +719,17 @@ class _Photo(NamedTuple):
     raster: np.ndarray | None = None
 
 
-def _check_photo(path: str) -> _Photo:
+def _check_photo(path: str, mpp: float) -> _Photo:
     try:
         pixels = read_photo(path)
         problems = [f"{path}: {remark}" for remark in remarks(path, _REMEDY)]
     except InputError as error:
         return _Photo(path, [_in_a_line(error)])
     height, width = pixels.shape[:2]
-    if task().photo_size_px not in (None, (width, height)):
+    if np.isnan(mpp):
         problems.append(
-            f"{path}: {width}x{height} px instead of {photo_size()}; "
-            f"its scale is not known to be {task().photo_mpp} um/px: state it with --mpp"
+            f"{path}: {width}x{height} px instead of {photo_size()}; its scale is not known to be "
+            f"{task().photo_mpp} um/px: state it with --mpp, or in the mpp of a table"
         )
     gray = Image.fromarray(pixels).convert("L").resize((32, 24), Image.Resampling.BOX)
     raster = np.asarray(gray, np.float32)
@@ -729,8 +742,8 @@ def _check_photo(path: str) -> _Photo:
     return _Photo(path, problems, hashlib.sha256(pixels.tobytes()).hexdigest(), raster.ravel())
 
 
-def _label_problems(data_dir: Path, photos: pd.DataFrame) -> list[str]:
-    """Where folder, file name and ground truth disagree about the class of a photo."""
+def _name_problems(photos: pd.DataFrame) -> list[str]:
+    """Where the name of a photo begins as another class's."""
     problems = []
     for row in photos.itertuples():
         prefix = re.split("[^a-z]", row.image_id.lower())[0]
@@ -739,17 +752,21 @@ def _label_problems(data_dir: Path, photos: pd.DataFrame) -> list[str]:
             problems.append(
                 f"{row.path}: the name says {named}, the folder {task().classes[row.label]}"
             )
+    return problems
+
+
+def _ground_truth_problems(data_dir: Path, photos: pd.DataFrame) -> list[str]:
+    """Where folder and ground truth disagree about the class of a photo."""
     train, _ = _roots(data_dir)
     if train is None or photos.empty:
-        return problems
+        return []
     file = train / "Photos" / GROUND_TRUTH
-    if not file.exists():
-        return [*problems, f"{file}: missing; labels are those of the folders"]
+    if not file.exists():  # the challenge BACH has one
+        return [f"{file}: missing; labels are those of the folders"] if task() is BACH else []
     try:
-        stated, unread = _read_ground_truth(file)
+        stated, problems = _read_ground_truth(file)
     except InputError as error:
-        return [*problems, _in_a_line(error)]
-    problems += unread
+        return [_in_a_line(error)]
     ids = photos["image_id"].map(image_key)
     for key, path, label in zip(ids, photos["path"], photos["label"], strict=True):
         if key not in stated:
@@ -885,9 +902,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Find the challenge data on disk and check it.",
         epilog="To download it first: python -m bach.data download DIR (see its --help).",
     )
-    parser.add_argument("data_dir", help="folder of the challenge data")
+    parser.add_argument("data_dir", nargs="?", help="folder of the challenge data")
     options.add(parser, Options)
     args = parser.parse_args(words)
+    if (args.data_dir is None) == (args.images is None):
+        parser.error("name the folder of the data, or the table of photos with --images")
     use(args.task)
     return args
 
@@ -896,7 +915,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if hasattr(args, "accept_licence"):
         download.run(args)
-    table, problems, sums, notes = _check(args.data_dir, args.class_map)
+    table, problems, sums, notes = _check(args.data_dir or "", args.class_map, args.images)
     rows = []
     for part, images in table.groupby("part"):
         if part == "A":

@@ -189,7 +189,7 @@ def _largest(path: str | os.PathLike, cells: pd.DataFrame) -> list[int]:
 def read_class(text: str, first: int = 0) -> int | None:
     """A class name, or a number counted from `first`; None if it is neither."""
     label = task().parse_label(text)
-    number = re.fullmatch(r"0*(\d)(\.0*)?", text) if label is None else None
+    number = re.fullmatch(r"0*(\d{1,2})(\.0*)?", text) if label is None else None
     if number is not None:
         label = int(number[1]) - first
     return label if label is not None and 0 <= label < task().count else None

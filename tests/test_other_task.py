@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import mine_hard_examples
 import train_final
 import train_part_a
 from bach import calibration, folds, tasks, thresholds
+from bach import data as check
 from bach.core.errors import InputError
 from bach.export import __main__ as export
 from bach.report import __main__ as report
@@ -161,6 +163,27 @@ def test_a_report_and_the_other_commands_know_the_classes(runs, tmp_path, capsys
     assert {one["name"] for one in found if one} == set(CLASSES[1:])
     with pytest.raises(InputError, match="not ordered"):
         thresholds.main([str(runs / "heatmaps")])
+
+
+def test_photos_of_a_table_are_checked_as_those_of_folders(data, tmp_path, capsys):
+    words = ["--task", str(data / "my_task.toml"), "--images"]
+    assert check.main([*words, str(data / "photos.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "20 files, 0 problems" in said
+    assert all(name in said for name in CLASSES)
+    shutil.copytree(data / "photos", tmp_path / "photos")
+    table = pd.read_csv(data / "photos.csv")
+    table.to_csv(tmp_path / "photos.csv", index=False)
+    (tmp_path / table["path"][3]).write_bytes((tmp_path / table["path"][4]).read_bytes())
+    (tmp_path / table["path"][5]).write_bytes(b"no picture")
+    assert check.main([*words, str(tmp_path / "photos.csv")]) == 1
+    said = capsys.readouterr().out
+    assert "exact duplicates" in said
+    assert "20 files, 2 problems" in said
+    for both in ([], ["data", "--images", "photos.csv"]):
+        with pytest.raises(SystemExit):
+            check.main(both)
+        assert "name the folder of the data, or the table" in capsys.readouterr().err
 
 
 def test_the_audit_takes_photos_and_patients_of_a_table(data, tmp_path, capsys):

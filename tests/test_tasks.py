@@ -10,7 +10,7 @@ from bach.annotations.regions import read_class_map_file
 from bach.core.errors import InputError
 from bach.heatmap import MapRule, to_classes, to_heatmap
 from bach.honest.intervals import accuracy_sums
-from bach.labels import read_class_map, read_labels, write_class_map
+from bach.labels import read_class, read_class_map, read_labels, write_class_map
 from bach.mining import difficulty
 from bach.patches import SlideMaps, slide_patches
 from bach.scores import accuracy_from_counts, dinkelbach, joint_counts, part_b_score
@@ -48,6 +48,8 @@ def test_the_least_that_a_file_must_say(tmp_path):
         ('classes = ["A", "a-"]', "a name mean one class"),
         ('classes = ["A", "../b"]', "letters, digits"),
         ('classes = ["A", {name = "B", spellings = ["a"]}]', "a name mean one class"),
+        ('classes = ["1", "2"]', "a number mean no class but that"),
+        ('classes = ["A", {name = "B", spellings = ["0"]}]', "a number mean no class but that"),
         ('classes = ["A", {name = "B", color = "red"}]', "colours as #rrggbb"),
         ('classes = ["A", {name = "B", colour = "#000000"}]', "have only the keys"),
         ('classes = ["A", {name = 3}]', "give name as str"),
@@ -210,6 +212,12 @@ def test_two_class_accuracy_is_that_of_the_split():
     counts = joint_counts(np.array([0, 4, 6, 5]), np.array([3, 5, 5, 2]))
     assert accuracy_from_counts(counts, "binary_accuracy") == 0.5
     assert accuracy_from_counts(counts) == 0
+
+
+def test_every_class_may_be_written_as_its_number(tmp_path):
+    use(written(tmp_path, f"photo_mpp = 0.5\nclasses = {[*'01', *'cdefghijklm', '13', 'o²']}\n"))
+    assert [read_class(str(label)) for label in range(-1, 16)] == [None, *range(15), None]
+    assert [read_class(text) for text in ("13.0", "007", "o²", "1e0")] == [13, 7, 14, None]
 
 
 def test_two_classes_have_one_threshold():

@@ -371,16 +371,19 @@ def _check_kinds(given: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
 
 
 def _key(text: object) -> str:
-    return "".join(ch for ch in str(text).lower() if ch.isalnum())
+    letters = "".join(ch for ch in str(text).lower() if ch.isalnum())
+    return "-" + letters if re.match(r"\s*-\d", str(text)) else letters  # -1 is not 1
 
 
 def _spellings(given: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     found: dict[str, int] = {}
     for label, one in enumerate(given):
         for text in (one["name"], *one.get("spellings", ())):
-            _require(
-                found.setdefault(_key(text), label) == label, "let a name mean one class", text
-            )
+            key = _key(text)
+            _require(found.setdefault(key, label) == label, "let a name mean one class", text)
+            # Tables may have a class's number in place of its name.
+            own = not key.isdecimal() or int(key) == label
+            _require(own, "let a number mean no class but that of this number, from 0 on", text)
     return found
 
 
