@@ -38,6 +38,7 @@ from bach.core.log import log
 from bach.core.pictures import read_header, read_rgb, remarks
 from bach.core.tables import as_numbers, image_key, name_fault, read_table, require_names
 from bach.core.text import columns, listed, number
+from bach.labels import read_class
 from bach.slides import PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide, check_mpp
 from bach.tasks import BACH, task, use
 from bach.tissue import map_downsample
@@ -197,8 +198,8 @@ def list_photos(
     Args:
         data_dir: As in `find_data`.
         images: CSV with the columns `path` (relative ones from where the table lies) and
-            `label`, and if wanted `image_id` (else the name of the file), `patient`, and `mpp`,
-            um per px where it is not that of the task; or None.
+            `label` (a class or its number), and if wanted `image_id` (else the name of the
+            file), `patient`, and `mpp`, um per px where it is not that of the task; or None.
         mpp: As in `find_data`; goes before the table's.
         all_classes: There must be photos of every class.
 
@@ -217,7 +218,7 @@ def list_photos(
     scales = _stated_scales(given, Path(images))
     for path, label, name, patient, scale in zip(*rows, scales, strict=True):
         file = Path(images).parent / path
-        known, size = task().parse_label(label), (0, 0)
+        known, size = read_class(label), (0, 0)
         if known is None:
             faults.append(f"{path}: {label!r} is no class")
         elif not file.is_file():
