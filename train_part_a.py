@@ -45,6 +45,7 @@ from bach.honest.splits import (
     check_classes,
     check_folds,
     join_folds,
+    known_patients,
     read_folds,
     take,
 )
@@ -198,6 +199,8 @@ def choose_images(args: Options) -> tuple[pd.DataFrame, list[int]]:
     folds = read_folds(args.folds)
     check_folds(folds)
     images = list_photos(args.data_dir, args.images, args.mpp)
+    if known_patients(images).any():  # a table of photos, or their names, tell them
+        check_folds(folds, images)
     check_belongs(images, folds, args.folds)
     images = join_folds(images, folds, args.folds)
     if args.known_patients:

@@ -17,7 +17,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,15 @@ from bach.core import options
 from bach.core.errors import InputError, exit_with
 from bach.core.log import log
 from bach.core.pictures import read_header, read_rgb, remarks
-from bach.core.tables import as_numbers, image_key, name_fault, read_table, require_names
+from bach.core.tables import (
+    as_numbers,
+    image_key,
+    name_fault,
+    name_patients,
+    patient_name,
+    read_table,
+    require_names,
+)
 from bach.core.text import columns, listed, number
 from bach.labels import read_class
 from bach.slides import PHOTO_SUFFIXES, SLIDE_SUFFIXES, Slide, check_mpp
@@ -212,7 +220,8 @@ def list_photos(
     """
     if images is None:
         return list_images(data_dir, "A", mpp=mpp, all_classes=all_classes)
-    given = read_table(images, ["path", "label"])
+    given = name_patients(read_table(images, ["path", "label"]), images)
+    _name_unread(given, [*_OF_TABLE, "mpp"], images)
     rows = [given[name] if name in given else [""] * len(given) for name in _OF_TABLE]
     faults, table = [], []
     scales = _stated_scales(given, Path(images))
@@ -227,7 +236,8 @@ def list_photos(
             size = _photo_size(file)
         stated = mpp or (None if np.isnan(scale) else scale)
         name = name.strip() or file.stem
-        row = (name, str(file), "A", known, patient.strip() or task().patient_of(name), *size)
+        patient = patient_name(patient) or task().patient_of(name)
+        row = (name, str(file), "A", known, patient, *size)
         table.append((*row, _photo_mpp(*size, stated)))
     result = pd.DataFrame(table, columns=COLUMNS)
     faults += [
@@ -320,10 +330,18 @@ def _slide_table(path: Path) -> list[tuple[str, str, float]]:
             f"A table of slides must name slides.\nReceived: {path}, which has no row.\n"
             "Name one slide in every row, in the column path."
         )
+    _name_unread(table, ["path", "image_id", "mpp"], path)
     files = [str(path.parent / name) for name in table["path"]]
     given = table["image_id"] if "image_id" in table else pd.Series("", table.index)
     names = [own.strip() or Path(file).stem for own, file in zip(given, files, strict=True)]
     return list(zip(names, files, _stated_scales(table, path), strict=True))
+
+
+def _name_unread(table: pd.DataFrame, read: Collection[str], path: object) -> None:
+    """Name the columns of a table that nothing reads: one may be a scale or a patient."""
+    others = [name for name in table.columns if name not in read]
+    if others:
+        log.warning("%s: columns that nothing reads: %s", path, listed(others))
 
 
 def _stated_scales(table: pd.DataFrame, path: Path) -> list[float]:

@@ -188,6 +188,29 @@ def test_photos_of_a_table_are_checked_as_those_of_folders(data, tmp_path, capsy
         assert "name the folder of the data, or the table" in capsys.readouterr().err
 
 
+def test_patients_of_a_table_keep_a_split_from_leaking(data, tmp_path, caplog):
+    """Whatever the fold table says of patients, those of the photos' table count as well."""
+    photos = pd.read_csv(data / "photos.csv").rename(columns={"patient": "Patient ID"})
+    photos["path"] = [str(data / path) for path in photos["path"]]
+    photos["um"] = 1.0
+    photos.to_csv(tmp_path / "photos.csv", index=False)
+    names = [f"Bild {number}" for number in range(20)]
+    split = pd.DataFrame({"image_id": names, "fold": [number // 5 % 2 for number in range(20)]})
+    split.to_csv(tmp_path / "right.csv", index=False)
+    split["patient"] = [f"image {number}" for number in range(20)]
+    split["fold"] = [number % 2 for number in range(20)]
+    split.to_csv(tmp_path / "leaks.csv", index=False)
+    words = ["--task", str(data / "my_task.toml"), "--images", str(tmp_path / "photos.csv")]
+    args = train_part_a.parse_args([*words, "--folds", str(tmp_path / "leaks.csv")])
+    with pytest.raises(InputError, match=r"20 held-out images of 4 patients[^P]*P0, P1, P2, P3"):
+        train_part_a.choose_images(args)
+    args = train_part_a.parse_args([*words, "--folds", str(tmp_path / "right.csv")])
+    images, _ = train_part_a.choose_images(args)
+    assert images["patient"].tolist() == [f"P{number // 5}" for number in range(20)]
+    assert "its column 'Patient ID' is taken for that of patients" in caplog.text
+    assert "columns that nothing reads: um" in caplog.text
+
+
 def test_the_audit_takes_photos_and_patients_of_a_table(data, tmp_path, capsys):
     words = ["--task", f"{data}/my_task.toml", "--images", f"{data}/photos.csv", "--seeds", "1"]
     words += ["--folds", "2", "--trees", "20", "--run-dir", str(tmp_path)]

@@ -15,6 +15,7 @@ import pandas as pd
 from bach.core.errors import InputError
 from bach.core.files import atomic_path
 from bach.core.inputs import Limit, read_input, understood
+from bach.core.log import log
 from bach.core.text import listed
 
 # Endings that file names carry in published tables; anything else after a dot
@@ -31,6 +32,9 @@ _MUST = "be a readable CSV file"
 # Where a small file of separators would fill the memory.
 _MOST_CELLS = 20_000_000
 _MOST_COLUMNS = 10_000
+
+# How a column of patients may be called, letters and digits of it.
+_PATIENT = ("patient", "patients", "patientid", "patientname", "patientnumber", "patientno")
 
 # What tables write where a patient is not known, letters and digits of it: words, and what
 # spreadsheets and statistics make of a missing number.
@@ -195,6 +199,21 @@ def with_header(table: pd.DataFrame, names: Sequence, path: object) -> pd.DataFr
         )
     table = table.set_axis(list(names), axis=1)
     return table.loc[:, ~table.columns.duplicated()]
+
+
+def name_patients(table: pd.DataFrame, path: object) -> pd.DataFrame:
+    """A table whose column of patients is called `patient`, however its header writes that."""
+    if "patient" in table.columns:
+        return table
+    letters = {
+        name: "".join(sign for sign in str(name).casefold() if sign.isalnum())
+        for name in table.columns
+    }
+    alike = [name for name, plain in letters.items() if plain in _PATIENT]
+    if len(alike) != 1:
+        return table
+    log.warning("%s: its column %r is taken for that of patients", path, alike[0])
+    return table.rename(columns={alike[0]: "patient"})
 
 
 def require_columns(table: pd.DataFrame, needed: Collection[str], path: object) -> None:

@@ -17,6 +17,7 @@ from bach.core.errors import InputError
 from bach.core.log import log
 from bach.core.tables import (
     image_key,
+    name_patients,
     patient_key,
     patient_name,
     read_table,
@@ -32,7 +33,6 @@ ALWAYS_TRAIN = -1
 
 _RESTARTS = 50
 _MOST_FOLD = 1_000_000
-_PATIENT = ("patient", "patients", "patientid", "patientname", "patientnumber", "patientno")
 
 # One of several patients with so large a part of the images is doubted. In the challenge's data
 # the largest has a quarter.
@@ -57,7 +57,7 @@ def read_folds(path: str | os.PathLike) -> pd.DataFrame:
         InputError: If the file cannot be read, a column is missing, a fold is no
             integer from -1 up, or an image comes twice.
     """
-    table = _with_patient(read_table(path, ("image_id", "fold"), key="image_id"), path)
+    table = name_patients(read_table(path, ("image_id", "fold"), key="image_id"), path)
     if "patient" not in table.columns:
         log.warning(
             "%s has no column patient (but %s): nothing keeps a patient from standing on both "
@@ -98,22 +98,7 @@ def read_image_table(
         require_once(table["image_id"], path)
     else:
         table = read_table(path, needed, key="image_id")
-    return _with_columns(_with_patient(table, path))
-
-
-def _with_patient(table: pd.DataFrame, path: str | os.PathLike) -> pd.DataFrame:
-    """A table whose column of patients is called `patient`, however its header writes that."""
-    if "patient" in table.columns:
-        return table
-    alike = [name for name in table.columns if _plain(name) in _PATIENT]
-    if len(alike) != 1:
-        return table
-    log.warning("%s: its column %r is taken for that of patients", path, alike[0])
-    return table.rename(columns={alike[0]: "patient"})
-
-
-def _plain(name: object) -> str:
-    return "".join(sign for sign in str(name).casefold() if sign.isalnum())
+    return _with_columns(name_patients(table, path))
 
 
 def _with_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,7 +121,7 @@ def read_patients(path: str | os.PathLike) -> pd.DataFrame:
     Raises:
         InputError: If the file cannot be read, lacks a column or names an image twice.
     """
-    table = _with_patient(read_table(path, ("image_id",), key="image_id"), path)
+    table = name_patients(read_table(path, ("image_id",), key="image_id"), path)
     require_columns(table, ("image_id", "patient"), path)
     return table
 
@@ -164,7 +149,7 @@ def join_folds(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> pd.Da
     """Give every image of an image table its fold and patient.
 
     Args:
-        images: Image table.
+        images: Image table; where the fold table knows no patient, its own are kept.
         folds: Fold table, see `read_folds`.
         name: Name of the fold file, for the error.
 
@@ -180,9 +165,10 @@ def join_folds(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> pd.Da
             f"Received: {name} without {len(missing)} images: {listed(missing)}.\n"
             "Make folds for this data set with `python -m bach.folds make`."
         )
-    return images.assign(
-        patient=rows.loc[keys, "patient"].to_numpy(), fold=rows.loc[keys, "fold"].to_numpy()
-    )
+    rows = rows.loc[keys]
+    own = images["patient"].to_numpy() if "patient" in images else ""
+    patient = np.where(known_patients(rows), rows["patient"], own)
+    return images.assign(patient=patient, fold=rows["fold"].to_numpy())
 
 
 def check_belongs(images: pd.DataFrame, folds: pd.DataFrame, name: object) -> None:
