@@ -33,9 +33,17 @@ from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.run import Run, patch_folder, read_record
 from bach.core.shards import require_all, share_of_folds
-from bach.core.tables import write_csv
+from bach.core.tables import patient_key, write_csv
+from bach.core.text import listed
 from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
-from bach.honest.splits import ALWAYS_TRAIN, check_folds, join_folds, read_folds
+from bach.honest.splits import (
+    ALWAYS_TRAIN,
+    check_folds,
+    join_folds,
+    known_patients,
+    read_folds,
+    read_image_table,
+)
 from bach.mining import ALL, find_draw
 from bach.patches import COLUMNS
 from bach.scores import part_a_metrics
@@ -104,8 +112,8 @@ def main(argv: list[str] | None = None) -> None:
     if folds is not None:
         fold_of = join_folds(hard.table, folds, args.folds)["fold"].to_numpy()
     starts = {fold: started(args, fold, folds) for fold in chosen}
-    known = bool(parts) and training.what_to_train(args) == "top"
-    patients = patients_of(args.part_a_dir) if known else {}
+    patients = patients_of(args.part_a_dir) if parts else {}
+    refuse_shared({name: patients.get(name, "") for name in set(photos)}, folds, chosen)
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     hooks = watch.Hooks(args)
@@ -167,21 +175,51 @@ def builder(args: Options, start: Path | None) -> Callable:
 
 
 def patients_of(part_a_dir: str) -> dict[str, str]:
-    """Patient of each photo, as the folds of the run of step 1 know them: `--train top` leaves
-    patients out whole where it chooses.
-    """
+    """Patient of each photo, as the tables that the run of step 1 was told know them."""
     record = read_record(part_a_dir) or {}
-    file = Path(record.get("folder", "."), str(record.get("arguments", {}).get("folds", "")))
-    if not file.is_file():
+    told = map(record.get("arguments", {}).get, ("images", "folds"))
+    files = [Path(record.get("folder", "."), str(name)) for name in told if name]
+    there = [file for file in files if file.is_file()]
+    if there != files or not files:
         log.warning(
-            "%s: its folds are not there any more (%s), so that no patient of a photo is known; of "
-            "--train top, the penalty may come out too weak",
+            "%s: its tables are not there any more (%s): nobody whom they know is kept from both "
+            "sides, and of --train top the penalty may come out too weak",
             part_a_dir,
-            file,
+            listed(file for file in files if file not in there) or "no run.json",
         )
-        return {}
-    table = read_folds(file)
-    return dict(zip(table["image_id"], table["patient"], strict=True))
+    patients: dict[str, str] = {}
+    for table in map(read_image_table, there):
+        known = table[known_patients(table)]
+        patients |= dict(zip(known["image_id"], known["patient"], strict=True))
+    return patients
+
+
+def refuse_shared(
+    patients: dict[str, str], folds: pd.DataFrame | None, chosen: list[int | None]
+) -> None:
+    """Refuse to hold out a slide of a patient whose photos are trained on in every fold.
+
+    Args:
+        patients: Patient of each photo.
+        folds: Fold table of the slides, if any.
+        chosen: The folds to train.
+
+    Raises:
+        InputError: If so; the patients are named.
+    """
+    if folds is None:
+        return
+    held = folds[folds["fold"].isin([fold for fold in chosen if fold is not None])]
+    trained = set(map(patient_key, patients.values()))
+    both = held[known_patients(held) & held["patient"].map(patient_key).isin(trained)]
+    if len(both):
+        raise InputError(
+            "No patient may have photos that are trained on, and slides that are held out.\n"
+            f"Received: slides {listed(both['image_id'])} of the patients "
+            f"{listed(sorted(set(both['patient'])))}.\n"
+            "Put these slides into fold -1, or train step 1 without these photos; if others are "
+            "meant, give them other names in the table of folds."
+        )
 
 
 def name_of(fold: int | None) -> str:

@@ -211,6 +211,24 @@ def test_patients_of_a_table_keep_a_split_from_leaking(data, tmp_path, caplog):
     assert "columns that nothing reads: um" in caplog.text
 
 
+def test_a_slide_of_a_patient_whose_photos_are_trained_on_is_not_held_out(data, runs, tmp_path):
+    assert train_final.patients_of(str(runs / "part_a")) == {
+        f"Bild {number}": f"P{number // 5}" for number in range(20)
+    }
+    table = pd.read_csv(data / "b.csv", dtype=str).assign(patient=["p-00", "M1"])
+    table.to_csv(tmp_path / "b.csv", index=False)
+    words = ["--part-a-dir", f"{runs}/part_a", "--hard-examples-dir", f"{runs}/hard"]
+    words += ["--backbone", "small", "--weights", "none", "--run-dir", str(tmp_path / "final")]
+    words += ["--folds", str(tmp_path / "b.csv")]
+    with pytest.raises(InputError, match=r"slides one of the patients p-00[^P]*Put these slides"):
+        train_final.main(words)
+    other = str(table["fold"][1])  # whose held-out slide is of nobody else
+    folds_table = pd.read_csv(data / "b.csv").assign(patient=["p-00", "M1"])
+    train_final.refuse_shared({"Bild 0": "P0"}, folds_table, [int(other)])
+    train_final.refuse_shared({"Bild 0": "unknown"}, folds_table.assign(patient="unknown"), [0, 1])
+    train_final.refuse_shared({"Bild 0": "P0"}, None, [None])
+
+
 def test_the_audit_takes_photos_and_patients_of_a_table(data, tmp_path, capsys):
     words = ["--task", f"{data}/my_task.toml", "--images", f"{data}/photos.csv", "--seeds", "1"]
     words += ["--folds", "2", "--trees", "20", "--run-dir", str(tmp_path)]
