@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     from bach.network import backend, training, watch  # load the framework, which --help must not
     from bach.network.processes import first_process_first
 
-    jobs = {fold: started(args, fold, images) for fold in folds}
+    jobs = {fold: started(args, fold) for fold in folds}
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args, view_of(args))
     hooks = watch.Hooks(args)
@@ -252,7 +252,7 @@ def check_whole_photos(args: Options) -> None:
         )
 
 
-def started(args: Options, fold: int, images: pd.DataFrame) -> tuple[Path | None, Seen]:
+def started(args: Options, fold: int) -> tuple[Path | None, Seen]:
     """The model that a fold starts from, and what it has seen.
 
     Raises:
@@ -262,7 +262,9 @@ def started(args: Options, fold: int, images: pd.DataFrame) -> tuple[Path | None
     file = start_file(args.image_network or args.weights, fold)
     if file is None:
         return None, NOTHING
-    heldout = images.loc[images["fold"] == fold, "image_id"]
+    # Those that --limit leaves out, too: they are of the same patients.
+    folds = read_folds(args.folds)
+    heldout = folds.loc[folds["fold"] == fold, "image_id"]
     return file, check_unseen(option, file, heldout, "photos", fold)
 
 

@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+import train_part_a
 from bach.core.errors import InputError
 from bach.core.log import log
 from bach.honest.seen import Seen, add_seen, check_unseen, read_seen, start_file
@@ -86,3 +87,12 @@ def test_each_fold_starts_from_its_own_model_of_a_run(tmp_path):
     assert start_file("imagenet", 0) is None
     with pytest.raises(InputError, match="does not exist"):
         start_file(str(tmp_path / "typo"), 0)
+
+
+def test_a_trial_with_few_images_holds_out_the_patients_of_all(tmp_path):
+    file = _model(tmp_path / "m.keras", Seen.of(photos=["n004"]))
+    (tmp_path / "folds.csv").write_text("image_id,patient,fold\nn001,P1,0\nn004,P1,0\nb001,P2,1\n")
+    words = ["--limit", "1", "--folds", str(tmp_path / "folds.csv"), "--weights", str(file)]
+    with pytest.raises(InputError, match="trained on 1 of the photos that fold 0 holds out: n004"):
+        train_part_a.started(train_part_a.parse_args(words), 0)
+    assert train_part_a.started(train_part_a.parse_args(words), 1)[0] == file
