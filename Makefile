@@ -1,4 +1,4 @@
-# make demo        the whole pipeline on trial data (5 to 15 minutes on two cores)
+# make demo        the whole pipeline on trial data (6 to 15 minutes on two cores)
 # make reproduce DATA=data/BACH ARGS="..."   the paper's run, its figures beside ours
 # make test        the quick tests (7 to 12 minutes on two cores)
 # make test-all    all tests, the slow ones too
