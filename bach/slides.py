@@ -68,6 +68,8 @@ _PLAIN_VENDORS = ("aperio", "generic-tiff", "trestle")
 # A first look at a slide without a small level: so many samples of so many px along each side.
 _GLANCE, _GLANCE_PX = 16, 64
 
+# What was scanned, where a format says it.
+_BOUNDS = tuple(f"openslide.bounds-{side}" for side in ("x", "y", "width", "height"))
 
 _Future = concurrent.futures.Future[np.ndarray]
 
@@ -659,3 +661,21 @@ def _channels(path: Path) -> tuple[int, int]:
             return int(np.max(page.bitspersample)), int(page.samplesperpixel)
     except Exception:  # see _missing_tiles
         return 8, 3
+
+
+def first_shown(properties: Mapping[str, str]) -> tuple[int, int]:
+    """The first px of a slide that QuPath shows, x and y, by OpenSlide's properties.
+
+    QuPath shows what OpenSlide says was scanned, if it says all four bounds as whole numbers
+    (`OpenslideImageServer`, e7662d8); MIRAX and Leica slides have them.
+
+    Example:
+        >>> names = ("x", "y", "width", "height")
+        >>> first_shown({f"openslide.bounds-{n}": "7" for n in names}), first_shown({})
+        ((7, 7), (0, 0))
+    """
+    try:
+        x, y, *_ = (int(properties[name]) for name in _BOUNDS)
+    except (KeyError, ValueError):
+        return 0, 0
+    return x, y

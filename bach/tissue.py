@@ -19,7 +19,7 @@ from bach.core.text import listed
 from bach.glass import stained
 from bach.labels import same_proportions
 from bach.patches import SlideMaps
-from bach.slides import Slide
+from bach.slides import Slide, first_shown
 from bach.tasks import BACKGROUND, task
 
 # The paper's rule is doubted where so much of its tissue looks like glass, or the reverse. By
@@ -274,7 +274,9 @@ def slide_maps(
     annotation = annotation_path(slide.path)
     if annotation is not None:
         labels, summary = slide_labels(annotation, slide, downsample, class_map)
-        marks = read_annotation(annotation, class_map).marks if task().marked else None
+        if task().marked:
+            shown_from = first_shown(slide.properties)
+            marks = read_annotation(annotation, class_map, shown_from).marks
         summary.log(slide.name)
     file = _mask_path(slide.name, masks)
     if file is None:

@@ -28,9 +28,8 @@ from bach.core.files import require_place
 from bach.core.options import again, option
 from bach.core.tables import require_names
 from bach.data import list_slides
-from bach.honest.records import first_shown
 from bach.points.answer import Answer, completed, give, read_truth
-from bach.slides import Slide
+from bach.slides import Slide, first_shown
 from bach.tasks import task
 
 if TYPE_CHECKING:  # it loads the framework

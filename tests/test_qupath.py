@@ -15,14 +15,15 @@ from hypothesis.extra import numpy as hnp
 from made_up import add_slide
 from shapely.geometry import Polygon
 
+from bach import tasks
 from bach.annotations import files, label_mask, read_regions
+from bach.annotations.checks import slide_labels
 from bach.annotations.regions import read_annotation
 from bach.classes import CLASSES, COLORS, PROB_COLUMNS
 from bach.core.errors import InputError
 from bach.export.__main__ import main
 from bach.export.outlines import outlines
-from bach.honest.records import first_shown
-from bach.slides import Slide
+from bach.slides import Slide, first_shown
 
 # One-px regions, holes in holes, corners that touch, all four edges of the map.
 NESTED = np.array(
@@ -352,6 +353,36 @@ def test_the_file_of_a_slide_says_where_qupath_begins_to_count(tmp_path):
     first = next(one for one in as_qupath_reads(content) if one["kind"] == "annotation")
     assert first["roi"].bounds[1] == 20 * 16 - 200
     assert np.array_equal(read_back(tmp_path, "Präparat", record), class_map)
+
+
+def test_what_qupath_draws_on_such_a_slide_is_read_where_it_lies(tmp_path):
+    write_scn(tmp_path / "one.scn")
+    ring = [[100.0, 300.0], [1700.0, 300.0], [1700.0, 1900.0], [100.0, 1900.0], [100.0, 300.0]]
+    drawn = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": "Invasive"}},
+    }
+    content = {"type": "FeatureCollection", "features": [drawn]}
+    (tmp_path / "one.geojson").write_text(json.dumps(content))
+    (tmp_path / "ours.geojson").write_text(json.dumps(content | {"bach_offset": [500, 200]}))
+    (tmp_path / "whole.geojson").write_text(json.dumps(content | {"bach_offset": [0, 0]}))
+    expected = np.zeros((60, 40), np.uint8)
+    expected[5:21, 6:22] = 3
+    with Slide(tmp_path / "one.scn") as slide:
+        labels, summary = slide_labels(tmp_path / "one.geojson", slide, 100)
+        assert np.array_equal(labels, expected)
+        assert "count from x=500, y=200, where QuPath begins" in " ".join(summary.notes)
+        assert np.array_equal(slide_labels(tmp_path / "ours.geojson", slide, 100)[0], expected)
+        labels, summary = slide_labels(tmp_path / "whole.geojson", slide, 100)
+        assert np.array_equal(labels, np.roll(expected, (-2, -5), (0, 1)))
+        assert "QuPath begins" not in " ".join(summary.notes)
+    drawn["geometry"] = {"type": "MultiPoint", "coordinates": [[100.0, 300.0], [7.0, 9.0]]}
+    drawn["properties"] = {"classification": {"name": "Mitosis"}}
+    (tmp_path / "one.geojson").write_text(json.dumps(content))
+    tasks.use("mitosis")
+    marks = read_annotation(tmp_path / "one.geojson", None, (500, 200)).marks
+    assert marks.tolist() == [[600, 500, 1], [507, 209, 1]]
 
 
 def test_qupath_crops_only_slides_with_all_four_bounds_in_whole_numbers():

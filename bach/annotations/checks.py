@@ -11,7 +11,7 @@ from bach.annotations.painting import Painting, Region, faults, paint, remarks
 from bach.annotations.regions import Annotation, read_annotation, reasons
 from bach.core.errors import InputError
 from bach.core.log import log
-from bach.slides import Slide
+from bach.slides import Slide, first_shown
 from bach.tasks import task
 
 # Of the scale: more than rounding, less than from one scanner to another.
@@ -86,7 +86,7 @@ def slide_labels(
         InputError: If the file cannot be read, was made at another scale, or holds nothing
             that lies on the slide.
     """
-    annotation = read_annotation(path, class_map)
+    annotation = read_annotation(path, class_map, first_shown(slide.properties))
     _check_scale(annotation, slide)
     if annotation.marks is not None:
         annotation = annotation._replace(regions=_discs(annotation.marks, slide, downsample))

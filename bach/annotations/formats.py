@@ -73,12 +73,21 @@ class Shape(NamedTuple):
 
 class Content(NamedTuple):
     """What an annotation file holds: its shapes, the scale that it states (um per px), how
-    a class is named in its tool, for messages, and what is to be added to marks (level-0 px)."""
+    a class is named in its tool, for messages, what is to be added to marks (level-0 px), and
+    whether its coordinates count from where QuPath shows the slide."""
 
     shapes: list[Shape]
     mpp: float | None
     remedy: str
     offset: np.ndarray = np.zeros((1, 2))
+    as_shown: bool = False
+
+    def moved(self, by: Sequence[int]) -> "Content":
+        """The same with other coordinates."""
+        shapes = [
+            shape._replace(rings=[ring + by for ring in shape.rings]) for shape in self.shapes
+        ]
+        return self._replace(shapes=shapes, offset=self.offset + by)
 
 
 def read_shapes(path: str | Path) -> Content:
@@ -103,7 +112,8 @@ def read_shapes(path: str | Path) -> Content:
     if first in ("{", "["):
         content = _parse_json(path, text)
         shapes, offset = list(_geojson(path, content)), _offset(path, content)
-        return Content(shapes, None, "Set the class in QuPath and export again", offset)
+        as_shown = not (isinstance(content, dict) and "bach_offset" in content)
+        return Content(shapes, None, "Set the class in QuPath and export again", offset, as_shown)
     raise InputError(
         f"{path} must be {FORMATS}.\n"
         f"Received: neither XML nor JSON; it begins with {text.lstrip()[:20]!r}.\n"

@@ -101,9 +101,17 @@ def annotation_mpp(path: str | os.PathLike) -> float | None:
 
 
 def read_annotation(
-    path: str | os.PathLike, class_map: str | os.PathLike | None = None
+    path: str | os.PathLike,
+    class_map: str | os.PathLike | None = None,
+    shown_from: tuple[int, int] = (0, 0),
 ) -> Annotation:
-    """Read an annotation file with all that is to be said about it; see `read_regions`."""
+    """Read an annotation file with all that is to be said about it; see `read_regions`.
+
+    Args:
+        path, class_map: As for `read_regions`.
+        shown_from: `bach.slides.first_shown` of the slide. Coordinates of QuPath count from there,
+            and become those of level 0; a file that says `bach_offset` needs no such help.
+    """
     path = Path(path)
     meanings = {} if class_map is None else read_class_map_file(class_map)
     content = read_shapes(path)
@@ -112,6 +120,12 @@ def read_annotation(
     skipped: collections.Counter[str] = collections.Counter()
     unknown: list[Shape] = []
     remarks: list[str] = []
+    if content.as_shown and any(shown_from):
+        content = content.moved(shown_from)
+        x, y = shown_from
+        remarks.append(
+            f"its coordinates count from x={x}, y={y}, where QuPath begins to show the slide"
+        )
     for shape in content.shapes:
         label, reason = (BACKGROUND, "") if shape.is_hole else _read_label(shape, meanings, remarks)
         places = places_of(path, shape, content) if task().marked else None

@@ -41,11 +41,10 @@ from bach.core.tables import patient_key
 from bach.core.text import listed
 from bach.honest.splits import read_patients, with_patients
 from bach.labels import read_labels
-from bach.slides import Slide
+from bach.slides import Slide, first_shown
 from bach.tasks import task
 
 _SCORES = ("score", "score_tissue", "baseline", "baseline_tissue", "counts", "annotation")
-_BOUNDS = tuple(f"openslide.bounds-{side}" for side in ("x", "y", "width", "height"))
 _NUMBERS = ("width", "height", "mpp", "step", "downsample", "patches")
 
 
@@ -171,10 +170,7 @@ def slide_file(
 def bounds_offset(
     run: str | os.PathLike, record: SlideRecord, slides_dir: str | os.PathLike | None = None
 ) -> tuple[int, int]:
-    """x, y of the level-0 px that QuPath calls 0, 0.
-
-    QuPath shows of a slide what OpenSlide says was scanned, if it says all four bounds as
-    whole numbers (`OpenslideImageServer`, e7662d8); MIRAX and Leica slides have them.
+    """x, y of the level-0 px that QuPath calls 0, 0, see `bach.slides.first_shown`.
 
     Args:
         run: Run folder.
@@ -204,21 +200,6 @@ def bounds_offset(
     x, y = first_shown(properties)
     if x or y:
         log.info("%s: QuPath shows it from x=%d, y=%d on", record.image_id, x, y)
-    return x, y
-
-
-def first_shown(properties: Mapping[str, str]) -> tuple[int, int]:
-    """The first px of a slide that QuPath shows, by OpenSlide's properties.
-
-    Example:
-        >>> names = ("x", "y", "width", "height")
-        >>> first_shown({f"openslide.bounds-{n}": "7" for n in names}), first_shown({})
-        ((7, 7), (0, 0))
-    """
-    try:
-        x, y, *_ = (int(properties[name]) for name in _BOUNDS)
-    except (KeyError, ValueError):
-        return 0, 0
     return x, y
 
 

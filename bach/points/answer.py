@@ -20,6 +20,7 @@ from bach.honest.splits import read_patients
 from bach.labels import read_class
 from bach.points.files import read_points, write_multiple_points, write_points, write_qupath
 from bach.points.pairs import FIGURES, best_threshold, count, interval, mark_hits
+from bach.slides import Slide, first_shown
 from bach.tasks import task
 
 HIT_UM = 7.5  # TUPAC16, MIDOG
@@ -196,7 +197,9 @@ def _of_folder(place: Path, slides: Mapping[str, Looked]) -> pd.DataFrame:
         )
     rows = []
     for name, file in found.items():
-        annotation = None if file is None else read_annotation(file)
+        annotation = (
+            None if file is None else read_annotation(file, None, _shown_from(slides[name]))
+        )
         if annotation is None or annotation.marks is None:
             raise InputError(
                 f"Annotations must mark places: {file}.\n"
@@ -207,6 +210,14 @@ def _of_folder(place: Path, slides: Mapping[str, Looked]) -> pd.DataFrame:
             log.warning("%s: left out: %s", file, reasons(annotation.skipped))
         rows += [(name, *mark) for mark in annotation.marks.tolist()]
     return pd.DataFrame(rows, columns=["image_id", "x", "y", "label"])
+
+
+def _shown_from(slide: Looked) -> tuple[int, int]:
+    """See `bach.slides.first_shown`; of a slide that is not there any more nothing is known."""
+    if not Path(slide.path).is_file():
+        return 0, 0
+    with Slide(slide.path, mpp=slide.mpp) as opened:
+        return first_shown(opened.properties)
 
 
 # Scores
