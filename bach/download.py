@@ -150,7 +150,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--accept-licence", action="store_true", help="I accept the licence of the data, see below"
     )
     parser.add_argument("--record", default=RECORD, help="address of the record, or of a mirror")
-    parser.set_defaults(class_map=None)  # for the check that follows
+    parser.set_defaults(class_map=None, images=None)  # for the check that follows
     return parser.parse_args(argv)
 
 
