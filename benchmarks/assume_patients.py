@@ -121,7 +121,9 @@ def find_overlaps(paths: Sequence[str | os.PathLike]) -> np.ndarray:
 def _points(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places (points, 2) in px of a quarter and unit descriptions (points, 128)."""
     gray = cv2.cvtColor(shrink(shrink(rgb)), cv2.COLOR_RGB2GRAY)
-    points, described = cv2.SIFT_create(nfeatures=400).detectAndCompute(gray, None)
+    points, described = cv2.SIFT_create(nfeatures=400).detectAndCompute(  # type: ignore[attr-defined]
+        gray, None
+    )
     if described is None:
         return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32)
     # Square roots compare histograms better than the raw counts (RootSIFT,

@@ -89,7 +89,7 @@ def draw_case(rng: Generator, easy: bool) -> Case:
 
 def load(path: str) -> Any:
     """The functions of the organisers' script, without its command line."""
-    module = types.ModuleType("published")
+    module: Any = types.ModuleType("published")
     source = Path(path).read_text(encoding="utf-8").split("if __name__ ==")[0]
     exec(compile(source, path, "exec"), vars(module))
     # Names that its libraries have given up since.

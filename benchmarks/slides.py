@@ -141,7 +141,7 @@ def script_cpu_seconds(slide: Path, model: Path, args: argparse.Namespace) -> fl
     """CPU seconds of what make_heatmap.py does for one slide, by this process."""
     run, words = script_words(slide, model, args)
     options = make_heatmap.parse_args(words)
-    predictor = Predictor(options, make_heatmap.step_um(options))
+    predictor = Predictor(options, options.step_um)
     maker = HeatmapMaker(run, predictor, options)
     start = time.process_time()
     maker.make(str(slide), "")
