@@ -33,7 +33,7 @@ from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.run import Run, patch_folder, read_record
 from bach.core.shards import require_all, share_of_folds
-from bach.core.tables import patient_key, write_csv
+from bach.core.tables import image_key, patient_key, write_csv
 from bach.core.text import listed
 from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
 from bach.honest.splits import (
@@ -112,8 +112,9 @@ def main(argv: list[str] | None = None) -> None:
     if folds is not None:
         fold_of = join_folds(hard.table, folds, args.folds)["fold"].to_numpy()
     starts = {fold: started(args, fold, folds) for fold in chosen}
-    patients = patients_of(args.part_a_dir) if parts else {}
-    refuse_shared({name: patients.get(name, "") for name in set(photos)}, folds, chosen)
+    told = patients_of(args.part_a_dir) if parts else {}
+    patients = {name: told.get(image_key(name), "") for name in set(photos)}
+    refuse_shared(patients, folds, chosen)
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     hooks = watch.Hooks(args)
@@ -175,7 +176,7 @@ def builder(args: Options, start: Path | None) -> Callable:
 
 
 def patients_of(part_a_dir: str) -> dict[str, str]:
-    """Patient of each photo, as the tables that the run of step 1 was told know them."""
+    """Patients by the keys of photos, as the tables that the run of step 1 was told know them."""
     record = read_record(part_a_dir) or {}
     told = map(record.get("arguments", {}).get, ("images", "folds"))
     files = [Path(record.get("folder", "."), str(name)) for name in told if name]
@@ -190,7 +191,7 @@ def patients_of(part_a_dir: str) -> dict[str, str]:
     patients: dict[str, str] = {}
     for table in map(read_image_table, there):
         known = table[known_patients(table)]
-        patients |= dict(zip(known["image_id"], known["patient"], strict=True))
+        patients |= dict(zip(map(image_key, known["image_id"]), known["patient"], strict=True))
     return patients
 
 
