@@ -33,12 +33,13 @@ from bach.core.log import log
 from bach.core.options import again, option
 from bach.core.run import Run, patch_folder, read_record
 from bach.core.shards import require_all, share_of_folds
-from bach.core.tables import image_key, patient_key, write_csv
+from bach.core.tables import image_key, write_csv
 from bach.core.text import listed
 from bach.honest.seen import NOTHING, Seen, check_unseen, start_file
 from bach.honest.splits import (
     ALWAYS_TRAIN,
     check_folds,
+    check_unshared,
     join_folds,
     known_patients,
     read_folds,
@@ -114,7 +115,8 @@ def main(argv: list[str] | None = None) -> None:
     starts = {fold: started(args, fold, folds) for fold in chosen}
     told = patients_of(args.part_a_dir) if parts else {}
     patients = {name: told.get(image_key(name), "") for name in set(photos)}
-    refuse_shared(patients, folds, chosen)
+    if folds is not None:
+        check_unshared(patients.values(), folds[folds["fold"].isin(chosen)])
     device = backend.start(args.devices, args.seed, args.precision, processes=True)
     training.check_settings(args)
     hooks = watch.Hooks(args)
@@ -147,9 +149,7 @@ def main(argv: list[str] | None = None) -> None:
             )
             probs = training.train_fold(args, job, hooks)
             if probs is not None:
-                table = hard.table.iloc[held][[*COLUMNS]]
-                table = table.assign(fold=fold, **dict(zip(task().columns, probs.T, strict=True)))
-                tables.append(table.assign(predicted=probs.argmax(axis=1)))
+                tables.append(with_probs(hard.table.iloc[held][[*COLUMNS]], fold, probs))
 
         # 3. How the held-out hard examples fare, once all parts are together.
         metrics: dict = {"folds": len(chosen), "hard_examples": sum(len(s.table) for s in stores)}
@@ -162,6 +162,12 @@ def main(argv: list[str] | None = None) -> None:
             print(f"held-out hard examples: {metrics['accuracy']:.3f} ({len(table):,} patches)")
         run.finish(metrics)
     print(run.path)
+
+
+def with_probs(table: pd.DataFrame, fold: int | None, probs: np.ndarray) -> pd.DataFrame:
+    """Held-out patches with what their fold's model says of them."""
+    table = table.assign(fold=fold, **dict(zip(task().columns, probs.T, strict=True)))
+    return table.assign(predicted=probs.argmax(axis=1))
 
 
 def builder(args: Options, start: Path | None) -> Callable:
@@ -193,34 +199,6 @@ def patients_of(part_a_dir: str) -> dict[str, str]:
         known = table[known_patients(table)]
         patients |= dict(zip(map(image_key, known["image_id"]), known["patient"], strict=True))
     return patients
-
-
-def refuse_shared(
-    patients: dict[str, str], folds: pd.DataFrame | None, chosen: list[int | None]
-) -> None:
-    """Refuse to hold out a slide of a patient whose photos are trained on in every fold.
-
-    Args:
-        patients: Patient of each photo.
-        folds: Fold table of the slides, if any.
-        chosen: The folds to train.
-
-    Raises:
-        InputError: If so; the patients are named.
-    """
-    if folds is None:
-        return
-    held = folds[folds["fold"].isin([fold for fold in chosen if fold is not None])]
-    trained = set(map(patient_key, patients.values()))
-    both = held[known_patients(held) & held["patient"].map(patient_key).isin(trained)]
-    if len(both):
-        raise InputError(
-            "No patient may have photos that are trained on, and slides that are held out.\n"
-            f"Received: slides {listed(both['image_id'])} of the patients "
-            f"{listed(sorted(set(both['patient'])))}.\n"
-            "Put these slides into fold -1, or train step 1 without these photos; if others are "
-            "meant, give them other names in the table of folds."
-        )
 
 
 def name_of(fold: int | None) -> str:

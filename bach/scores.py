@@ -316,7 +316,7 @@ def accuracy_from_counts(counts: np.ndarray, metric: str = "accuracy") -> np.nda
     """An accuracy of joint counts, of one table or of many at once.
 
     Args:
-        counts: `(..., 4, 4)`, rows the true and columns the predicted class.
+        counts: `(..., classes, classes)`, rows the true and columns the predicted class.
         metric: "accuracy", "balanced_accuracy" (mean sensitivity over the classes that
             occur) or "binary_accuracy" (carcinoma, that is InSitu or Invasive, or not).
 

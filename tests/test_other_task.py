@@ -19,6 +19,7 @@ from bach import data as check
 from bach.core.errors import InputError
 from bach.core.tables import image_key
 from bach.export import __main__ as export
+from bach.honest.splits import check_unshared
 from bach.report import __main__ as report
 from bach.toy.aperio import write_slide
 
@@ -223,11 +224,8 @@ def test_a_slide_of_a_patient_whose_photos_are_trained_on_is_not_held_out(data, 
     words += ["--folds", str(tmp_path / "b.csv")]
     with pytest.raises(InputError, match=r"slides one of the patients p-00[^P]*Put these slides"):
         train_final.main(words)
-    other = str(table["fold"][1])  # whose held-out slide is of nobody else
-    folds_table = pd.read_csv(data / "b.csv").assign(patient=["p-00", "M1"])
-    train_final.refuse_shared({"Bild 0": "P0"}, folds_table, [int(other)])
-    train_final.refuse_shared({"Bild 0": "unknown"}, folds_table.assign(patient="unknown"), [0, 1])
-    train_final.refuse_shared({"Bild 0": "P0"}, None, [None])
+    check_unshared(["P0"], table[1:])  # of nobody else
+    check_unshared(["unknown", ""], table.assign(patient="unknown"))
 
 
 def test_the_audit_takes_photos_and_patients_of_a_table(data, tmp_path, capsys):

@@ -79,7 +79,7 @@ class Painting(NamedTuple):
 
     Attributes:
         labels: uint8 0..n-1 (height, width); what no region covers is 0 (Normal).
-        counts: Pixels per class that regions cover, int64 (4,).
+        counts: Pixels per class that regions cover, int64 (classes,).
         fates: What became of each region, in their order.
     """
 

@@ -64,7 +64,8 @@ def read_regions(
     QuPath GeoJSON: polygons and multipolygons; the class is that of
     `properties.classification`, of a derived one its first part that is a class.
     Inner rings are holes. Objects without class, and of classes with a star
-    (`Ignore*`), are left out.
+    (`Ignore*`), are left out. Nothing is known of the slide here: of one with bounds, QuPath
+    counts from there (`read_annotation`).
 
     Args:
         path: Annotation file.

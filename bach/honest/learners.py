@@ -72,8 +72,8 @@ class Linear(NamedTuple):
     """A fitted logistic regression, of features as they are.
 
     Attributes:
-        kernel: Factors `(features, 4)`.
-        bias: Offsets `(4,)`, minus infinity of a class of which nothing was trained on.
+        kernel: Factors `(features, classes)`.
+        bias: Offsets `(classes,)`, minus infinity of a class of which nothing was trained on.
         strength: Inverse strength of the penalty that was chosen.
     """
 

@@ -7,7 +7,7 @@ held out, since nobody knows whose images these are.
 
 import numbers
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -329,6 +329,28 @@ def check_folds(folds: pd.DataFrame, patients: pd.DataFrame | None = None) -> No
             f"Received: {len(leaking)} held-out images of {len(names)} patients who are also "
             f"trained on: {listed(names)}.\n"
             "Use the committed folds, or make new ones with `python -m bach.folds make`."
+        )
+
+
+def check_unshared(patients: Iterable[str], slides: pd.DataFrame) -> None:
+    """Refuse to hold out a slide of a patient whose photos are trained on in every fold.
+
+    Args:
+        patients: Those of the photos, empty where unknown.
+        slides: The rows of a fold table that are to be held out.
+
+    Raises:
+        InputError: If so; the patients are named.
+    """
+    trained = set(map(patient_key, patients))
+    both = slides[known_patients(slides) & slides["patient"].map(patient_key).isin(trained)]
+    if len(both):
+        raise InputError(
+            "No patient may have photos that are trained on, and slides that are held out.\n"
+            f"Received: slides {listed(both['image_id'])} of the patients "
+            f"{listed(sorted(set(both['patient'])))}.\n"
+            "Put these slides into fold -1, or train step 1 without these photos; if others are "
+            "meant, give them other names in the table of folds."
         )
 
 
